@@ -1,0 +1,73 @@
+/// A co-scaling regime is a value: which sizes grow, hence which populations are sampled and which matrices are stacked.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "parameterizations/parameterization.hpp"
+#include "parameterizations/power_law.hpp"
+#include "support/error.hpp"
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+struct Regime {
+  std::string name;
+  Sizes growth;         ///< exponent of each size in N along the regime's path: 0 or 1 here
+  bool experts_sampled;  ///< M grows: experts are a population; otherwise explicit, one Gaussian operator per expert
+  bool hidden_sampled;   ///< N_e grows: hidden units are a population; otherwise explicit
+};
+
+/// I, II or III; throws std::out_of_range for another name (validate() reports it to users before).
+const Regime& regime_named(const std::string& name);
+
+/// Integer sizes of the network of width N that a spec describes: M = round(rho_M N) and N_e = round(rho_e N) where they grow,
+/// K = max(1, round(kappa M)), halves away from zero; soft routing has K = M.
+Sizes network_sizes(const RunSpec& spec, int N, int D);
+
+/// kappa of the description: active_fraction with top-K, 1 with soft routing.
+double active_fraction(const RunSpec& spec);
+
+/// (SX, SY) independent parts of one initial Gaussian matrix: theory section 4.
+struct GaussianConstants {
+  double chi2 = 0;   ///< s_chi^2: variance of a forward answer per unit of <x x>
+  double beta2 = 0;  ///< s_beta^2: variance of a backward answer per unit of <z z>
+};
+
+/// Everything that the limit needs to know of parameterization, regime and multipliers. All values are the limits of the
+/// normalised quantities of theory sections 3 and 4, with init_scale, lr_scale, aggregation and output scale taken in.
+struct LimitConstants {
+  GaussianConstants router;      ///< Q; not used where router_is_explicit
+  GaussianConstants expert_in;   ///< A: stacked, shared or of one expert
+  GaussianConstants expert_out;  ///< B
+  double input_var = 1;          ///< D Var W_in
+  double readout_var = 1;        ///< N^2 Var W_out (0 with readout_init = zero)
+  double explicit_router_var = 0;  ///< N^2 Var Q where experts are explicit (regime I)
+  bool expert_in_shared = false;
+  bool expert_out_shared = false;
+  PerTensor<double> lr;   ///< eta of section 3, 0 = frozen
+  PerTensor<double> eps;  ///< normalised eps of an entrywise rule
+  std::vector<std::string> warnings;  ///< frozen tensors and the like, one sentence each
+};
+
+/// Limit constants along the regime's path, by the power laws alone. A positive exponent of a variance or a learning rate is a
+/// fault that names tensor, quantity and exponent ("no limit of this form").
+LimitConstants limit_constants(const RunSpec& spec, const Parameterization& param, const Regime& regime, int D, Faults& faults);
+
+/// Numbers of one finite network. init_scale and lr_scale are taken in; aggregation prefactor and output scale are not.
+struct NetworkConstants {
+  PerTensor<double> std, lr, eps;
+  bool expert_in_shared = false, expert_out_shared = false;
+  double aggregation = 1;  ///< prefactor c of sum_i G_i B_i v_i
+};
+NetworkConstants network_constants(const RunSpec& spec, const Parameterization& param, const Sizes& sizes);
+
+/// Sample counts of the limit in the network's true ratios (theory section 6), or what the spec says.
+struct SampleCounts {
+  int neurons = 0, experts = 0, hidden = 0;  ///< experts = M in I, hidden = N_e in II
+  int active = 0;                            ///< K_S
+  double kappa() const { return static_cast<double>(active) / experts; }
+};
+SampleCounts sample_counts(const RunSpec& spec, const Regime& regime);
+
+}  // namespace moe

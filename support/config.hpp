@@ -1,0 +1,59 @@
+/// From TOML text and command-line flags to a RunSpec and back. One table row per key gives the TOML path, the flag, the
+/// help text, the unit and the default, so that they cannot drift apart.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "support/error.hpp"
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+/// What a program was asked to do, beyond the run itself.
+struct ProgramOptions {
+  std::string config_file;  ///< empty: none given
+  std::string out;          ///< empty: the program's default
+  int threads = 0;          ///< 0: all cores
+  Device device = Device::automatic;
+  bool quiet = false;
+  bool print_config = false;
+};
+
+/// Result of parsing a command line. `exit_code` >= 0: the program has printed what was asked (--help, --version,
+/// --print-config) and shall end with that status.
+struct Invocation {
+  RunSpec spec;
+  ProgramOptions options;
+  int exit_code = -1;
+};
+
+struct ProgramInfo {
+  std::string name;         ///< "dmft_solve"
+  std::string summary;      ///< one sentence for --help
+  std::string default_out;  ///< "limit.h5"
+};
+
+/// Parses and validates. Throws ConfigError listing every unknown key, wrong type, out-of-range value and impossible
+/// combination with key, value, place and remedy.
+Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv);
+
+/// Reads a TOML file into a spec on top of defaults; relative paths inside are resolved against the file's folder.
+RunSpec read_config(const std::string& path);
+RunSpec read_config_text(const std::string& text, const std::string& place);
+
+/// All faults of a spec that can be seen without reading data or parameterization files.
+void validate(const RunSpec& spec, Faults& faults);
+
+/// The resolved configuration as TOML; read_config_text(print_config(s)) gives s back.
+std::string print_config(const RunSpec& spec);
+
+/// Names as they stand in files, e.g. to_string(Activation::gelu) == "gelu".
+std::string to_string(Activation);
+std::string to_string(Gate);
+std::string to_string(Routing);
+std::string to_string(Loss);
+std::string to_string(OptimizerKind);
+std::string to_string(Precision);
+
+}  // namespace moe

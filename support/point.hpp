@@ -1,0 +1,76 @@
+/// Point formulas, once for host and device: activations (T1), gates (T2) and entrywise optimizer rules (T22).
+#pragma once
+
+#include <cmath>
+
+#include "support/host_device.hpp"
+#include "support/run_spec.hpp"
+#include "support/vector_math.hpp"
+
+namespace moe {
+
+/// phi and phi' at one point. tanh takes a scale b: phi(x) = tanh(b x)/b. gelu is the exact x Phi(x), Phi the normal CDF.
+template <class Real>
+struct PointActivation {
+  Activation kind = Activation::tanh;
+  Real scale = 1;
+
+  /// Calls f with a functor whose operator()(x) is phi; the branch on the kind stays outside of f's loops.
+  template <class F>
+  void with_value(F&& f) const {
+    const Real b = scale;
+    switch (kind) {
+      case Activation::tanh: return f([b] MOE_HD(Real x) { return std::tanh(b * x) / b; });
+      case Activation::relu: return f([] MOE_HD(Real x) { return x > Real(0) ? x : Real(0); });
+      case Activation::gelu:
+        return f([] MOE_HD(Real x) { return Real(0.5) * x * (Real(1) + std::erf(x * Real(0.70710678118654752440))); });
+      case Activation::identity: return f([] MOE_HD(Real x) { return x; });
+    }
+  }
+  /// The same with the derivative phi'. relu' is 0 at 0.
+  template <class F>
+  void with_derivative(F&& f) const {
+    const Real b = scale;
+    switch (kind) {
+      case Activation::tanh:
+        return f([b] MOE_HD(Real x) {
+          const Real t = std::tanh(b * x);
+          return Real(1) - t * t;
+        });
+      case Activation::relu: return f([] MOE_HD(Real x) { return x > Real(0) ? Real(1) : Real(0); });
+      case Activation::gelu:
+        return f([] MOE_HD(Real x) {
+          const Real cdf = Real(0.5) * (Real(1) + std::erf(x * Real(0.70710678118654752440)));
+          return cdf + x * std::exp(Real(-0.5) * x * x) * Real(0.39894228040143267794);
+        });
+      case Activation::identity: return f([] MOE_HD(Real) { return Real(1); });
+    }
+  }
+};
+
+/// Logistic function.
+template <class Real>
+MOE_HD inline Real logistic(Real r) {
+  return Real(1) / (Real(1) + std::exp(-r));
+}
+
+/// One entry of Adam: moments updated in place, returns Psi (T22). eps outside the root, after bias correction.
+/// first = 1 - beta1^t, second = 1 - beta2^t with t counted from 1.
+template <class Real>
+struct AdamPoint {
+  Real beta1, beta2, eps, inverse_first, inverse_second;
+  MOE_HD inline Real operator()(Real g, Real& m, Real& v) const {
+    m = beta1 * m + (Real(1) - beta1) * g;
+    v = beta2 * v + (Real(1) - beta2) * g * g;
+    const Real denominator = std::sqrt(v * inverse_second) + eps;
+    return denominator > Real(0) ? m * inverse_first / denominator : Real(0);
+  }
+};
+
+/// One entry of signSGD: g/(|g| + eps) is its regularised form; with eps = 0 the sign.
+template <class Real>
+struct SignPoint {
+  MOE_HD inline Real operator()(Real g) const { return g > Real(0) ? Real(1) : (g < Real(0) ? Real(-1) : Real(0)); }
+};
+
+}  // namespace moe

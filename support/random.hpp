@@ -1,0 +1,49 @@
+/// Addressed randomness: a value is a function of (seed, stream, index), Philox 4x32-10 of Random123 with Box-Muller. Threads,
+/// devices and restarts cannot change it.
+#pragma once
+
+#include <Random123/philox.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "support/host_device.hpp"
+
+namespace moe {
+
+/// Address of one stream of random numbers. `purpose` and `draw` are chosen by the caller so that no two uses coincide.
+struct StreamKey {
+  std::uint64_t seed = 0;     ///< run seed
+  std::uint32_t replica = 0;  ///< replica of the limit
+  std::uint32_t stream = 0;   ///< what is drawn, e.g. population number
+  std::uint32_t draw = 0;     ///< how manieth draw of the stream
+};
+
+namespace detail {
+MOE_HD inline r123::Philox4x32::ctr_type philox(const StreamKey& k, std::uint64_t index) {
+  // 32 bits of the counter hold the draw, 64 the index, 32 the stream; the key holds seed and replica folded together.
+  r123::Philox4x32::ctr_type c = {{static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), k.draw, k.stream}};
+  r123::Philox4x32::key_type key = {{static_cast<std::uint32_t>(k.seed) ^ (k.replica * 0x9E3779B9u),
+                                     static_cast<std::uint32_t>(k.seed >> 32) ^ (k.replica + 0x85EBCA6Bu)}};
+  return r123::Philox4x32()(c, key);
+}
+/// (0, 1], 2^-33 at least, so that its logarithm is finite.
+MOE_HD inline double unit_open(std::uint32_t u) { return (u + 0.5) * (1.0 / 4294967296.0); }
+}  // namespace detail
+
+/// Two standard normals at `index`, from 64 random bits each: out[0], out[1].
+template <class Real>
+MOE_HD inline void normal_pair(const StreamKey& key, std::uint64_t index, Real out[2]) {
+  const auto c = detail::philox(key, index);
+  // 53-bit radius argument, 32-bit angle: the tail of the double normal reaches 8.5 sigma.
+  const double u = (static_cast<double>(c[0]) * 2097152.0 + static_cast<double>(c[1] >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+  const double angle = 6.283185307179586476925 * detail::unit_open(c[2]);
+  const double radius = std::sqrt(-2.0 * std::log(u));
+  out[0] = static_cast<Real>(radius * std::cos(angle));
+  out[1] = static_cast<Real>(radius * std::sin(angle));
+}
+
+/// Uniform 32-bit integer at `index`.
+MOE_HD inline std::uint32_t uniform_bits(const StreamKey& key, std::uint64_t index) { return detail::philox(key, index)[0]; }
+
+}  // namespace moe
