@@ -1,0 +1,51 @@
+/// At which steps a run is evaluated, tested and observed: the same for limit and network.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+/// 0, every, 2 every, ... and always the last step T.
+inline std::vector<int> steps_every(int every, int T) {
+  std::vector<int> steps;
+  for (int t = 0; t < T; t += std::max(1, every)) steps.push_back(t);
+  steps.push_back(T);
+  return steps;
+}
+
+/// training.eval_every, or when not said 1 with full batches and steps/20 (at least 1) with mini-batches.
+inline int eval_interval(const TrainingSpec& training) {
+  if (training.eval_every > 0) return training.eval_every;
+  return training.batch > 0 ? std::max(1, training.steps / 20) : 1;
+}
+
+/// training.test_every, or when not said max(eval interval, steps/20).
+inline int test_interval(const TrainingSpec& training) {
+  return training.test_every > 0 ? training.test_every : std::max(eval_interval(training), training.steps / 20);
+}
+
+/// output.observe_every; with mini-batches and nothing said, the eval interval, because observables are those of the whole
+/// training set.
+inline int observe_interval(const RunSpec& spec) {
+  const bool said = spec.output.observe_every != 1 || spec.origin.contains("output.observe_every");
+  return said ? spec.output.observe_every : eval_interval(spec.training);
+}
+
+inline std::vector<int> eval_steps(const TrainingSpec& t) { return steps_every(eval_interval(t), t.steps); }
+inline std::vector<int> test_steps(const TrainingSpec& t) { return steps_every(test_interval(t), t.steps); }
+inline std::vector<int> observe_steps(const RunSpec& spec) { return steps_every(observe_interval(spec), spec.training.steps); }
+
+/// output.kernels_at within 0..T, sorted, each once.
+inline std::vector<int> kernel_steps(const RunSpec& spec) {
+  std::vector<int> steps;
+  for (int t : spec.output.kernels_at)
+    if (t >= 0 && t <= spec.training.steps) steps.push_back(t);
+  std::sort(steps.begin(), steps.end());
+  steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
+  return steps;
+}
+
+}  // namespace moe

@@ -1,0 +1,82 @@
+/// Finite Mixture-of-Experts networks (T1)-(T5), trained in double precision on the CPU: what the limit is judged by. Shares
+/// description, data and names with the limit solver and none of its dynamics.
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/dataset.hpp"
+#include "support/error.hpp"
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+/// Integer sizes of one network: width, experts, expert width, active experts per token, input dimension, outputs.
+struct NetworkShape {
+  int N = 0, M = 0, Ne = 0, K = 0, D = 0, C = 0;
+  friend bool operator==(const NetworkShape&, const NetworkShape&) = default;
+};
+
+/// The five tensors. A_i are the row blocks of expert_in, B_i the column blocks of expert_out.
+struct NetworkWeights {
+  Eigen::MatrixXd w_in;        ///< W_in (N, D)
+  Eigen::MatrixXd router;      ///< Q (M, N)
+  Eigen::MatrixXd expert_in;   ///< A (M N_e, N), rows i N_e .. of expert i
+  Eigen::MatrixXd expert_out;  ///< B (N, M N_e), columns i N_e .. of expert i
+  Eigen::MatrixXd readout;     ///< W_out (C, N)
+
+  auto A(Eigen::Index i, Eigen::Index Ne) const { return expert_in.middleRows(i * Ne, Ne); }
+  auto B(Eigen::Index i, Eigen::Index Ne) const { return expert_out.middleCols(i * Ne, Ne); }
+};
+
+/// Everything one training run produced. Values at step t are of the state before update t (t = 0: initialisation). Losses and
+/// observables are those of the whole training set, also under mini-batches. Where a run has failed, the vectors end early.
+struct NetworkRun {
+  NetworkShape shape;
+  std::uint64_t seed = 0;
+  std::vector<int> eval_steps, observe_steps, test_steps, kernel_steps;
+  std::vector<double> loss, accuracy;                      ///< at eval_steps
+  std::vector<double> test_loss, test_accuracy;            ///< at test_steps; empty without a test set
+  std::vector<double> batch_loss;                          ///< (T) under mini-batches, else empty
+  std::vector<Eigen::MatrixXd> f;                          ///< (C, P) at eval_steps, if kept
+  std::map<std::string, std::vector<double>> observables;  ///< by name, at observe_steps
+  std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< by name, (P, P) at kernel_steps
+  NetworkWeights final_weights;
+  std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
+};
+
+struct TrainOptions {
+  bool keep_outputs = true;                      ///< fill NetworkRun::f
+  const NetworkWeights* initial = nullptr;       ///< start here instead of at random or network.init_from
+  std::function<void(int step, double loss)> on_step;  ///< after every update and at the end; loss: last one known
+};
+
+/// Faults of what this trainer cannot run (depth, norm, balancing, Adafactor, optimizer or sizes) at these widths.
+void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults);
+
+/// Sizes of the network of width N on this data.
+NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width);
+
+/// Random initial weights: std and sharing of the parameterization (theory section 2). Independent between seeds and widths.
+NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed);
+
+/// Weights of an HDF5 file in the layout of network.init_from. Throws ConfigError naming the sizes of file and configuration.
+NetworkWeights read_weights(const std::string& path, const NetworkShape& shape, const std::string& place);
+
+/// Trains one network for training.steps steps. `seed` is the seed itself (a program passes sampling.seed + index). Runs on the
+/// calling thread; the same arguments give the same numbers. Throws ConfigError on what cannot run; NaN and infinity do not
+/// throw but end the run with NetworkRun::failure set.
+NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
+                         const TrainOptions& options = {});
+
+/// All (width, seed) runs on `threads` workers (0: all cores), each run single-threaded, so that the number of threads changes
+/// nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
+std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
+                                                    const TrainOptions& options = {});
+
+}  // namespace moe
