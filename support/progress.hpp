@@ -21,4 +21,20 @@ class Progress {
   std::unique_ptr<Impl> impl_;
 };
 
+/// What a progress line shows.
+struct ProgressState {
+  std::string label;
+  std::string note;
+  long done = 0;
+  long total = 0;
+  double elapsed_s = 0;
+};
+
+/// "label: 30/100 (30 %), 12.5/s, 0:06 left, loss 0.41", and after the last unit "..., took 0:08".
+std::string progress_line(const ProgressState& state);
+
+/// "label [======>     ]  30 %  12.5/s  0:06 left  loss 0.41" in at most `columns` characters (colour codes not counted): the
+/// note is cut first, then the bar dropped. `color` paints the bar.
+std::string progress_bar(const ProgressState& state, int columns, bool color);
+
 }  // namespace moe
