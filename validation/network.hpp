@@ -75,7 +75,8 @@ NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, st
                          const TrainOptions& options = {});
 
 /// All (width, seed) runs on `threads` workers (0: all cores), each run single-threaded, so that the number of threads changes
-/// nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
+/// nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ... final_weights are kept
+/// with output.weights only.
 std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
                                                     const TrainOptions& options = {});
 

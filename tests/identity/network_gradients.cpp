@@ -1,0 +1,122 @@
+// Backpropagation of the finite network against central differences of its loss.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "support/random.hpp"
+#include "validation/network_model.hpp"
+
+namespace {
+
+using moe::Activation;
+using moe::Gate;
+using moe::Loss;
+using moe::NetworkWeights;
+using moe::Routing;
+using moe::network::MatrixXd;
+
+MatrixXd gaussian(Eigen::Index rows, Eigen::Index cols, double std, std::uint32_t stream) {
+  MatrixXd w(rows, cols);
+  for (Eigen::Index k = 0; k < w.size(); ++k) {
+    double pair[2];
+    moe::normal_pair(moe::StreamKey{7, 0, stream, 0}, static_cast<std::uint64_t>(k), pair);
+    w.data()[k] = std * pair[0];
+  }
+  return w;
+}
+
+/// Smallest gap between the last chosen and the first unchosen logit: what a difference quotient must not cross.
+double routing_margin(const MatrixXd& r, int K) {
+  double margin = std::numeric_limits<double>::infinity();
+  for (Eigen::Index mu = 0; mu < r.cols(); ++mu) {
+    Eigen::VectorXd sorted = r.col(mu);
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    if (K < sorted.size()) margin = std::min(margin, sorted(K - 1) - sorted(K));
+  }
+  return margin;
+}
+
+struct Case {
+  moe::network::Model model;
+  NetworkWeights weights;
+  MatrixXd x, y;
+};
+
+/// A network with every multiplier away from its neutral value.
+Case tiny(Gate gate, Activation activation, Routing routing, bool residual, Loss loss) {
+  Case c;
+  c.model.shape = {.N = 5, .M = 4, .Ne = 3, .K = routing == Routing::topk ? 2 : 4, .D = 3, .C = 2};
+  c.model.spec.gate = gate;
+  c.model.spec.activation = activation;
+  c.model.spec.post_activation = Activation::tanh;
+  c.model.spec.routing = routing;
+  c.model.spec.residual = residual;
+  c.model.spec.activation_scale = 1.3;
+  c.model.spec.router_temperature = 0.8;
+  c.model.spec.output_scale = 1.7;
+  c.model.aggregation = 0.37;
+  c.model.loss = loss;
+  c.weights = {gaussian(5, 3, 0.8, 1), gaussian(4, 5, 0.9, 2), gaussian(12, 5, 0.7, 3), gaussian(5, 12, 0.9, 4),
+               gaussian(2, 5, 0.8, 5)};
+  c.x = gaussian(3, 6, 1.0, 6);
+  c.y = loss == Loss::mse ? gaussian(2, 6, 1.0, 8) : MatrixXd::Zero(2, 6);
+  if (loss == Loss::cross_entropy)
+    for (Eigen::Index mu = 0; mu < 6; ++mu) c.y(mu % 3 == 0 ? 1 : 0, mu) = 1;
+  return c;
+}
+
+double loss_at(const Case& c, const NetworkWeights& w) {
+  return moe::network::loss_value(c.model.loss, moe::network::forward(c.model, w, c.x, 0).f, c.y);
+}
+
+/// Largest deviation of a gradient from (L(w + e) - L(w - e)) / 2e over the entries of one tensor.
+double worst_entry(const Case& c, MatrixXd NetworkWeights::*tensor, const MatrixXd& gradient) {
+  const double e = 1e-5;
+  double worst = 0;
+  NetworkWeights w = c.weights;
+  REQUIRE(gradient.rows() == (w.*tensor).rows());
+  REQUIRE(gradient.cols() == (w.*tensor).cols());
+  for (Eigen::Index k = 0; k < gradient.size(); ++k) {
+    double& entry = (w.*tensor).data()[k];
+    const double kept = entry;
+    entry = kept + e;
+    const double above = loss_at(c, w);
+    entry = kept - e;
+    const double below = loss_at(c, w);
+    entry = kept;
+    worst = std::max(worst, std::abs((above - below) / (2 * e) - gradient.data()[k]));
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("network gradients of all five tensors match central differences [every gate, activation, routing, residual, loss]") {
+  // Rounding 1e-16 L / e = 2e-11 and truncation e^2 L''' / 6 of order 1e-10; the gradients are of order 0.01 to 1.
+  const double allowed = 3e-9;
+  for (Gate gate : {Gate::sigmoid, Gate::softmax, Gate::constant})
+    for (Activation activation : {Activation::tanh, Activation::relu, Activation::gelu, Activation::identity})
+      for (Routing routing : {Routing::soft, Routing::topk})
+        for (bool residual : {false, true})
+          for (Loss loss : {Loss::mse, Loss::cross_entropy}) {
+            const Case c = tiny(gate, activation, routing, residual, loss);
+            INFO(fmt::format("gate {}, activation {}, routing {}, residual {}, loss {}", static_cast<int>(gate),
+                             static_cast<int>(activation), static_cast<int>(routing), residual, static_cast<int>(loss)));
+            const auto fields = moe::network::forward(c.model, c.weights, c.x, 0);
+            REQUIRE(routing_margin(fields.r, c.model.shape.K) > 1e-3);
+            const NetworkWeights g = moe::network::backward(c.model, c.weights, fields, c.y, 0).weights;
+            CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
+            CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
+            CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);
+            CHECK(worst_entry(c, &NetworkWeights::expert_out, g.expert_out) < allowed);
+            CHECK(worst_entry(c, &NetworkWeights::readout, g.readout) < allowed);
+            CHECK(g.w_in.norm() > 1e-3);
+            CHECK(g.expert_in.norm() > 1e-3);
+            CHECK(g.expert_out.norm() > 1e-3);
+            CHECK((gate == Gate::constant ? g.router.norm() == 0 : g.router.norm() > 1e-4));
+          }
+}

@@ -1,0 +1,59 @@
+/// What is measured on a finite network (theory section 7), by the names of support/observable.hpp and in the units of the
+/// normalised fields of theory section 3.
+#pragma once
+
+#include <string>
+
+#include "validation/network_model.hpp"
+
+namespace moe::network {
+
+/// Normalised backward fields: D = -N dL/dy (T6), zeta = -K N_e dL/d(G v) (T7), ghat = -K N_e dL/du (T8), rho = -K dL/dr (T9),
+/// xi = -N dL/dphi with the residual part (T10). With another aggregation prefactor c than 1/K they are those of the network
+/// that has K c B in the place of B (theory section 1), so that ghat = G phi'(u) zeta always.
+struct NormalisedFields {
+  MatrixXd D, xi;       ///< (N, P)
+  MatrixXd zeta, ghat;  ///< (M N_e, P)
+  MatrixXd rho;         ///< (M, P)
+};
+NormalisedFields normalised(const NetworkShape& shape, const Backward& backward);
+
+/// View of one state of a network on a fixed set of samples.
+struct Snapshot {
+  const NetworkWeights& weights;
+  const Forward& forward;
+  const NormalisedFields& fields;
+};
+
+/// Parts of y, r, u, zeta, xi that stem from the initial weights and from what was learned, all acting on the queries and
+/// gates of the present (T26).
+struct Decomposition {
+  MatrixXd y_init, y_propagating, y_effective;                    ///< (N, P)
+  MatrixXd r_init, r_effective;                                   ///< (M, P)
+  MatrixXd u_init, u_effective;                                   ///< (M N_e, P)
+  MatrixXd zeta_init, zeta_effective;                             ///< (M N_e, P)
+  MatrixXd xi_A_init, xi_A_effective, xi_Q_init, xi_Q_effective;  ///< (N, P)
+};
+Decomposition decompose(const Model& model, const Snapshot& initial, const Snapshot& now);
+
+/// Values of the named observables, in the order of `names`. `initial` is the snapshot at t = 0 on the same samples.
+std::vector<double> observe(const std::vector<std::string>& names, const Model& model, const Snapshot& initial,
+                            const Snapshot& now);
+
+/// One of kernel_table: (P, P), the average over all units (inactive experts count as zero).
+MatrixXd kernel(const std::string& name, const Snapshot& now);
+
+/// Root of the mean square over all entries.
+double rms(const MatrixXd& x);
+/// Root of the mean over active (expert, token) pairs of the mean square over the expert's units. x (M N_e, P), active (M, P).
+double rms_active(const MatrixXd& x, const MatrixXd& active);
+/// Mean over tokens of exp(H)/K, H the entropy of p_i = G_i / sum_j G_j.
+double router_entropy(const MatrixXd& G, int K);
+/// Load of every expert: the share of tokens that choose it, divided by kappa = K/M.
+Eigen::VectorXd loads(const MatrixXd& active, int K);
+/// Quantile by linear interpolation between order statistics: position q (n - 1) of the sorted values.
+double quantile(Eigen::VectorXd values, double q);
+/// (sum_i c_i)^2 / sum_i c_i^2 per token with c_i = sum_a x_ia^2, the smallest over tokens; 0 where all c_i vanish.
+double effective_experts(const MatrixXd& x, Eigen::Index M);
+
+}  // namespace moe::network

@@ -1,0 +1,127 @@
+#include <fmt/format.h>
+
+#include "regimes/regime.hpp"
+#include "support/hdf5.hpp"
+#include "support/random.hpp"
+#include "validation/network.hpp"
+
+namespace moe {
+
+namespace {
+
+using Eigen::Index;
+using Eigen::MatrixXd;
+using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// Streams of initial weights stand apart from those of the limit's samples.
+constexpr std::uint32_t first_weight_stream = 0x4E450000u;
+
+/// std times standard normals, one independent stream per tensor and width.
+MatrixXd gaussian(Index rows, Index cols, double std, Tensor tensor, int width, std::uint64_t seed) {
+  const StreamKey key{seed, 0, first_weight_stream + static_cast<std::uint32_t>(tensor), static_cast<std::uint32_t>(width)};
+  MatrixXd w(rows, cols);
+  for (Index k = 0; k < w.size(); k += 2) {
+    double pair[2];
+    normal_pair(key, static_cast<std::uint64_t>(k / 2), pair);
+    w.data()[k] = std * pair[0];
+    if (k + 1 < w.size()) w.data()[k + 1] = std * pair[1];
+  }
+  return w;
+}
+
+std::string text(const std::vector<std::size_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
+
+}  // namespace
+
+NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width) {
+  const int D = static_cast<int>(data.x.rows());
+  const Sizes sizes = network_sizes(spec, width, D);
+  return {.N = static_cast<int>(sizes.N),
+          .M = static_cast<int>(sizes.M),
+          .Ne = static_cast<int>(sizes.Ne),
+          .K = static_cast<int>(sizes.K),
+          .D = D,
+          .C = static_cast<int>(data.y.rows())};
+}
+
+void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults) {
+  const auto refuse = [&](const std::string& key, const std::string& value, const std::string& problem,
+                          const std::string& remedy) { faults.add(key, value, spec.place(key), problem, remedy); };
+  const ModelSpec& model = spec.model;
+  if (model.depth != 1)
+    refuse("model.depth", fmt::format("{}", model.depth), "the finite trainer has one block", "Set it to 1.");
+  if (model.norm != Norm::none) refuse("model.norm", "rms", "the finite trainer has no norm", "Set it to \"none\".");
+  if (model.balance_loss != 0)
+    refuse("model.balance_loss", fmt::format("{}", model.balance_loss), "the finite trainer has no balancing", "Set it to 0.");
+  if (model.balance_bias != 0)
+    refuse("model.balance_bias", fmt::format("{}", model.balance_bias), "the finite trainer has no balancing", "Set it to 0.");
+  if (spec.optimizer.name == OptimizerKind::adafactor)
+    refuse("optimizer.name", "adafactor", "the finite trainer does not have this rule", "Choose adam.");
+  if (data.x.cols() == 0) faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
+  if (spec.training.batch > data.x.cols())
+    refuse("training.batch", fmt::format("{}", spec.training.batch),
+           fmt::format("must not exceed the {} training samples", data.x.cols()), "Lower it or raise data.train.");
+  for (int width : widths) {
+    const NetworkShape s = network_shape(spec, data, width);
+    if (s.N < 1 || s.M < 1 || s.Ne < 1)
+      refuse("network.widths", fmt::format("{}", width), fmt::format("gives {} experts of width {}", s.M, s.Ne),
+             "Raise it, or model.experts_per_width and model.expert_width_per_width.");
+  }
+}
+
+NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed) {
+  const NetworkShape s = network_shape(spec, data, width);
+  Faults faults;
+  const Parameterization table = load_parameterization(spec, faults);
+  faults.throw_if_any();
+  const NetworkConstants c = network_constants(spec, table, network_sizes(spec, s.N, s.D));
+  const auto draw = [&](Tensor tensor, Index rows, Index cols) {
+    return gaussian(rows, cols, c.std[tensor], tensor, width, seed);
+  };
+  NetworkWeights w;
+  w.w_in = draw(Tensor::input, s.N, s.D);
+  w.router = draw(Tensor::router, s.M, s.N);
+  // Shared: one expert is drawn and repeated M times.
+  w.expert_in = c.expert_in_shared ? MatrixXd(draw(Tensor::expert_in, s.Ne, s.N).replicate(s.M, 1))
+                                   : draw(Tensor::expert_in, Index{s.M} * s.Ne, s.N);
+  w.expert_out = c.expert_out_shared ? MatrixXd(draw(Tensor::expert_out, s.N, s.Ne).replicate(1, s.M))
+                                     : draw(Tensor::expert_out, s.N, Index{s.M} * s.Ne);
+  w.readout = spec.model.readout_init == ReadoutInit::zero ? MatrixXd(MatrixXd::Zero(s.C, s.N))
+                                                           : draw(Tensor::readout, s.C, s.N);
+  return w;
+}
+
+NetworkWeights read_weights(const std::string& path, const NetworkShape& s, const std::string& place) {
+  const H5Reader file(path);
+  Faults faults;
+  const auto size = [](int n) { return static_cast<std::size_t>(n); };
+  const auto read = [&](const char* name, const std::vector<std::size_t>& shape) {
+    H5Array array = file.read(name);
+    if (array.shape != shape)
+      faults.add("network.init_from", path, place,
+                 fmt::format("dataset {} has shape {}, the configuration asks for {} (N = {}, M = {}, N_e = {}, D = {}, C = {})",
+                             name, text(array.shape), text(shape), s.N, s.M, s.Ne, s.D, s.C),
+                 "Give network.widths, model and data the sizes of the file.");
+    return array.values;
+  };
+  const auto w_in = read("w_in", {size(s.N), size(s.D)}), router = read("router", {size(s.M), size(s.N)});
+  const auto expert_in = read("expert_in", {size(s.M), size(s.Ne), size(s.N)});
+  const auto expert_out = read("expert_out", {size(s.M), size(s.N), size(s.Ne)});
+  const auto readout = read("readout", {size(s.C), size(s.N)});
+  faults.throw_if_any();
+
+  const auto matrix = [](const double* values, Index rows, Index cols) {
+    return MatrixXd(Eigen::Map<const RowMajor>(values, rows, cols));
+  };
+  NetworkWeights w;
+  w.w_in = matrix(w_in.data(), s.N, s.D);
+  w.router = matrix(router.data(), s.M, s.N);
+  w.expert_in = matrix(expert_in.data(), Index{s.M} * s.Ne, s.N);
+  w.expert_out.resize(s.N, Index{s.M} * s.Ne);
+  for (Index i = 0; i < s.M; ++i)
+    w.expert_out.middleCols(i * s.Ne, s.Ne) = matrix(expert_out.data() + i * s.N * s.Ne, s.N, s.Ne);
+  w.readout = matrix(readout.data(), s.C, s.N);
+  return w;
+}
+
+}  // namespace moe
