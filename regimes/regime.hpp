@@ -16,13 +16,14 @@ struct Regime {
   Sizes growth;         ///< exponent of each size in N along the regime's path: 0 or 1 here
   bool experts_sampled;  ///< M grows: experts are a population; otherwise explicit, one Gaussian operator per expert
   bool hidden_sampled;   ///< N_e grows: hidden units are a population; otherwise explicit
+  int default_neurons;   ///< sampling.neurons when nothing is said
 };
 
 /// I, II or III; throws std::out_of_range for another name (validate() reports it to users before).
 const Regime& regime_named(const std::string& name);
 
 /// Integer sizes of the network of width N that a spec describes: M = round(rho_M N) and N_e = round(rho_e N) where they grow,
-/// K = max(1, round(kappa M)), halves away from zero; soft routing has K = M.
+/// K = max(1, round(kappa M)), halves away from zero; soft routing has K = M. Throws ConfigError where M or N_e would be 0.
 Sizes network_sizes(const RunSpec& spec, int N, int D);
 
 /// kappa of the description: active_fraction with top-K, 1 with soft routing.
@@ -52,7 +53,22 @@ struct LimitConstants {
 
 /// Limit constants along the regime's path, by the power laws alone. A positive exponent of a variance or a learning rate is a
 /// fault that names tensor, quantity and exponent ("no limit of this form").
+/// Sharing where the hidden units do not grow, and signSGD where a gradient vanishes, are faults too.
 LimitConstants limit_constants(const RunSpec& spec, const Parameterization& param, const Regime& regime, int D, Faults& faults);
+
+/// A quantity of the limit as a power law in the sizes, before it is taken along the regime's path: for tables of exponents.
+struct SizeLaw {
+  Tensor tensor;
+  std::string quantity;  ///< "s_chi^2", "s_beta^2", "D Var W_in", "normalised learning rate", "normalised eps", ...
+  PowerLaw law;
+  double exponent = 0;  ///< in N along the regime's path; 0 for a law that is identically zero
+};
+/// Everything that enters the limit (theory section 4), in the order of the tensors; eps only for entrywise rules.
+std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime);
+
+/// Trainable tensors whose gradient at t = 0 vanishes with size (theory section 5): there an entrywise rule with small eps and
+/// the limit N -> infinity do not commute.
+std::vector<Tensor> vanishing_gradients(const RunSpec& spec, const Regime& regime, const LimitConstants& constants);
 
 /// Numbers of one finite network. init_scale and lr_scale are taken in; aggregation prefactor and output scale are not.
 struct NetworkConstants {
@@ -62,7 +78,8 @@ struct NetworkConstants {
 };
 NetworkConstants network_constants(const RunSpec& spec, const Parameterization& param, const Sizes& sizes);
 
-/// Sample counts of the limit in the network's true ratios (theory section 6), or what the spec says.
+/// Sample counts of the limit in the network's true ratios (theory section 6), or what the spec says. sample_counts throws
+/// ConfigError where a population would be empty.
 struct SampleCounts {
   int neurons = 0, experts = 0, hidden = 0;  ///< experts = M in I, hidden = N_e in II
   int active = 0;                            ///< K_S
