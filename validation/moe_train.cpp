@@ -1,0 +1,114 @@
+/// moe_train: trains finite networks with the configuration of the limit and writes their curves.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+
+#include "data/dataset.hpp"
+#include "support/config.hpp"
+#include "support/progress.hpp"
+#include "validation/network.hpp"
+#include "validation/network_file.hpp"
+
+namespace {
+
+const moe::ProgramInfo program{
+    "moe_train",
+    "Trains finite Mixture-of-Experts networks at several widths and seeds, on the CPU and in float64 whatever "
+    "sampling.precision says, and writes their losses and observables.",
+    "network.h5"};
+
+/// "0.1234 +- 0.0012": mean and standard error over the runs whose vector is complete.
+template <class Values>
+std::string mean_and_error(const std::vector<moe::NetworkRun>& runs, Values&& values_of) {
+  double n = 0, sum = 0, squares = 0;
+  for (const auto& run : runs) {
+    if (run.failure || values_of(run).empty()) continue;
+    const double value = values_of(run).back();
+    n += 1;
+    sum += value;
+    squares += value * value;
+  }
+  if (n == 0) return "-";
+  const double mean = sum / n;
+  if (n < 2) return fmt::format("{:.4f}", mean);
+  const double variance = std::max(0.0, squares / n - mean * mean) * n / (n - 1);
+  return fmt::format("{:.4f} +- {:.4f}", mean, std::sqrt(variance / n));
+}
+
+void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const std::vector<std::vector<moe::NetworkRun>>& runs,
+                   const std::string& out) {
+  fmt::print("Regime {}, {}, {} lr {}; {}; {} steps, {} seed{}, float64.\n", spec.model.regime, spec.model.param,
+             moe::to_string(spec.optimizer.name), spec.optimizer.lr,
+             data.description.empty() ? spec.data.source : data.description, spec.training.steps, spec.network.seeds,
+             spec.network.seeds == 1 ? "" : "s");
+  if (spec.sampling.precision == moe::Precision::float32 && spec.origin.contains("sampling.precision"))
+    fmt::print("sampling.precision = float32 was asked for: networks are trained in float64 all the same.\n");
+  if (!spec.network.init_from.empty() && spec.network.seeds > 1)
+    fmt::print("network.init_from gives every seed the same weights: the {} rows are equal.\n", spec.network.seeds);
+  const bool tested = data.x_test.cols() > 0;
+  fmt::print("{:>6} {:>6} {:>6} {:>6}  {:>18}  {:>18}", "N", "M", "N_e", "K", "final loss", "accuracy");
+  if (tested) fmt::print("  {:>18}  {:>18}", "test loss", "test accuracy");
+  fmt::print("\n");
+  for (const auto& of_width : runs) {
+    const moe::NetworkShape& s = of_width.front().shape;
+    fmt::print("{:>6} {:>6} {:>6} {:>6}  {:>18}  {:>18}", s.N, s.M, s.Ne, s.K,
+               mean_and_error(of_width, [](const auto& r) -> auto& { return r.loss; }),
+               mean_and_error(of_width, [](const auto& r) -> auto& { return r.accuracy; }));
+    if (tested)
+      fmt::print("  {:>18}  {:>18}", mean_and_error(of_width, [](const auto& r) -> auto& { return r.test_loss; }),
+                 mean_and_error(of_width, [](const auto& r) -> auto& { return r.test_accuracy; }));
+    fmt::print("\n");
+  }
+  fmt::print("Written: {}. One row per seed: h5dump -d /network/N{}/loss {}\n", out, runs.front().front().shape.N, out);
+}
+
+int run(int argc, char** argv) {
+  const moe::Invocation call = moe::parse_command_line(program, argc, argv);
+  if (call.exit_code >= 0) return call.exit_code;
+  const moe::RunSpec& spec = call.spec;
+  const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+
+  const moe::Dataset data = moe::load_dataset(spec);
+  moe::Faults faults;
+  moe::check_networks(spec, data, spec.network.widths, faults);
+  if (call.options.device == moe::Device::cuda)
+    faults.add("--device cuda: finite networks are trained on the CPU. Say --device cpu or leave it out.");
+  faults.throw_if_any();
+
+  { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the training, not after it
+  const long updates = static_cast<long>(spec.network.widths.size()) * spec.network.seeds * spec.training.steps;
+  moe::Progress progress("training", updates, call.options.quiet);
+  moe::TrainOptions options;
+  options.keep_outputs = moe::outputs_fit(spec, data);
+  options.on_step = [&](int, double loss) { progress.advance(1, fmt::format("loss {:.4f}", loss)); };
+  const auto runs = moe::train_networks(spec, data, call.options.threads, options);
+  progress.finish();
+
+  moe::write_network_file(out, program.name, spec, data, runs);
+  print_summary(spec, data, runs, out);
+  bool failed = false;
+  for (const auto& of_width : runs)
+    for (const auto& run : of_width)
+      if (run.failure) {
+        failed = true;
+        fmt::print(stderr, "moe_train: N = {}, seed {} stopped: {}\n", run.shape.N, run.seed, run.failure->what());
+      }
+  return failed ? 1 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const moe::ConfigError& error) {
+    fmt::print(stderr, "moe_train: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "moe_train: {}\n", error.what());
+    return 1;
+  }
+}

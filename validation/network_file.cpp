@@ -1,0 +1,190 @@
+#include "validation/network_file.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "support/observable.hpp"
+#include "support/result_file.hpp"
+#include "support/schedule.hpp"
+
+namespace moe {
+
+namespace {
+
+using Eigen::Index;
+using Eigen::MatrixXd;
+using Shape = std::vector<std::size_t>;
+using Names = std::vector<std::string>;
+
+std::size_t count(Index n) { return static_cast<std::size_t>(n); }
+
+/// Writes one group, with arrays over seeds whose rows may end early.
+class GroupWriter {
+ public:
+  GroupWriter(H5Writer& file, std::string group, const std::vector<NetworkRun>& runs)
+      : file_(file), group_(std::move(group)), runs_(runs) {}
+
+  /// (seeds, n) from one vector per run.
+  template <class Values>
+  void curve(const std::string& name, std::size_t n, const std::string& description, Values&& values_of) {
+    std::vector<double> table(runs_.size() * n, std::numeric_limits<double>::quiet_NaN());
+    bool any = false;
+    for (std::size_t s = 0; s < runs_.size(); ++s) {
+      const std::vector<double>& values = values_of(runs_[s]);
+      std::copy(values.begin(), values.end(), table.begin() + static_cast<std::ptrdiff_t>(s * n));
+      any = any || !values.empty();
+    }
+    if (any) file_.dataset(group_ + "/" + name, {runs_.size(), n}, table.data(), description, {"seed", "step"});
+  }
+
+  /// (seeds, n, cols, rows) from one vector of column-major matrices (rows, cols) per run: the bytes of each stay as they are.
+  template <class Matrices>
+  void matrices(const std::string& name, std::size_t n, Index rows, Index cols, const std::string& description,
+                const Names& dimensions, Matrices&& matrices_of) {
+    const std::size_t each = count(rows * cols);
+    std::vector<double> table(runs_.size() * n * each, std::numeric_limits<double>::quiet_NaN());
+    for (std::size_t s = 0; s < runs_.size(); ++s) {
+      auto out = table.begin() + static_cast<std::ptrdiff_t>(s * n * each);
+      for (const MatrixXd& m : matrices_of(runs_[s])) out = std::copy(m.data(), m.data() + m.size(), out);
+    }
+    file_.dataset(group_ + "/" + name, {runs_.size(), n, count(cols), count(rows)}, table.data(), description, dimensions);
+  }
+
+  void steps_beside(const std::string& name, const std::vector<int>& steps, const std::string& description) {
+    write_steps(file_, group_ + "/" + name, steps, description);
+  }
+
+  void integers(const std::string& name, const std::vector<std::int64_t>& values, const std::string& description) {
+    file_.dataset(group_ + "/" + name, {values.size()}, values.data(), description, {"seed"});
+  }
+
+  /// final/NAME (seeds, matrices, rows, cols), or (seeds, rows, cols) with a single matrix; block(run, i) is matrix i.
+  template <class Block>
+  void weights(const std::string& name, Index how_many, Index rows, Index cols, bool per_expert, const std::string& description,
+               Names dimensions, Block&& block) {
+    std::vector<double> table;
+    table.reserve(runs_.size() * count(how_many * rows * cols));
+    for (const NetworkRun& run : runs_)
+      for (Index i = 0; i < how_many; ++i) {
+        const MatrixXd transposed = block(run, i).transpose();  // column-major transpose: row-major original
+        table.insert(table.end(), transposed.data(), transposed.data() + transposed.size());
+      }
+    Shape shape = {runs_.size()};
+    if (per_expert) shape.push_back(count(how_many));
+    shape.insert(shape.end(), {count(rows), count(cols)});
+    dimensions.insert(dimensions.begin(), "seed");
+    file_.dataset(group_ + "/final/" + name, shape, table.data(), description, dimensions);
+  }
+
+ private:
+  H5Writer& file_;
+  std::string group_;
+  const std::vector<NetworkRun>& runs_;
+};
+
+bool every_step(const std::vector<int>& steps, int T) { return steps.size() == static_cast<std::size_t>(T) + 1; }
+
+void write_weights(GroupWriter& group, const NetworkShape& s) {
+  const Index Ne = s.Ne;
+  group.weights("w_in", 1, s.N, s.D, false, "trained W_in (T1)", {"neuron", "input"},
+                [](const NetworkRun& r, Index) { return r.final_weights.w_in; });
+  group.weights("router", 1, s.M, s.N, false, "trained router Q (T2)", {"expert", "neuron"},
+                [](const NetworkRun& r, Index) { return r.final_weights.router; });
+  group.weights("expert_in", s.M, s.Ne, s.N, true, "trained A_i (T3)", {"expert", "hidden", "neuron"},
+                [Ne](const NetworkRun& r, Index i) { return MatrixXd(r.final_weights.A(i, Ne)); });
+  group.weights("expert_out", s.M, s.N, s.Ne, true, "trained B_i (T4)", {"expert", "neuron", "hidden"},
+                [Ne](const NetworkRun& r, Index i) { return MatrixXd(r.final_weights.B(i, Ne)); });
+  group.weights("readout", 1, s.C, s.N, false, "trained W_out (T5)", {"output", "neuron"},
+                [](const NetworkRun& r, Index) { return r.final_weights.readout; });
+}
+
+}  // namespace
+
+bool outputs_fit(const RunSpec& spec, const Dataset& data) {
+  const double values = static_cast<double>(spec.network.seeds) * static_cast<double>(eval_steps(spec.training).size()) *
+                        static_cast<double>(data.y.size());
+  return values * sizeof(double) <= static_cast<double>(optional_dataset_bytes);
+}
+
+void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& data, const std::vector<NetworkRun>& runs) {
+  const NetworkShape& shape = runs.front().shape;
+  const std::string path = fmt::format("/network/N{}", shape.N);
+  const int T = spec.training.steps;
+  const Index P = data.x.cols(), C = data.y.rows();
+  GroupWriter group(file, path, runs);
+
+  const std::vector<int> evaluated = eval_steps(spec.training);
+  const std::size_t n = evaluated.size();
+  group.curve("loss", n, "loss of the whole training set before update t", [](const auto& r) -> auto& { return r.loss; });
+  group.curve("accuracy", n, "share of training samples whose largest output (sign for one output) is right",
+              [](const auto& r) -> auto& { return r.accuracy; });
+  if (!every_step(evaluated, T)) group.steps_beside("eval_steps", evaluated, "steps of loss, accuracy and f");
+  const bool kept = std::any_of(runs.begin(), runs.end(), [](const auto& r) { return !r.f.empty(); });
+  if (kept)
+    group.matrices("f", n, C, P, "outputs on the training set (T5)", {"seed", "step", "sample", "output"},
+                   [](const auto& r) -> auto& { return r.f; });
+  if (data.x_test.cols() > 0) {
+    const std::vector<int> tested = test_steps(spec.training);
+    group.curve("test_loss", tested.size(), "loss of the test set", [](const auto& r) -> auto& { return r.test_loss; });
+    group.curve("test_accuracy", tested.size(), "share of test samples that are right",
+                [](const auto& r) -> auto& { return r.test_accuracy; });
+    if (!every_step(tested, T)) group.steps_beside("test_steps", tested, "steps of test_loss and test_accuracy");
+  }
+  group.curve("batch_loss", static_cast<std::size_t>(T), "loss of each step's own batch before its update",
+              [](const auto& r) -> auto& { return r.batch_loss; });
+
+  const std::vector<int> observed = observe_steps(spec);
+  bool observables = false;
+  for (const auto& info : observable_table) {
+    static const std::vector<double> none;
+    if (!runs.front().observables.contains(info.name)) continue;
+    observables = true;
+    group.curve(std::string("observables/") + info.name, observed.size(), info.description,
+                [&](const auto& r) -> auto& {
+                  const auto found = r.observables.find(info.name);
+                  return found == r.observables.end() ? none : found->second;
+                });
+  }
+  if (observables && !every_step(observed, T))
+    group.steps_beside("observables/observe_steps", observed, "steps of the observables");
+
+  const std::vector<int> kernels_at = kernel_steps(spec);
+  if (!kernels_at.empty()) {
+    static const std::vector<MatrixXd> none;
+    for (const auto& info : kernel_table)
+      group.matrices(std::string("kernels/") + info.name, kernels_at.size(), P, P, info.description,
+                     {"seed", "step", "sample", "sample"}, [&](const auto& r) -> auto& {
+                       const auto found = r.kernels.find(info.name);
+                       return found == r.kernels.end() ? none : found->second;
+                     });
+    group.steps_beside("kernels/steps", kernels_at, "steps of the kernels");
+  }
+  if (spec.output.weights) write_weights(group, shape);
+
+  std::vector<std::int64_t> seeds, failed;
+  for (const NetworkRun& run : runs) {
+    seeds.push_back(static_cast<std::int64_t>(run.seed));
+    failed.push_back(run.failure ? run.failure->step : -1);
+  }
+  group.integers("seed", seeds, "seed of each row");
+  group.integers("failed_step", failed, "step at which NaN or infinity ended the run; -1: none did");
+
+  file.attribute(path, "N", std::int64_t{shape.N});
+  file.attribute(path, "M", std::int64_t{shape.M});
+  file.attribute(path, "N_e", std::int64_t{shape.Ne});
+  file.attribute(path, "K", std::int64_t{shape.K});
+}
+
+void write_network_file(const std::string& path, const std::string& program, const RunSpec& spec, const Dataset& data,
+                        const std::vector<std::vector<NetworkRun>>& runs) {
+  H5Writer file(path);
+  write_root_attributes(file, "network", program, spec);
+  write_data(file, data.x, data.y);
+  for (const auto& of_width : runs) write_network_group(file, spec, data, of_width);
+  file.commit();
+}
+
+}  // namespace moe
