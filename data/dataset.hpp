@@ -17,11 +17,19 @@ struct Dataset {
   std::string description;
 };
 
-/// Loads, selects (permutation by data.seed: first rows train, next test), builds targets for the loss and normalises.
-/// mse with two classes: one target -1, +1; otherwise one-hot rows. Throws IoError, or ConfigError with every fault.
+/// Loads, selects, builds targets for the loss and normalises. Throws IoError for files, ConfigError with every fault.
+///
+/// Selection. Labelled sources: data.seed permutes the samples; of those with labels below data.classes the first
+/// data.train train and the next data.test test. Sources with a test part of their own (fashion-mnist, cifar10,
+/// tinyimagenet) take the first data.test of that part, permuted likewise. gaussian draws are independent and taken in
+/// order. HDF5 files keep their order: the first data.train rows of x, then x_test or, without it, the rows that
+/// follow; data.classes does not touch them, and a data.test that nobody set is lowered to what the file has.
+///
+/// Targets. mse with two classes: one target -1, +1; otherwise one-hot; from HDF5 files as they stand.
 Dataset load_dataset(const RunSpec& spec);
 
-/// Row numbers of step t's batch: (t*batch + j) mod P, or shuffled anew each epoch by data.seed. Empty vector: full batch.
+/// Row numbers of step t's batch: (t*batch + j) mod P, or shuffled anew each epoch by data.seed. Empty vector: full
+/// batch.
 std::vector<int> batch_rows(const RunSpec& spec, int num_train, int step);
 
 }  // namespace moe

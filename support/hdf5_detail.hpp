@@ -11,8 +11,8 @@
 
 namespace moe::h5 {
 
-/// Takes the one lock around the C library, which Debian builds without thread safety, and silences the library's own printing
-/// of its error stack.
+/// Takes the one lock around the C library, which Debian builds without thread safety, and silences the library's own
+/// printing of its error stack.
 struct Library {
   Library() : guard(mutex()) { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
   static std::mutex& mutex() {
@@ -53,6 +53,8 @@ inline std::string library_reason() {
   return reason.empty() ? "no reason given by the HDF5 library" : reason;
 }
 
-inline std::string shape_text(const std::vector<std::size_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
+inline std::string shape_text(const std::vector<std::size_t>& shape) {
+  return fmt::format("({})", fmt::join(shape, ", "));
+}
 
 }  // namespace moe::h5

@@ -57,8 +57,8 @@ struct H5Reader::Impl {
     fail(what, problem, "The file is damaged or not one of ours; write or fetch it again.");
   }
 
-  /// True when every step of the name is a link inside this file that leads to an object. External links are not followed: a
-  /// file must not make us open others.
+  /// True when every step of the name is a link inside this file that leads to an object. External links are not
+  /// followed: a file must not make us open others.
   bool exists(const std::string& name) const {
     if (name.empty()) return false;
     if (name == "/") return true;
@@ -66,7 +66,8 @@ struct H5Reader::Impl {
       const std::size_t slash = name.find('/', from);
       const std::string prefix = name.substr(0, slash);
       H5L_info_t info;
-      if (H5Lexists(file, prefix.c_str(), H5P_DEFAULT) <= 0 || H5Lget_info(file, prefix.c_str(), &info, H5P_DEFAULT) < 0 ||
+      if (H5Lexists(file, prefix.c_str(), H5P_DEFAULT) <= 0 ||
+          H5Lget_info(file, prefix.c_str(), &info, H5P_DEFAULT) < 0 ||
           (info.type != H5L_TYPE_HARD && info.type != H5L_TYPE_SOFT) ||
           H5Oexists_by_name(file, prefix.c_str(), H5P_DEFAULT) <= 0)
         return false;
@@ -82,7 +83,8 @@ struct H5Reader::Impl {
       if (n == 0) return 0;
     for (const std::size_t n : shape) {
       if (n > max_elements / count)
-        fail_damaged(what, fmt::format("shape {} has more than {} elements, the most that is read", shape_text(shape), max_elements));
+        fail_damaged(what, fmt::format("shape {} has more than {} elements, the most that is read", shape_text(shape),
+                                       max_elements));
       count *= n;
     }
     return count;
@@ -100,7 +102,8 @@ struct H5Reader::Impl {
     if (kind != H5T_INTEGER && kind != H5T_FLOAT)
       fail(what, fmt::format("expected integers or floats, found {}", class_text(kind)), "Store plain numbers.");
     const std::size_t element_bytes = H5Tget_size(type);
-    if (element_bytes == 0 || element_bytes > 16) fail_damaged(what, fmt::format("its numbers have {} bytes each", element_bytes));
+    if (element_bytes == 0 || element_bytes > 16)
+      fail_damaged(what, fmt::format("its numbers have {} bytes each", element_bytes));
 
     H5Array array;
     const int rank = H5Sget_simple_extent_ndims(space);
@@ -116,7 +119,8 @@ struct H5Reader::Impl {
     try {
       array.values.resize(count);
     } catch (const std::bad_alloc&) {
-      fail(what, fmt::format("{} numbers do not fit into memory", count), "Use a machine with more memory or a smaller file.");
+      fail(what, fmt::format("{} numbers do not fit into memory", count),
+           "Use a machine with more memory or a smaller file.");
     }
     if (H5Dread(dataset, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, array.values.data()) < 0)
       fail_damaged(what, library_reason());
@@ -128,10 +132,10 @@ struct H5Reader::Impl {
     const H5D_layout_t layout = H5Pget_layout(creation);
     if (layout != H5D_CONTIGUOUS && layout != H5D_COMPACT && layout != H5D_CHUNKED)
       fail(what, "it is a virtual dataset made of other files", "Store the numbers themselves.");
-    if (H5Pget_external_count(creation) != 0) fail(what, "its numbers lie in another file", "Store the numbers themselves.");
+    if (H5Pget_external_count(creation) != 0)
+      fail(what, "its numbers lie in another file", "Store the numbers themselves.");
     const std::size_t stored = H5Dget_storage_size(dataset);
-    if (stored > file_bytes)
-      fail_damaged(what, fmt::format("it claims {} bytes, the file has {}", stored, file_bytes));
+    if (stored > file_bytes) fail_damaged(what, fmt::format("it claims {} bytes, the file has {}", stored, file_bytes));
     const bool enough = layout == H5D_CHUNKED ? stored > 0 && bytes / stored <= max_compression : stored >= bytes;
     if (!enough) fail_damaged(what, fmt::format("expected {} bytes of numbers, found {} stored", bytes, stored));
   }
@@ -147,7 +151,8 @@ struct H5Reader::Impl {
     const Id type(H5Aget_type(attribute), H5Tclose), space(H5Aget_space(attribute), H5Sclose);
     if (!type.valid() || !space.valid()) fail_damaged(what, library_reason());
     if (H5Sget_simple_extent_npoints(space) != 1)
-      fail(what, fmt::format("expected one value, found {}", H5Sget_simple_extent_npoints(space)), "Store a single value.");
+      fail(what, fmt::format("expected one value, found {}", H5Sget_simple_extent_npoints(space)),
+           "Store a single value.");
     return use(what, attribute, type, space);
   }
 
@@ -218,7 +223,8 @@ H5Reader::H5Reader(const std::string& path) : impl_(std::make_unique<Impl>()) {
   H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
   H5Pset_file_locking(access, true, true);
   impl_->file = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access);
-  if (impl_->file < 0) refuse(library_reason(), "The file is cut short, damaged or being written; write or fetch it again.");
+  if (impl_->file < 0)
+    refuse(library_reason(), "The file is cut short, damaged or being written; write or fetch it again.");
 }
 
 H5Reader::~H5Reader() {

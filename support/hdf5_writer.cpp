@@ -20,9 +20,10 @@ using h5::Id, h5::Library, h5::library_reason, h5::shape_text;
 namespace {
 
 [[noreturn]] void fail_write(const std::string& path, const std::string& what, const std::string& reason) {
-  throw IoError(fmt::format("io: cannot write {}: {}: {}. Check permissions and free space of its folder, or choose another "
-                            "file with --out.",
-                            path, what, reason));
+  throw IoError(
+      fmt::format("io: cannot write {}: {}: {}. Check permissions and free space of its folder, or choose another "
+                  "file with --out.",
+                  path, what, reason));
 }
 
 /// The file that is really meant: a symbolic link is followed, so that the rename does not replace the link.
@@ -63,8 +64,8 @@ struct H5Writer::Impl {
   std::string temporary;  ///< TARGET.tmp-PID
   hid_t file = -1;
 
-  /// Closes without keeping anything. After a failed write the library would retry its pending metadata for ever and leave the
-  /// descriptor open, so the descriptor is first pointed at an unlinked file in memory.
+  /// Closes without keeping anything. After a failed write the library would retry its pending metadata for ever and
+  /// leave the descriptor open, so the descriptor is first pointed at an unlinked file in memory.
   void discard() {
     if (file >= 0) {
       void* handle = nullptr;
@@ -100,8 +101,8 @@ struct H5Writer::Impl {
     }
   }
 
-  void write(const std::string& name, const std::vector<std::size_t>& shape, hid_t stored, hid_t memory, const void* values,
-             const std::string& description, const std::vector<std::string>& dimensions) {
+  void write(const std::string& name, const std::vector<std::size_t>& shape, hid_t stored, hid_t memory,
+             const void* values, const std::string& description, const std::vector<std::string>& dimensions) {
     const std::string what = fmt::format("dataset {} of shape {}", name, shape_text(shape));
     must_be_open(what);
     if (dimensions.size() != shape.size())
@@ -125,7 +126,8 @@ struct H5Writer::Impl {
     write_text(dataset, name, "description", description);
   }
 
-  /// Variable-length UTF-8: read as str by h5py, and free of the 64 KiB limit of attributes stored in the object header.
+  /// Variable-length UTF-8: read as str by h5py, and free of the 64 KiB limit of attributes stored in the object
+  /// header.
   void write_text(hid_t object, const std::string& name, const std::string& key, const std::string& value) {
     const Id type(H5Tcopy(H5T_C_S1), H5Tclose);
     H5Tset_size(type, H5T_VARIABLE);
@@ -196,29 +198,24 @@ void guarded(Impl& impl, Write&& write) {
 
 void H5Writer::dataset(const std::string& name, const std::vector<std::size_t>& shape, const double* values,
                        const std::string& description, const std::vector<std::string>& dimensions) {
-  guarded(*impl_, [&] {
-    impl_->write(name, shape, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, values, description, dimensions);
-  });
+  guarded(*impl_,
+          [&] { impl_->write(name, shape, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, values, description, dimensions); });
 }
 
 void H5Writer::dataset(const std::string& name, const std::vector<std::size_t>& shape, const float* values,
                        const std::string& description, const std::vector<std::string>& dimensions) {
-  guarded(*impl_, [&] {
-    impl_->write(name, shape, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT, values, description, dimensions);
-  });
+  guarded(*impl_,
+          [&] { impl_->write(name, shape, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT, values, description, dimensions); });
 }
 
 void H5Writer::dataset(const std::string& name, const std::vector<std::size_t>& shape, const std::int64_t* values,
                        const std::string& description, const std::vector<std::string>& dimensions) {
-  guarded(*impl_, [&] {
-    impl_->write(name, shape, H5T_STD_I64LE, H5T_NATIVE_INT64, values, description, dimensions);
-  });
+  guarded(*impl_, [&] { impl_->write(name, shape, H5T_STD_I64LE, H5T_NATIVE_INT64, values, description, dimensions); });
 }
 
 void H5Writer::attribute(const std::string& object, const std::string& name, const std::string& value) {
-  guarded(*impl_, [&] {
-    impl_->with_object(object, name, [&](hid_t id) { impl_->write_text(id, object, name, value); });
-  });
+  guarded(*impl_,
+          [&] { impl_->with_object(object, name, [&](hid_t id) { impl_->write_text(id, object, name, value); }); });
 }
 
 void H5Writer::attribute(const std::string& object, const std::string& name, double value) {
@@ -246,7 +243,8 @@ void H5Writer::commit() {
     if (const int e = sync_path(impl_->temporary, O_RDONLY)) fail_write(impl_->path, "fsync", std::strerror(e));
     if (std::rename(impl_->temporary.c_str(), impl_->target.c_str()) != 0)
       fail_write(impl_->path, "rename of " + impl_->temporary, std::strerror(errno));
-    // The rename itself must survive a power cut; some file systems cannot sync folders, which loses nothing of the file.
+    // The rename itself must survive a power cut; some file systems cannot sync folders, which loses nothing of the
+    // file.
     const std::string folder = std::filesystem::path(impl_->target).parent_path().string();
     sync_path(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
   });

@@ -17,10 +17,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr double redraw_s = 0.1;           ///< of the bar
-constexpr double first_line_s = 2.0;       ///< after which a plain line appears; runs shorter than this print only the last one
-constexpr double line_growth = 1.5;        ///< each plain line waits this much longer than the one before,
-constexpr double longest_wait_s = 600.0;   ///< but no longer than this
+constexpr double redraw_s = 0.1;  ///< of the bar
+constexpr double first_line_s =
+    2.0;  ///< after which a plain line appears; runs shorter than this print only the last one
+constexpr double line_growth = 1.5;       ///< each plain line waits this much longer than the one before,
+constexpr double longest_wait_s = 600.0;  ///< but no longer than this
 constexpr int shortest_bar = 8, longest_bar = 40;
 
 std::string duration_text(double seconds) {
@@ -85,8 +86,8 @@ int length(const std::string& text) { return static_cast<int>(text.size()); }
 }  // namespace
 
 std::string progress_line(const ProgressState& s) {
-  return fmt::format("{}: {}/{} ({} %), {}, {}{}{}", s.label, s.done, s.total, percent(s), rate_text(rate(s)), time_text(s),
-                     s.note.empty() ? "" : ", ", s.note);
+  return fmt::format("{}: {}/{} ({} %), {}, {}{}{}", s.label, s.done, s.total, percent(s), rate_text(rate(s)),
+                     time_text(s), s.note.empty() ? "" : ", ", s.note);
 }
 
 std::string progress_bar(const ProgressState& s, int columns, bool color) {

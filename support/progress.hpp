@@ -1,4 +1,5 @@
-/// Progress: a bar with rate and time remaining on a terminal, plain lines at growing intervals elsewhere. Goes to stderr.
+/// Progress: a bar with rate and time remaining on a terminal, plain lines at growing intervals elsewhere. Goes to
+/// stderr.
 #pragma once
 
 #include <memory>
@@ -33,8 +34,8 @@ struct ProgressState {
 /// "label: 30/100 (30 %), 12.5/s, 0:06 left, loss 0.41", and after the last unit "..., took 0:08".
 std::string progress_line(const ProgressState& state);
 
-/// "label [======>     ]  30 %  12.5/s  0:06 left  loss 0.41" in at most `columns` characters (colour codes not counted): the
-/// note is cut first, then the bar dropped. `color` paints the bar.
+/// "label [======>     ]  30 %  12.5/s  0:06 left  loss 0.41" in at most `columns` characters (colour codes not
+/// counted): the note is cut first, then the bar dropped. `color` paints the bar.
 std::string progress_bar(const ProgressState& state, int columns, bool color);
 
 }  // namespace moe
