@@ -117,8 +117,8 @@ class TableReader {
   void read_section(const std::string& section, const toml::node& node, PerTensor<PartialRule>& rules) {
     for_each_table(section, node, [&](const std::string& tensor, const std::string& path, const toml::node& inner) {
       if (!known(tensor, words(tensor_names), path, inner, "tensor")) return;
-      const auto index = static_cast<std::size_t>(
-          std::find(tensor_names.begin(), tensor_names.end(), tensor) - tensor_names.begin());
+      const auto index =
+          static_cast<std::size_t>(std::find(tensor_names.begin(), tensor_names.end(), tensor) - tensor_names.begin());
       PartialRule& rule = rules.values[index];
       for_each_table(path, inner, [&](const std::string& key, const std::string& key_path, const toml::node& value) {
         if (known(key, words(rule_keys), key_path, value, "key")) read_key(key, key_path, value, index, rule);
@@ -257,8 +257,8 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
   try {
     root = toml::parse_file(*file);
   } catch (const toml::parse_error& error) {
-    faults.add(fmt::format("parameterization file {}:{}: {}. Correct the TOML there", *file,
-                           error.source().begin.line, error.description()));
+    faults.add(fmt::format("parameterization file {}:{}: {}. Correct the TOML there", *file, error.source().begin.line,
+                           error.description()));
     return param;
   }
   const std::size_t before = faults.list().size();
@@ -271,15 +271,16 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
   const std::string wanted = spec.model.regime + "." + optimizer;
   const auto rules = merged(sections, spec.model.regime, optimizer);
 
-  const bool no_rates = std::none_of(rules.values.begin(), rules.values.end(),
-                                     [](const PartialRule& r) { return r.lr.has_value(); });
+  const bool no_rates =
+      std::none_of(rules.values.begin(), rules.values.end(), [](const PartialRule& r) { return r.lr.has_value(); });
   if (no_rates && faults.list().size() == before) {
-    faults.add("model.param", '"' + spec.model.param + '"', spec.place("model.param"),
-               fmt::format("gives no learning rates for {} in regime {}: {} states them for {} only, as its source does",
-                           optimizer, spec.model.regime, *file, covered(sections)),
-               fmt::format("Choose a regime and an optimizer that it covers, or add [{}.TENSOR] sections to a table of "
-                           "your own",
-                           wanted));
+    faults.add(
+        "model.param", '"' + spec.model.param + '"', spec.place("model.param"),
+        fmt::format("gives no learning rates for {} in regime {}: {} states them for {} only, as its source does",
+                    optimizer, spec.model.regime, *file, covered(sections)),
+        fmt::format("Choose a regime and an optimizer that it covers, or add [{}.TENSOR] sections to a table of "
+                    "your own",
+                    wanted));
     return param;
   }
   // A file with faults of its own may lack a key because that key could not be read: not reported a second time.
@@ -288,10 +289,11 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
     const PartialRule& rule = rules.values[i];
     const auto require = [&](const char* key, bool present) {
       if (present || !file_is_sound) return;
-      faults.add(fmt::format("{}.{}.{} is missing in {}: no {} of {} for regime {} with {}. Add it to [{}.{}] or to an "
-                             "'any' section",
-                             wanted, tensor_names[i], key, *file, key, tensor_names[i], spec.model.regime, optimizer,
-                             wanted, tensor_names[i]));
+      faults.add(
+          fmt::format("{}.{}.{} is missing in {}: no {} of {} for regime {} with {}. Add it to [{}.{}] or to an "
+                      "'any' section",
+                      wanted, tensor_names[i], key, *file, key, tensor_names[i], spec.model.regime, optimizer, wanted,
+                      tensor_names[i]));
     };
     require("std", rule.std.has_value());
     require("lr", rule.lr.has_value());

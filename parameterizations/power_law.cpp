@@ -12,14 +12,10 @@ namespace {
 
 struct SizeName {
   const char* key;
-  double Sizes::* member;
+  double Sizes::*member;
 };
-constexpr std::array<SizeName, 6> size_names = {{{"N", &Sizes::N},
-                                                 {"M", &Sizes::M},
-                                                 {"Ne", &Sizes::Ne},
-                                                 {"K", &Sizes::K},
-                                                 {"D", &Sizes::D},
-                                                 {"L", &Sizes::L}}};
+constexpr std::array<SizeName, 6> size_names = {
+    {{"N", &Sizes::N}, {"M", &Sizes::M}, {"Ne", &Sizes::Ne}, {"K", &Sizes::K}, {"D", &Sizes::D}, {"L", &Sizes::L}}};
 
 }  // namespace
 

@@ -130,7 +130,8 @@ const char* const eps_quantity = "normalised eps";
 /// What a user can do about a quantity that grows.
 std::string remedy(const RunSpec& spec, const SizeLaw& item) {
   if (item.quantity == variance_readout)
-    return "Such a network starts in the regime of large outputs, and no feature-learning limit exists; what it tends to is the "
+    return "Such a network starts in the regime of large outputs, and no feature-learning limit exists; what it tends "
+           "to is the "
            "lazy limit, which a large model.output_scale reaches here with a readout std that falls as 1/N";
   const bool prefactor = item.tensor == Tensor::expert_out &&
                          (power_law(spec.model.aggregation) * law(0, 0, 0, 1)).exponent_along({1, 1, 1, 1, 0, 0}) != 0;
@@ -144,10 +145,11 @@ std::string remedy(const RunSpec& spec, const SizeLaw& item) {
 
 void report_growth(const RunSpec& spec, const Parameterization& param, const Regime& regime, const SizeLaw& item,
                    Faults& faults) {
-  faults.add(fmt::format("{}: no limit of this form in regime {}: {} of {} grows as N^{:.4g} along the path (it is {}; "
-                         "table {}, from {}). {}",
-                         param.name, regime.name, item.quantity, tensor_name(item.tensor), item.exponent,
-                         item.law.text(), spec.model.param, spec.place("model.param"), remedy(spec, item)));
+  faults.add(
+      fmt::format("{}: no limit of this form in regime {}: {} of {} grows as N^{:.4g} along the path (it is {}; "
+                  "table {}, from {}). {}",
+                  param.name, regime.name, item.quantity, tensor_name(item.tensor), item.exponent, item.law.text(),
+                  spec.model.param, spec.place("model.param"), remedy(spec, item)));
 }
 
 }  // namespace
@@ -164,9 +166,7 @@ std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& para
   for (std::size_t i = 0; i < tensor_names.size(); ++i) {
     const auto t = static_cast<Tensor>(i);
     switch (t) {
-      case Tensor::input:
-        add(t, "D Var W_in", var.input);
-        break;
+      case Tensor::input: add(t, "D Var W_in", var.input); break;
       case Tensor::router:
         if (regime.experts_sampled) {
           add(t, "s_chi^2", var.router_chi);
@@ -183,9 +183,7 @@ std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& para
         add(t, "s_chi^2", var.out_chi);
         add(t, "s_beta^2", var.out_beta);
         break;
-      case Tensor::readout:
-        add(t, variance_readout, var.readout);
-        break;
+      case Tensor::readout: add(t, variance_readout, var.readout); break;
     }
     add(t, rate_quantity, absorbed.lr[t] * units.lr[t]);
     if (!is_linear(spec.optimizer.name)) add(t, eps_quantity, absorbed.eps[t] * units.eps[t]);
@@ -201,10 +199,11 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
   constants.expert_out_shared = param.rule[Tensor::expert_out].shared;
   for (const Tensor t : {Tensor::expert_in, Tensor::expert_out}) {
     if (!param.rule[t].shared || regime.hidden_sampled) continue;
-    faults.add(fmt::format("{}: {} is shared by all experts, which has no deterministic limit in regime {}: N_e stays fixed "
-                           "there, so that the shared part does not average itself out. Remove 'shared' for this regime "
-                           "(table {}, from {})",
-                           param.name, tensor_name(t), regime.name, spec.model.param, spec.place("model.param")));
+    faults.add(
+        fmt::format("{}: {} is shared by all experts, which has no deterministic limit in regime {}: N_e stays fixed "
+                    "there, so that the shared part does not average itself out. Remove 'shared' for this regime "
+                    "(table {}, from {})",
+                    param.name, tensor_name(t), regime.name, spec.model.param, spec.place("model.param")));
   }
 
   for (const SizeLaw& item : size_laws(spec, param, regime)) {
@@ -227,10 +226,11 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
     }
     constants.eps[item.tensor] = path.limit(item.law);
     if (item.exponent < 0)
-      constants.warnings.push_back(fmt::format(
-          "the normalised eps of {} falls as N^{:.4g} and is 0 in the limit: vanishing gradients then enter finite networks "
-          "at full size with random sign (docs/theory.md, section 5, vanishing gradients)",
-          name, item.exponent));
+      constants.warnings.push_back(
+          fmt::format("the normalised eps of {} falls as N^{:.4g} and is 0 in the limit: vanishing gradients then "
+                      "enter finite networks "
+                      "at full size with random sign (docs/theory.md, section 5, vanishing gradients)",
+                      name, item.exponent));
   }
 
   const VarianceLaws var = variance_laws(absorb(spec, param), param, regime);
@@ -246,11 +246,12 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
   if (spec.optimizer.name == OptimizerKind::signsgd) {
     const auto vanishing = vanishing_gradients(spec, regime, constants);
     if (!vanishing.empty())
-      faults.add("optimizer.name", "signsgd", spec.place("optimizer.name"),
-                 fmt::format("has no limit with {} in regime {}: the gradient of {} vanishes with size at t = 0, and a rule "
-                             "with eps = 0 turns what is left of it into steps of full size with random sign",
-                             param.name, regime.name, joined(vanishing)),
-                 "Use adam with optimizer.eps >= 0.02, or a parameterization where no gradient vanishes");
+      faults.add(
+          "optimizer.name", "signsgd", spec.place("optimizer.name"),
+          fmt::format("has no limit with {} in regime {}: the gradient of {} vanishes with size at t = 0, and a rule "
+                      "with eps = 0 turns what is left of it into steps of full size with random sign",
+                      param.name, regime.name, joined(vanishing)),
+          "Use adam with optimizer.eps >= 0.02, or a parameterization where no gradient vanishes");
   }
   return constants;
 }

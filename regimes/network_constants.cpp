@@ -8,7 +8,8 @@ NetworkConstants network_constants(const RunSpec& spec, const Parameterization& 
     const TensorRule& rule = param.rule.values[i];
     constants.std.values[i] = rule.std.at(sizes) * spec.model.init_scale.values[i];
     constants.lr.values[i] = rule.lr.at(sizes) * spec.optimizer.lr * spec.optimizer.lr_scale.values[i];
-    constants.eps.values[i] = spec.optimizer.name == OptimizerKind::signsgd ? 0 : rule.eps.at(sizes) * spec.optimizer.eps;
+    constants.eps.values[i] =
+        spec.optimizer.name == OptimizerKind::signsgd ? 0 : rule.eps.at(sizes) * spec.optimizer.eps;
   }
   if (spec.model.readout_init == ReadoutInit::zero) constants.std[Tensor::readout] = 0;
   constants.expert_in_shared = param.rule[Tensor::expert_in].shared;

@@ -53,9 +53,8 @@ Sizes network_sizes(const RunSpec& spec, int N, int D) {
   const Regime& regime = regime_named(spec.model.regime);
   Sizes sizes;
   sizes.N = N;
-  sizes.M = regime.experts_sampled
-                ? scaled(spec, "model.experts_per_width", spec.model.experts_per_width, N, "experts")
-                : spec.model.experts;
+  sizes.M = regime.experts_sampled ? scaled(spec, "model.experts_per_width", spec.model.experts_per_width, N, "experts")
+                                   : spec.model.experts;
   sizes.Ne = regime.hidden_sampled ? scaled(spec, "model.expert_width_per_width", spec.model.expert_width_per_width, N,
                                             "hidden units in an expert")
                                    : spec.model.expert_width;
@@ -74,9 +73,8 @@ SampleCounts sample_counts(const RunSpec& spec, const Regime& regime) {
   };
   counts.experts = population(regime.experts_sampled, spec.model.experts, spec.sampling.experts,
                               "model.experts_per_width", spec.model.experts_per_width, "expert samples");
-  counts.hidden =
-      population(regime.hidden_sampled, spec.model.expert_width, spec.sampling.hidden, "model.expert_width_per_width",
-                 spec.model.expert_width_per_width, "hidden samples");
+  counts.hidden = population(regime.hidden_sampled, spec.model.expert_width, spec.sampling.hidden,
+                             "model.expert_width_per_width", spec.model.expert_width_per_width, "hidden samples");
   counts.active = static_cast<int>(active_of(spec, counts.experts));
   return counts;
 }

@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -39,23 +40,20 @@ struct Range {
   double high = std::numeric_limits<double>::infinity();
   bool low_open = false, high_open = false;
 
-  bool contains(double x) const {
-    return (low_open ? x > low : x >= low) && (high_open ? x < high : x <= high);
-  }
+  bool contains(double x) const { return (low_open ? x > low : x >= low) && (high_open ? x < high : x <= high); }
   /// "[0, 1)", ">= 1".
   std::string text() const;
 };
 
 struct Key {
   std::string path;  ///< full name, "model.expert_width"
-  std::string help;  ///< what it is, and when it is used
-  std::string unit;  ///< empty: dimensionless
+  std::function<Field(RunSpec&)> field;
+  std::string help;  ///< what it is, when it is used, its unit
   Range range;
   std::vector<std::string> words;  ///< strings: allowed words; lists of strings: allowed elements; empty: any
-  std::string path_ending;         ///< strings: a value that ends so is a path, also where `words` restricts
-  bool is_path = false;            ///< strings: every non-empty value is a path
-  std::function<Field(RunSpec&)> field;
-  std::string flag;  ///< "--expert-width", or empty when the leaf name is not unique
+  std::string path_ending;         ///< strings: a value that ends so is a path, "*" any non-empty value; empty: none is
+  std::vector<std::string>
+      flags;  ///< "--expert-width"; none when the leaf name is not unique and no short name stands for it
 
   std::string section() const { return path.substr(0, path.rfind('.')); }
   std::string leaf() const { return path.substr(path.rfind('.') + 1); }
@@ -67,10 +65,16 @@ const std::vector<Key>& config_keys();
 /// The row of a full name, or nullptr.
 const Key* find_config_key(const std::string& path);
 
+/// A value of a kind that no key has, such as a date.
+struct ForeignValue {
+  std::string text;
+};
+
 /// A value as written by a user, before it is known to fit its key.
 struct WrittenValue {
-  std::variant<bool, std::int64_t, double, std::string, std::vector<WrittenValue>, std::map<std::string, WrittenValue>>
-      value;
+  using List = std::vector<WrittenValue>;
+  using Table = std::vector<std::pair<std::string, WrittenValue>>;
+  std::variant<bool, std::int64_t, double, std::string, List, Table, ForeignValue> value;
   std::string text() const;
 };
 
@@ -79,18 +83,18 @@ struct Problem {
   std::string problem, remedy;
 };
 
-/// Stores a written value in the spec. A value of the wrong type, an unknown word or an integer beyond the key's type
-/// leaves the spec as it was and comes back as a problem. Ranges are checked by validate().
-std::optional<Problem> assign(const Key& key, RunSpec& spec, const WrittenValue& written);
+/// Stores a written value. One of the wrong type, an unknown word or an integer beyond the key's type leaves the field as it
+/// was and comes back as a problem. Ranges are checked by check_value().
+std::optional<Problem> assign(const Field& field, const WrittenValue& written);
 
-/// What a command line means for this key: "0.1", "true", "64,128", "K=-1,const=2". Text that does not read as the key's
+/// What a command line means for this field: "0.1", "true", "64,128", "K=-1,const=2". Text that does not read as the field's
 /// type stays text, so that assign() can say what was expected.
-WrittenValue written_on_command_line(const Key& key, const std::string& text);
+WrittenValue written_on_command_line(const Field& field, const std::string& text);
 
 /// The value as TOML, exact: reading it gives the same value back.
-std::string value_as_toml(const Key& key, const RunSpec& spec);
+std::string value_as_toml(const Field& field);
 
-/// Finite and in range, words known, elements allowed.
-std::optional<Problem> check_value(const Key& key, const RunSpec& spec);
+/// Finite and in range, words known, elements allowed and none of them twice.
+std::optional<Problem> check_value(const Key& key, const Field& field);
 
 }  // namespace moe

@@ -1,0 +1,247 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <deque>
+#include <map>
+
+#include "support/config.hpp"
+#include "support/config_keys.hpp"
+#include "support/config_reader.hpp"
+#include "support/enum_names.hpp"
+#include "support/nearest.hpp"
+#include "support/result_file.hpp"
+
+namespace moe {
+
+namespace {
+
+struct ProgramFlag {
+  const char *name, *value, *help;
+};
+constexpr ProgramFlag program_flags[] = {
+    {"--config", "FILE", "TOML configuration; flags override it (also as first positional argument)"},
+    {"--set", "KEY=VALUE", "any key by its full name, repeatable: --set sampling.experts=512"},
+    {"--out", "FILE", "result file"},
+    {"--threads", "INT", "0 = all cores (default 0)"},
+    {"--device", "NAME", "auto, cpu or cuda (default auto)"},
+    {"--quiet", "", "no progress and no summary"},
+    {"--print-config", "", "print the resolved configuration as TOML and stop"},
+    {"--help", "", "print this and stop"},
+    {"--version", "", "print the version and stop"},
+};
+
+std::string words_of(const Key& key, const Field& field) {
+  if (const auto* names = std::get_if<EnumField>(&field)) return alternatives(names->names);
+  if (key.words.empty() || key.words.size() > 12) return "";
+  return alternatives(key.words);
+}
+
+/// "[model]" and its keys: flag, what it is, allowed words or range, default.
+std::string help_text(const ProgramInfo& program) {
+  std::string text =
+      fmt::format("{}: {}\n\nUsage: {} [CONFIG.toml] [flags]\n\n", program.name, program.summary, program.name);
+  for (const auto& flag : program_flags) {
+    std::string help = flag.help;
+    if (std::string(flag.name) == "--out" && !program.default_out.empty())
+      help += fmt::format(" (default {})", program.default_out);
+    text += fmt::format("  {:<34}{}\n", fmt::format("{} {}", flag.name, flag.value), help);
+  }
+  text += "\nKeys. Quantities without a unit are dimensionless. Keys that a run does not use are ignored.\n";
+  RunSpec defaults;
+  std::string section;
+  for (const auto& key : config_keys()) {
+    if (key.section() != section) {
+      section = key.section();
+      text += fmt::format("\n[{}]\n", section);
+    }
+    const Field field = key.field(defaults);
+    std::string flags;
+    for (const auto& flag : key.flags) flags += (flags.empty() ? "" : ", ") + flag;
+    if (flags.empty()) flags = fmt::format("--set {}=", key.path);
+    std::string allowed = words_of(key, field);
+    if (allowed.empty()) allowed = key.range.text();
+    text += fmt::format("  {:<34}{}{} (default {})\n", flags, key.help, allowed.empty() ? "" : "; " + allowed,
+                        value_as_toml(field));
+  }
+  return text;
+}
+
+/// One parse of one command line. CLI11 splits the words; every value is text until the key's type is known, so that all
+/// faults are reported together.
+class CommandLine {
+ public:
+  explicit CommandLine(const ProgramInfo& program) : program_(program), app_(program.summary, program.name) {
+    app_.set_help_flag();
+    app_.allow_extras();
+    app_.add_flag("-h,--help", help);
+    app_.add_flag("--version", version);
+    app_.add_flag("--quiet", invocation.options.quiet);
+    app_.add_flag("--print-config", invocation.options.print_config);
+    text_option("--config", invocation.options.config_file);
+    text_option("--out", invocation.options.out);
+    text_option("--threads", threads_);
+    text_option("--device", device_);
+    app_.add_option("--set", settings_)->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    for (const auto& key : config_keys()) {
+      if (key.flags.empty()) continue;
+      std::string names;
+      for (const auto& flag : key.flags) names += (names.empty() ? "" : ",") + flag;
+      values_.push_back({&key, nullptr, ""});
+      values_.back().option = text_option(names, values_.back().text);
+      RunSpec any;
+      if (std::holds_alternative<bool*>(key.field(any))) values_.back().option->expected(0, 1);
+    }
+  }
+
+  void parse(int argc, const char* const* argv) {
+    std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+    std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
+    try {
+      app_.parse(words);
+    } catch (const CLI::ParseError& error) {
+      faults.add(fmt::format("command line: {}. {} --help lists the flags", error.what(), program_.name));
+      return;
+    }
+    if (help || version) return;
+    separate_bare_booleans();
+    read_extras();
+    RunSpec& spec = invocation.spec;
+    if (!invocation.options.config_file.empty()) read_config_file(invocation.options.config_file, spec, faults);
+    read_flags(spec);
+    read_settings(spec);
+    read_program_options();
+    validate(spec, faults);
+    refuse_unavailable(invocation.options.device, "--device on the command line", faults);
+  }
+
+  Invocation invocation;
+  Faults faults;
+  bool help = false, version = false;
+
+ private:
+  struct FlagValue {
+    const Key* key;
+    CLI::Option* option;
+    std::string text;
+  };
+
+  CLI::Option* text_option(const std::string& names, std::string& target) {
+    return app_.add_option(names, target)->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+
+  /// `--residual run.toml` is a bare `--residual` and a configuration file.
+  void separate_bare_booleans() {
+    for (auto& value : values_) {
+      if (value.option->count() == 0 || value.option->get_expected_min() > 0) continue;
+      if (value.text.empty()) value.text = "true";
+      if (!value.text.ends_with(".toml")) continue;
+      extras_.push_back(value.text);
+      value.text = "true";
+    }
+  }
+
+  /// What CLI11 did not know: unknown flags (with their values) and the configuration file.
+  void read_extras() {
+    const auto remaining = app_.remaining();
+    extras_.insert(extras_.end(), remaining.begin(), remaining.end());
+    std::string& file = invocation.options.config_file;
+    for (std::size_t i = 0; i < extras_.size(); ++i) {
+      const std::string& word = extras_[i];
+      if (word == "--") continue;
+      if (word.size() > 1 && word[0] == '-') {
+        report_unknown_flag(word);
+        const bool takes_next = i + 1 < extras_.size() && word.find('=') == std::string::npos &&
+                                extras_[i + 1][0] != '-' && !extras_[i + 1].ends_with(".toml");
+        if (takes_next) ++i;
+      } else if (file.empty()) {
+        file = word;
+      } else {
+        faults.add(fmt::format("command line: '{}' is a second configuration file beside '{}'. Give one", word, file));
+      }
+    }
+  }
+
+  void report_unknown_flag(const std::string& word) {
+    const std::string name = word.substr(0, word.find('='));
+    std::vector<std::string> known, same_leaf;
+    for (const auto& flag : program_flags) known.emplace_back(flag.name);
+    std::string leaf = name.substr(std::min(name.find_first_not_of('-'), name.size()));
+    std::replace(leaf.begin(), leaf.end(), '-', '_');
+    for (const auto& key : config_keys()) {
+      known.insert(known.end(), key.flags.begin(), key.flags.end());
+      if (key.leaf() == leaf) same_leaf.push_back("--set " + key.path + "=VALUE");
+    }
+    const std::string near = nearest(name, known);
+    std::string remedy = fmt::format("{} --help lists the flags", program_.name);
+    if (!near.empty()) remedy = fmt::format("Did you mean {}?", near);
+    if (!same_leaf.empty()) remedy = fmt::format("Its name is not unique: use {}", alternatives(same_leaf));
+    faults.add(fmt::format("command line: {} is an unknown flag. {}", name, remedy));
+  }
+
+  void read_flags(RunSpec& spec) {
+    for (const auto& value : values_)
+      if (value.option->count() > 0)
+        set(*value.key, value.text, value.key->flags.front() + " on the command line", spec);
+  }
+
+  void read_settings(RunSpec& spec) {
+    for (const auto& setting : settings_) {
+      const auto equals = setting.find('=');
+      if (equals == std::string::npos) {
+        faults.add(fmt::format("command line: --set {} has no value. Write --set KEY=VALUE", setting));
+        continue;
+      }
+      const std::string path = setting.substr(0, equals), text = setting.substr(equals + 1);
+      const std::string place = "--set on the command line";
+      if (const Key* key = find_config_key(path))
+        set(*key, text, place, spec);
+      else
+        report_unknown_key(path, text, place, faults);
+    }
+  }
+
+  void set(const Key& key, const std::string& text, const std::string& place, RunSpec& spec) {
+    assign_or_report(key, written_on_command_line(key.field(spec), text), place, ".", spec, faults);
+  }
+
+  void read_program_options() {
+    int& threads = invocation.options.threads;
+    const char *const begin = threads_.data(), *const end = begin + threads_.size();
+    const auto read = std::from_chars(begin, end, threads);
+    if (read.ec != std::errc{} || read.ptr != end || threads < 0 || threads > 65536)
+      faults.add("threads", threads_, "--threads on the command line", "is not a number of threads",
+                 "Write an integer from 0 to 65536; 0 is all cores");
+    const auto names = enum_names(Device{});
+    const auto it = std::find(names.begin(), names.end(), device_);
+    if (it == names.end())
+      faults.add("device", device_, "--device on the command line", "is not known", "Use " + alternatives(names));
+    else
+      invocation.options.device = static_cast<Device>(it - names.begin());
+  }
+
+  const ProgramInfo& program_;
+  CLI::App app_;
+  std::string threads_ = "0", device_ = "auto";
+  std::vector<std::string> settings_, extras_;
+  std::deque<FlagValue> values_;  // CLI11 keeps references to the texts
+};
+
+}  // namespace
+
+Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv) {
+  CommandLine line(program);
+  line.parse(argc, argv);
+  line.faults.throw_if_any();
+  if (line.help) std::fputs(help_text(program).c_str(), stdout);
+  if (line.version && !line.help) std::printf("%s %s\n", program.name.c_str(), program_version().c_str());
+  const bool print = line.invocation.options.print_config && !line.help && !line.version;
+  if (print) std::fputs(print_config(line.invocation.spec).c_str(), stdout);
+  if (line.help || line.version || print) line.invocation.exit_code = 0;
+  return line.invocation;
+}
+
+}  // namespace moe
