@@ -7,7 +7,7 @@
 #include <limits>
 #include <string>
 
-#include "support/random.hpp"
+#include "tests/network_fixture.hpp"
 #include "validation/network_model.hpp"
 
 namespace {
@@ -18,16 +18,7 @@ using moe::Loss;
 using moe::NetworkWeights;
 using moe::Routing;
 using moe::network::MatrixXd;
-
-MatrixXd gaussian(Eigen::Index rows, Eigen::Index cols, double std, std::uint32_t stream) {
-  MatrixXd w(rows, cols);
-  for (Eigen::Index k = 0; k < w.size(); ++k) {
-    double pair[2];
-    moe::normal_pair(moe::StreamKey{7, 0, stream, 0}, static_cast<std::uint64_t>(k), pair);
-    w.data()[k] = std * pair[0];
-  }
-  return w;
-}
+using network_fixture::gaussian;
 
 /// Smallest gap between the last chosen and the first unchosen logit: what a difference quotient must not cross.
 double routing_margin(const MatrixXd& r, int K) {

@@ -1,0 +1,191 @@
+// Finite networks against single training runs of the original implementation that accompanies arXiv:2605.14200, in double
+// precision, from stored initial weights (tests/data/networks).
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <limits>
+#include <string>
+
+#include "regimes/regime.hpp"
+#include "support/config.hpp"
+#include "support/hdf5.hpp"
+#include "validation/network.hpp"
+#include "validation/network_model.hpp"
+#include "validation/network_observables.hpp"
+
+namespace {
+
+using moe::H5Array;
+using moe::H5Reader;
+using moe::NetworkRun;
+using Eigen::Index;
+using Eigen::MatrixXd;
+
+const std::string folder = std::string(MOE_SOURCE_DIR) + "/tests/data/networks/";
+const std::string names[] = {"I_mup_sgd_soft", "II_mssp_adam_soft", "III_mssp_sgd_soft", "III_mup_sgd_topk"};
+
+// Twenty steps of rounding at 1e-16, amplified by training: measured 1e-14 to 1e-12.
+constexpr double allowed = 1e-10;
+
+/// Largest absolute difference, in row-major order of the file; infinite when the counts differ.
+double deviation(const H5Array& expected, const std::vector<double>& values) {
+  if (expected.values.size() != values.size()) return std::numeric_limits<double>::infinity();
+  double worst = 0;
+  for (std::size_t k = 0; k < values.size(); ++k) worst = std::max(worst, std::abs(expected.values[k] - values[k]));
+  return worst;
+}
+
+void append_row_major(std::vector<double>& out, const MatrixXd& m) {
+  for (Index i = 0; i < m.rows(); ++i)
+    for (Index j = 0; j < m.cols(); ++j) out.push_back(m(i, j));
+}
+
+std::vector<double> row_major(const MatrixXd& m) {
+  std::vector<double> out;
+  append_row_major(out, m);
+  return out;
+}
+
+struct Reference {
+  moe::RunSpec spec;
+  moe::Dataset data;
+  H5Reader file;
+  explicit Reference(const std::string& name)
+      : spec(moe::read_config(folder + name + ".toml")), data(moe::load_dataset(spec)), file(folder + name + ".h5") {
+    spec.output.observables = {"all"};
+  }
+  double number(const std::string& dataset) const { return file.read(dataset).values.at(0); }
+};
+
+}  // namespace
+
+TEST_CASE("network training matches the original implementation: loss, outputs, trained weights [four networks, 20 steps]") {
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    const Reference r(name);
+    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0);
+    REQUIRE(!run.failure);
+    CHECK(deviation(r.file.read("expected/loss"), run.loss) < allowed);
+
+    std::vector<double> f;
+    for (const MatrixXd& at_step : run.f) append_row_major(f, at_step.transpose());
+    CHECK(deviation(r.file.read("expected/f"), f) < allowed);
+
+    const moe::NetworkWeights& w = run.final_weights;
+    CHECK(deviation(r.file.read("expected/final/w_in"), row_major(w.w_in)) < allowed);
+    CHECK(deviation(r.file.read("expected/final/router"), row_major(w.router)) < allowed);
+    CHECK(deviation(r.file.read("expected/final/readout"), row_major(w.readout)) < allowed);
+    std::vector<double> expert_in, expert_out;
+    for (Index i = 0; i < run.shape.M; ++i) {
+      append_row_major(expert_in, w.A(i, run.shape.Ne));
+      append_row_major(expert_out, w.B(i, run.shape.Ne));
+    }
+    CHECK(deviation(r.file.read("expected/final/expert_in"), expert_in) < allowed);
+    CHECK(deviation(r.file.read("expected/final/expert_out"), expert_out) < allowed);
+    // The weights have moved, so that equality says something of the updates of every tensor.
+    for (const char* tensor : {"w_in", "router", "expert_in", "expert_out", "readout"})
+      CHECK(deviation(r.file.read(tensor), r.file.read(std::string("expected/final/") + tensor).values) > 1e-4);
+  }
+}
+
+TEST_CASE("network observables match the RMS values of the original implementation [steps 0, 5, 20]") {
+  const std::pair<const char*, const char*> pairs[] = {{"h_pre", "rms_h"}, {"h", "rms_phi"},   {"router_logits", "rms_r"},
+                                                       {"u", "rms_u_all"}, {"v", "rms_v_all"}, {"y", "rms_y"},
+                                                       {"f", "rms_f"}};
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    const Reference r(name);
+    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0);
+    REQUIRE(!run.failure);
+    for (int step : {0, 5, 20}) {
+      CAPTURE(step);
+      const std::string group = fmt::format("expected/rms/step_{:02d}/", step);
+      for (const auto& [theirs, ours] : pairs) {
+        CAPTURE(ours);
+        CHECK(std::abs(run.observables.at(ours)[static_cast<std::size_t>(step)] - r.number(group + theirs)) < allowed);
+      }
+      // Identity post-activation and no residual: s = y.
+      CHECK(std::abs(run.observables.at("rms_y")[static_cast<std::size_t>(step)] - r.number(group + "y_res")) < allowed);
+    }
+    for (int step : {5, 20}) {
+      CAPTURE(step);
+      const std::string group = fmt::format("expected/aggregation/step_{:02d}/", step);
+      CHECK(std::abs(run.observables.at("rms_y_init")[static_cast<std::size_t>(step)] - r.number(group + "base")) < allowed);
+      CHECK(std::abs(run.observables.at("rms_y_propagating")[static_cast<std::size_t>(step)] -
+                     r.number(group + "propagating")) < allowed);
+    }
+  }
+}
+
+TEST_CASE("network gates and expert outputs match the original implementation [initial and trained weights]") {
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    Reference r(name);
+    r.spec.output.observables = {"none"};
+    const NetworkRun trained = moe::train_network(r.spec, r.data, 32, 0);
+    const moe::NetworkShape shape = trained.shape;
+    moe::Faults faults;
+    const moe::Parameterization table = moe::load_parameterization(r.spec, faults);
+    REQUIRE(faults.empty());
+    const double c = moe::network_constants(r.spec, table, moe::network_sizes(r.spec, shape.N, shape.D)).aggregation;
+    const moe::network::Model model{r.spec.model, r.spec.training.loss, shape, c};
+    const moe::NetworkWeights initial = moe::read_weights(r.spec.network.init_from, shape, "test");
+    for (const auto& [w, step] : {std::pair{&initial, 0}, std::pair{&trained.final_weights, 20}}) {
+      CAPTURE(step);
+      const moe::network::Forward a = moe::network::forward(model, *w, r.data.x, step);
+      const std::string group = fmt::format("expected/rms/step_{:02d}/", step);
+      CHECK(std::abs(c * moe::network::rms(a.gates.G) - r.number(group + "router_gates")) < allowed);
+      MatrixXd expert_out(Index{shape.M} * shape.N, a.v.cols());
+      for (Index i = 0; i < shape.M; ++i)
+        expert_out.middleRows(i * shape.N, shape.N) = w->B(i, shape.Ne) * a.v.middleRows(i * shape.Ne, shape.Ne);
+      CHECK(std::abs(moe::network::rms(expert_out) - r.number(group + "expert_out")) < allowed);
+    }
+  }
+}
+
+TEST_CASE("moe_train writes the same numbers into its result file [four networks, exit status 0]") {
+  namespace fs = std::filesystem;
+  const std::string program = std::string(MOE_BINARY_DIR) + "/moe_train";
+  REQUIRE_MESSAGE(fs::exists(program), program << " is not built");
+  const fs::path out = fs::temp_directory_path() / fmt::format("moe_train_reference_{}.h5", ::getpid());
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    const std::string command = fmt::format("'{}' '{}{}.toml' --quiet --set output.weights=true --out '{}' > /dev/null", program,
+                                            folder, name, out.string());
+    CAPTURE(command);
+    REQUIRE(std::system(command.c_str()) == 0);
+    const H5Reader expected(folder + name + ".h5"), result(out.string());
+    CHECK(result.attribute_text("/", "format") == "moe-dmft");
+    CHECK(result.attribute_text("/", "kind") == "network");
+    CHECK(result.attribute_number("/", "format_version") == 1);
+    CHECK(result.attribute_text("/", "program") == "moe_train");
+    CHECK(result.attribute_number("/network/N32", "N") == 32);
+    const H5Array loss = result.read("/network/N32/loss"), f = result.read("/network/N32/f");
+    CHECK(loss.shape == std::vector<std::size_t>{1, 21});
+    CHECK(deviation(expected.read("expected/loss"), loss.values) < allowed);
+    const H5Array expected_f = expected.read("expected/f");
+    CHECK(f.shape == std::vector<std::size_t>{1, expected_f.shape[0], expected_f.shape[1], expected_f.shape[2]});
+    CHECK(deviation(expected_f, f.values) < allowed);
+    for (const char* tensor : {"w_in", "router", "expert_in", "expert_out", "readout"}) {
+      CAPTURE(tensor);
+      const H5Array theirs = expected.read(std::string("expected/final/") + tensor);
+      const H5Array ours = result.read(std::string("/network/N32/final/") + tensor);
+      std::vector<std::size_t> shape = theirs.shape;
+      shape.insert(shape.begin(), 1);
+      CHECK(ours.shape == shape);
+      CHECK(deviation(theirs, ours.values) < allowed);
+    }
+    const H5Array x = result.read("/data/x"), given = expected.read("x");
+    CHECK(x.shape == given.shape);
+    CHECK(deviation(given, x.values) == 0);
+    CHECK(std::abs(result.read("/network/N32/observables/rms_h").values.at(20) -
+                   expected.read("expected/rms/step_20/h_pre").values.at(0)) < allowed);
+  }
+  fs::remove(out);
+}
