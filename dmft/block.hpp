@@ -1,0 +1,212 @@
+/// One MoE block in the limit: (T2)-(T4) forward, (T7)-(T10) backward, on the samples.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "dmft/expert_matrix.hpp"
+#include "dmft/gating.hpp"
+
+namespace moe {
+
+/// Everything a block is made of, in limit units.
+struct BlockSpec {
+  LimitConstants constants;
+  SampleCounts counts;
+  bool experts_sampled = true;  ///< false: regime I, explicit experts with one operator each and an explicit router
+  bool hidden_sampled = false;  ///< false: N_e stays fixed
+  GateSpec gate;
+  Activation activation = Activation::tanh;
+  double activation_scale = 1;
+  UpdateRule router, expert_in, expert_out;
+  double tolerance = 0.01;
+  bool matching = true;
+};
+
+/// Fields of one stored step, sites fastest: neurons (S, P), experts (SE, P), product sites (SE Sa, P).
+template <class B>
+struct BlockFields {
+  using Matrix = typename B::Matrix;
+  Answer<B> r_parts, u_parts, y_parts, zeta_parts, xi_A_parts, xi_Q_parts;  ///< init and learned part of each
+  Matrix r, mask, G, s, rho;        ///< (SE, P)
+  Matrix u, v, Gv, zeta, ghat;      ///< (SE Sa, P)
+  BlockFields(Index S, Index SE, Index sites, Index P)
+      : r_parts(SE, P), u_parts(sites, P), y_parts(S, P), zeta_parts(sites, P), xi_A_parts(S, P), xi_Q_parts(S, P),
+        r(SE, P), mask(SE, P), G(SE, P), s(SE, P), rho(SE, P),
+        u(sites, P), v(sites, P), Gv(sites, P), zeta(sites, P), ghat(sites, P) {}
+};
+
+template <class B>
+class Block {
+ public:
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  /// P: samples of a stored step. The neuron population is shared with the residual stream.
+  Block(const BlockSpec& spec, Population<B>& neurons, StreamNumbers& streams, Index P)
+      : spec_(spec),
+        shape_{spec.counts.experts, spec.counts.hidden, spec.counts.kappa()},
+        neurons_(&neurons),
+        phi_basis_(neurons.sites(), spec.tolerance),
+        D_basis_(neurons.sites(), spec.tolerance),
+        rho_basis_(shape_.experts, spec.tolerance),
+        experts_(shape_.experts, streams.next(), spec.matching),
+        sites_(shape_.sites(), streams.next(), spec.matching),
+        fields_(neurons.sites(), shape_.experts, shape_.sites(), P) {
+    const LimitConstants& c = spec.constants;
+    const auto structure = [&](bool shared) {
+      return shared ? Structure::shared : spec.experts_sampled ? Structure::stacked : Structure::per_expert;
+    };
+    const Structure of_A = structure(c.expert_in_shared), of_B = structure(c.expert_out_shared);
+    const Index kinds_of_hidden = of_A == Structure::per_expert || of_B == Structure::per_expert ? shape_.experts
+                                  : of_A == Structure::shared || of_B == Structure::shared       ? 1
+                                                                                                 : 0;
+    for (Index i = 0; i < kinds_of_hidden; ++i)
+      hidden_.push_back(std::make_unique<Population<B>>(shape_.hidden, streams.next(), spec.matching));
+    if (spec.experts_sampled) {
+      router_ = std::make_unique<Operator<B>>(experts_, rho_basis_, neurons, phi_basis_, c.router, spec.router, streams.next());
+    } else {
+      // qbar_i: M explicit vectors over the neurons, W0 = qbar^T (theory section 4, "Q (I)").
+      Matrix qbar(neurons.sites(), shape_.experts), W0(shape_.experts, neurons.sites());
+      if (c.explicit_router_var > 0) neurons.draw(qbar);
+      const View q = qbar, w = W0;
+      const Real scale = static_cast<Real>(std::sqrt(c.explicit_router_var));
+      B::each(w.rows, w.cols, [=](Index i, Index n) { w(i, n) = scale * q(n, i); });
+      router_ = std::make_unique<Operator<B>>(std::move(W0), spec.router);
+    }
+    const typename ExpertMatrix<B>::Populations on{&neurons, &sites_, &hidden_};
+    const GaussianConstants B_transposed{c.expert_out.beta2, c.expert_out.chi2};
+    A_ = std::make_unique<ExpertMatrix<B>>(of_A, shape_, on, phi_basis_, c.expert_in, spec.expert_in, spec.tolerance, streams);
+    B_ = std::make_unique<ExpertMatrix<B>>(of_B, shape_, on, D_basis_, B_transposed, spec.expert_out, spec.tolerance, streams);
+  }
+
+  const SiteShape& shape() const { return shape_; }
+  BlockFields<B>& fields() { return fields_; }
+
+  /// y (S, P) of the normalised stream z (S, P).
+  void forward(View z, View y) {
+    BlockFields<B>& f = fields_;
+    z_ = z;
+    phi_basis_.ask(z);
+    router_->forward(z, f.r_parts);                                       // (T2), (T15)
+    add(f.r_parts, f.r);
+    apply_gate<B>(spec_.gate, f.r, f.mask, f.G);
+    A_->to_experts(z, f.u_parts);                                         // (T3), (T16)
+    add(f.u_parts, f.u);
+    activate(f.u, f.v);
+    gated(f.G, f.v, f.Gv);
+    B_->from_experts(f.Gv, f.y_parts);                                    // (T4), (T17)
+    add(f.y_parts, y);
+  }
+
+  /// xi (S, P) from A and Q alone, of D (S, P) = -N dL/dy.
+  void backward(View D, View xi) {
+    BlockFields<B>& f = fields_;
+    D_ = D;
+    D_basis_.ask(D);
+    B_->to_experts(D, f.zeta_parts);                                      // (T7), (T18)
+    add(f.zeta_parts, f.zeta);
+    const Index SE = shape_.experts, Sa = shape_.hidden;
+    const View u = f.u, v = f.v, zeta = f.zeta, ghat = f.ghat, s = f.s, G = f.G;
+    PointActivation<Real>{spec_.activation, static_cast<Real>(spec_.activation_scale)}.with_derivative([&](auto slope) {
+      B::each(ghat.rows, ghat.cols, [=](Index k, Index p) { ghat(k, p) = slope(u(k, p)) * zeta(k, p); });
+    });
+    gated(G, ghat, ghat);                                                 // (T8)
+    B::each(SE, s.cols, [=](Index i, Index p) {
+      double mean = 0;
+      for (Index a = 0; a < Sa; ++a) mean += static_cast<double>(v(i * Sa + a, p)) * static_cast<double>(zeta(i * Sa + a, p));
+      s(i, p) = static_cast<Real>(mean / static_cast<double>(Sa));
+    });
+    gate_backward<B>(spec_.gate, f.mask, G, s, f.rho);                    // (T9)
+    A_->from_experts(ghat, f.xi_A_parts);                                 // (T10), (T19)
+    rho_basis_.ask(f.rho);
+    router_->backward(f.rho, f.xi_Q_parts);
+    const Real over_kappa = static_cast<Real>(1 / shape_.kappa);
+    for (const View part : {f.xi_Q_parts.init.view(), f.xi_Q_parts.learned.view()})
+      B::each(part.rows, part.cols, [=](Index n, Index p) { part(n, p) *= over_kappa; });
+    add(f.xi_A_parts, xi);
+    const View init = f.xi_Q_parts.init, learned = f.xi_Q_parts.learned;
+    B::each(xi.rows, xi.cols, [=](Index n, Index p) { xi(n, p) += init(n, p) + learned(n, p); });
+  }
+
+  /// One optimizer step of Q, A and B with the gradients of this step. z and D of forward() and backward() must still stand.
+  void update() {
+    router_->update(fields_.rho, z_);
+    A_->update(fields_.ghat, z_);
+    B_->update(fields_.Gv, D_);
+    const auto settle = [](Operator<B>& o) {
+      if (o.dense_pays() && o.can_become_dense()) o.become_dense();
+    };
+    settle(*router_);
+    for_each_matrix([&](ExpertMatrix<B>& m) { m.for_each_operator(settle); });
+  }
+
+  /// y of other inputs (S, E) at the present weights; nothing is stored. Ask the stored queries of a step first.
+  void evaluate(View z, View y) {
+    const Index E = z.cols;
+    Answer<B> r_parts(shape_.experts, E), u_parts(shape_.sites(), E), y_parts(y.rows, E);
+    Matrix r(shape_.experts, E), mask(shape_.experts, E), G(shape_.experts, E), v(shape_.sites(), E);
+    router_->evaluate_forward(z, r_parts);
+    add(r_parts, r);
+    apply_gate<B>(spec_.gate, r, mask, G);
+    A_->evaluate_to_experts(z, u_parts);
+    add(u_parts, v);
+    activate(v, v);
+    gated(G, v, v);
+    B_->evaluate_from_experts(v, y_parts);
+    add(y_parts, y);
+  }
+
+  /// (1/K) sum_i G_i B_i(0) w_i of given hidden features w (sites, P) with the gates of this step: an evaluation-only query (T26).
+  void initial_aggregate(View w, View y) {
+    Matrix Gw(w.rows, w.cols);
+    Answer<B> parts(y.rows, w.cols);
+    gated(fields_.G, w, Gw);
+    B_->evaluate_from_experts(Gw, parts);
+    B::copy(parts.init, y);
+  }
+
+  /// Everything for diagnostics.
+  Operator<B>& router() { return *router_; }
+  ExpertMatrix<B>& expert_in() { return *A_; }
+  ExpertMatrix<B>& expert_out() { return *B_; }
+  Index phi_rank() const { return phi_basis_.rank(); }
+  Index D_rank() const { return D_basis_.rank(); }
+
+ private:
+  template <class F>
+  void for_each_matrix(F&& f) {
+    f(*A_);
+    f(*B_);
+  }
+  static void add(Answer<B>& parts, View total) {
+    const View a = parts.init, b = parts.learned;
+    B::each(total.rows, total.cols, [=](Index i, Index j) { total(i, j) = a(i, j) + b(i, j); });
+  }
+  void activate(View u, View v) const {
+    PointActivation<Real>{spec_.activation, static_cast<Real>(spec_.activation_scale)}.with_value(
+        [&](auto phi) { B::each(u.rows, u.cols, [=](Index k, Index p) { v(k, p) = phi(u(k, p)); }); });
+  }
+  /// out_ia = G_i w_ia
+  void gated(View G, View w, View out) const {
+    const Index Sa = shape_.hidden;
+    B::each(Sa, G.rows * G.cols, [=](Index a, Index k) {
+      const Index p = k / G.rows, i = k % G.rows;
+      out(i * Sa + a, p) = G(i, p) * w(i * Sa + a, p);
+    });
+  }
+
+  BlockSpec spec_;
+  SiteShape shape_;
+  Population<B>* neurons_;
+  QueryBasis<B> phi_basis_, D_basis_, rho_basis_;
+  Population<B> experts_, sites_;
+  std::vector<std::unique_ptr<Population<B>>> hidden_;
+  BlockFields<B> fields_;
+  std::unique_ptr<Operator<B>> router_;
+  std::unique_ptr<ExpertMatrix<B>> A_, B_;
+  View z_, D_;  ///< queries of the step, owned by the stream
+};
+
+}  // namespace moe

@@ -1,0 +1,63 @@
+/// Routing and gates on a sample of experts: (T2), (T9). Arrays (SE, P): expert fastest, one column per token.
+#pragma once
+
+#include "support/cpu.hpp"
+#include "support/point.hpp"
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+/// The gate of one block. (1/K) sum_j becomes <.>_i / kappa over the sample, kappa = K_S / SE.
+struct GateSpec {
+  Gate kind = Gate::sigmoid;
+  bool topk = false;
+  Index active = 0;  ///< K_S
+};
+
+/// mask and gate out of logits r. Sigmoid: G = sigma(r) mask. Softmax: exp(r) mask / ((1/K) sum_active exp(r)). Constant: mask. (T2)
+template <class B>
+void apply_gate(const GateSpec& spec, typename B::View r, typename B::View mask, typename B::View G) {
+  using Real = typename B::Real;
+  const Index experts = r.rows, P = r.cols;
+  if (spec.topk)
+    B::select_largest(r, spec.active, mask);
+  else
+    B::each(experts, P, [=](Index i, Index p) { mask(i, p) = Real(1); });
+  switch (spec.kind) {
+    case Gate::constant: B::copy(mask, G); return;
+    case Gate::sigmoid: B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * logistic(r(i, p)); }); return;
+    case Gate::softmax: {
+      typename B::Matrix highest_matrix(1, P), total_matrix(1, P);
+      const typename B::View highest = highest_matrix, total = total_matrix;
+      B::column_maxima(r, highest);  // the largest logit is always active
+      B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * std::exp(r(i, p) - highest(0, p)); });
+      B::column_sums(experts, P, [=](Index i, Index p) { return G(i, p); }, total);
+      const Real K = static_cast<Real>(spec.active);
+      B::each(experts, P, [=](Index i, Index p) { G(i, p) *= K / total(0, p); });
+      return;
+    }
+  }
+}
+
+/// rho out of s_i = <v zeta>_a: sigmoid G'(r) s, softmax G_i (s_i - (1/K) sum_j G_j s_j), constant 0. (T9)
+template <class B>
+void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View G, typename B::View s, typename B::View rho) {
+  using Real = typename B::Real;
+  const Index experts = s.rows, P = s.cols;
+  switch (spec.kind) {
+    case Gate::constant: B::each(experts, P, [=](Index i, Index p) { rho(i, p) = Real(0); }); return;
+    case Gate::sigmoid:  // mask sigma (1 - sigma) = G (mask - G)
+      B::each(experts, P, [=](Index i, Index p) { rho(i, p) = G(i, p) * (mask(i, p) - G(i, p)) * s(i, p); });
+      return;
+    case Gate::softmax: {
+      typename B::Matrix mean_matrix(1, P);
+      const typename B::View mean = mean_matrix;
+      B::column_sums(experts, P, [=](Index i, Index p) { return G(i, p) * s(i, p); }, mean);
+      const Real inverse_K = Real(1) / static_cast<Real>(spec.active);
+      B::each(experts, P, [=](Index i, Index p) { rho(i, p) = G(i, p) * (s(i, p) - inverse_K * mean(0, p)); });
+      return;
+    }
+  }
+}
+
+}  // namespace moe

@@ -1,0 +1,216 @@
+/// Observables of theory section 7 on a replica's samples, and the kernels. Names: support/observable.hpp.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "dmft/replica.hpp"
+#include "support/observable.hpp"
+
+namespace moe {
+
+/// Load of every expert (share of the tokens that choose it, divided by kappa) out of a 0/1 mask (experts, tokens): its 99 % quantile,
+/// linearly interpolated between order statistics, and its maximum.
+struct Loads {
+  double q99 = 0, max = 0;
+};
+Loads expert_loads(const Eigen::MatrixXd& mask, double kappa);
+
+/// Measures after forward() and backward() of a step. Fields at t = 0 are kept for what compares with them; under mini-batches the
+/// samples differ from step to step, so change_* are not defined and v(0) is asked for anew.
+template <class B>
+class Observer {
+ public:
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  Observer(std::vector<std::string> names, bool fixed_batch) : names_(std::move(names)), fixed_batch_(fixed_batch) {}
+
+  /// Values in the order of names().
+  std::vector<double> measure(Replica<B>& r) {
+    if (names_.empty()) return {};
+    r_ = &r;
+    cache_.clear();
+    if (fixed_batch_ && initial_.empty()) keep_initial();
+    std::vector<double> values;
+    for (const auto& name : names_) values.push_back(value(name));
+    return values;
+  }
+  const std::vector<std::string>& names() const { return names_; }
+
+  /// (P, P) population averages by name of kernel_table.
+  static Eigen::MatrixXd kernel(Replica<B>& r, const std::string& name) {
+    BlockFields<B>& f = r.block().fields();
+    if (name == "Phi") return B::gram(r.phi());
+    if (name == "GvGv") return B::gram(f.Gv);
+    if (name == "DD") return B::gram(r.D());
+    return B::gram(f.ghat);
+  }
+
+ private:
+  static double rms(View a) {
+    return std::sqrt(B::sum(a.rows, a.cols, [=](Index i, Index j) { return a(i, j) * a(i, j); }) /
+                     static_cast<double>(a.size()));
+  }
+  static double rms_difference(View a, View b) {
+    return std::sqrt(B::sum(a.rows, a.cols, [=](Index i, Index j) { return (a(i, j) - b(i, j)) * (a(i, j) - b(i, j)); }) /
+                     static_cast<double>(a.size()));
+  }
+  /// Over active (expert, token) pairs and their hidden units.
+  double rms_active(View a) const {
+    const View mask = fields().mask;
+    const Index Sa = r_->block().shape().hidden;
+    const double pairs = B::sum(mask.rows, mask.cols, [=](Index i, Index p) { return mask(i, p); });
+    const double total = B::sum(mask.rows, mask.cols, [=](Index i, Index p) {
+      double s = 0;
+      for (Index k = 0; k < Sa; ++k) s += static_cast<double>(a(i * Sa + k, p)) * static_cast<double>(a(i * Sa + k, p));
+      return s * static_cast<double>(mask(i, p));
+    });
+    return std::sqrt(total / (pairs * static_cast<double>(Sa)));
+  }
+  /// Effective number of experts (sum c)^2 / sum c^2, c_i = sum_a w_ia^2, smallest over tokens; 0 where nothing flows.
+  double effective_sample_size(View w) const {
+    const Index SE = r_->block().shape().experts, Sa = r_->block().shape().hidden, P = w.cols;
+    Matrix weights(SE, P), sums(1, P), squares(1, P);
+    const View c = weights;
+    B::each(SE, P, [=](Index i, Index p) {
+      double s = 0;
+      for (Index a = 0; a < Sa; ++a) s += static_cast<double>(w(i * Sa + a, p)) * static_cast<double>(w(i * Sa + a, p));
+      c(i, p) = static_cast<Real>(s);
+    });
+    B::column_sums(SE, P, [=](Index i, Index p) { return c(i, p); }, sums);
+    B::column_sums(SE, P, [=](Index i, Index p) { return c(i, p) * c(i, p); }, squares);
+    const Eigen::ArrayXXd first = B::download(sums).array(), second = B::download(squares).array();
+    double smallest = static_cast<double>(SE);
+    for (Index p = 0; p < P; ++p) smallest = std::min(smallest, second(0, p) > 0 ? first(0, p) * first(0, p) / second(0, p) : 0.0);
+    return smallest;
+  }
+  /// exp(H)/K, H the entropy of G_i / sum G, mean over tokens.
+  double router_entropy() const {
+    const View G = fields().G;
+    Matrix totals(1, G.cols), sums(1, G.cols);
+    const View total = totals;
+    B::column_sums(G.rows, G.cols, [=](Index i, Index p) { return G(i, p); }, total);
+    B::column_sums(G.rows, G.cols, [=](Index i, Index p) {
+      const Real share = G(i, p) / total(0, p);
+      return share > Real(0) ? -share * std::log(share) : Real(0);
+    }, sums);
+    const double K = r_->block().shape().kappa * static_cast<double>(G.rows);
+    return B::download(sums).array().exp().mean() / K;
+  }
+
+  BlockFields<B>& fields() const { return r_->block().fields(); }
+
+  /// (T26): y_init by an evaluation-only query of B(0) with the gates of this step; the rest by subtraction from the initial part.
+  void aggregation_terms() {
+    if (cache_.contains("rms_y_init")) return;
+    BlockFields<B>& f = fields();
+    const bool at_start = fixed_batch_ && first_measurement_;
+    Matrix y_init(r_->y().rows, r_->y().cols);
+    if (at_start) {  // v(t) = v(0): the stored answer
+      B::copy(f.y_parts.init, y_init);
+    } else if (fixed_batch_) {
+      r_->block().initial_aggregate(initial_.at("v"), y_init);
+    } else {
+      Matrix v0(f.v.rows(), f.v.cols());
+      r_->initial_features(v0);
+      r_->block().initial_aggregate(v0, y_init);
+    }
+    cache_["rms_y_init"] = rms(y_init);
+    cache_["rms_y_propagating"] = rms_difference(f.y_parts.init, y_init);
+    first_measurement_ = false;
+  }
+  void loads() {
+    if (cache_.contains("load_max")) return;
+    const Loads l = expert_loads(B::download(fields().mask), r_->block().shape().kappa);
+    cache_["load_q99"] = l.q99;
+    cache_["load_max"] = l.max;
+  }
+
+  double value(const std::string& name) {
+    BlockFields<B>& f = fields();
+    if (name == "rms_y_init" || name == "rms_y_propagating") {
+      aggregation_terms();
+      return cache_.at(name);
+    }
+    if (name == "load_q99" || name == "load_max") {
+      loads();
+      return cache_.at(name);
+    }
+    if (name == "rms_h") return rms(r_->h());
+    if (name == "rms_phi") return rms(r_->phi());
+    if (name == "rms_r") return rms(f.r);
+    if (name == "rms_r_init") return rms(f.r_parts.init);
+    if (name == "rms_r_effective") return rms(f.r_parts.learned);
+    if (name == "rms_u") return rms_active(f.u);
+    if (name == "rms_u_all") return rms(f.u);
+    if (name == "rms_u_init") return rms(f.u_parts.init);
+    if (name == "rms_u_effective") return rms(f.u_parts.learned);
+    if (name == "rms_v") return rms_active(f.v);
+    if (name == "rms_v_all") return rms(f.v);
+    if (name == "rms_y") return rms(r_->y());
+    if (name == "rms_y_effective") return rms(f.y_parts.learned);
+    if (name == "rms_f") return std::sqrt(r_->outputs().array().square().mean());
+    if (name == "rms_D") return rms(r_->D());
+    if (name == "rms_zeta") return rms(f.zeta);
+    if (name == "rms_zeta_init") return rms(f.zeta_parts.init);
+    if (name == "rms_zeta_effective") return rms(f.zeta_parts.learned);
+    if (name == "rms_rho") return rms(f.rho);
+    if (name == "rms_xi") return rms(r_->xi());
+    if (name == "rms_xi_A_init") return rms(f.xi_A_parts.init);
+    if (name == "rms_xi_A_effective") return rms(f.xi_A_parts.learned);
+    if (name == "rms_xi_Q_init") return rms(f.xi_Q_parts.init);
+    if (name == "rms_xi_Q_effective") return rms(f.xi_Q_parts.learned);
+    if (name == "router_entropy") return router_entropy();
+    if (name == "ess_forward") return effective_sample_size(f.Gv);
+    if (name == "ess_backward") return effective_sample_size(f.ghat);
+    if (name.starts_with("change_")) {
+      const std::string field = name.substr(7);
+      if (!fixed_batch_) return std::nan("");
+      if (field == "f") return std::sqrt((r_->outputs() - initial_f_).array().square().mean());
+      return rms_difference(now(field), initial_.at(field));
+    }
+    throw Error("observable " + name + " has no definition in the limit");
+  }
+
+  View now(const std::string& field) {
+    BlockFields<B>& f = fields();
+    if (field == "h") return r_->h();
+    if (field == "phi") return r_->phi();
+    if (field == "r") return f.r;
+    if (field == "u") return f.u;
+    if (field == "v") return f.v;
+    if (field == "y") return r_->y();
+    if (field == "D") return r_->D();
+    if (field == "zeta") return f.zeta;
+    if (field == "rho") return f.rho;
+    return r_->xi();
+  }
+  void keep_initial() {
+    initial_f_ = r_->outputs();
+    for (const char* field : {"h", "phi", "r", "u", "v", "y", "D", "zeta", "rho", "xi"}) {
+      const bool asked = std::find(names_.begin(), names_.end(), std::string("change_") + field) != names_.end();
+      const bool for_aggregation = std::string(field) == "v";
+      if (!asked && !for_aggregation) continue;
+      const View from = now(field);
+      Matrix kept(from.rows, from.cols);
+      B::copy(from, kept);
+      initial_[field] = std::move(kept);
+    }
+  }
+
+  std::vector<std::string> names_;
+  bool fixed_batch_;
+  bool first_measurement_ = true;
+  Replica<B>* r_ = nullptr;
+  std::map<std::string, Matrix> initial_;  ///< fields at t = 0
+  Eigen::MatrixXd initial_f_;
+  std::map<std::string, double> cache_;    ///< values that come together, of this step
+};
+
+}  // namespace moe

@@ -1,0 +1,296 @@
+/// A weight matrix in the limit: its initial Gaussian part, answered by conditioning on past queries (T24), (T25), (T27), and its
+/// learned part (T15)-(T19), (T22), (T23). Everything hard about the limit sits here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "dmft/population.hpp"
+#include "dmft/query_basis.hpp"
+#include "dmft/update_rule.hpp"
+#include "regimes/regime.hpp"
+#include "support/error.hpp"
+
+namespace moe {
+
+/// The two parts of an answer, each (sites, P): W(0) and W(t) - W(0) acting on the same query.
+template <class B>
+struct Answer {
+  typename B::Matrix init, learned;
+  Answer() = default;
+  Answer(Index sites, Index P) : init(sites, P), learned(sites, P) {}
+};
+
+/// W: Y -> X. Forward queries x are functions of a Y-site, backward queries z of an X-site:
+///     W x   = sum_k chi_k <xt_k, x> + sum_j zt_j <be_j, x> + learned                                        (T24)
+///     W^T z = sum_j be_j <zt_j, z> + sum_k xt_k <chi_k, z> + learned                                        (T25)
+/// chi lives on X with variance s_chi^2, be on Y with s_beta^2; both are drawn when a basis has grown, orthogonal to the other
+/// side's basis. Linear rules keep the learned part as zt Theta xt^T, entrywise rules as an array over pairs of sites. When the bases
+/// are no longer small the operator becomes dense (T27). The two sides play the same part with roles exchanged, so each formula
+/// stands here once, for an answer on side `to` to a query on side `from`.
+template <class B>
+class Operator {
+ public:
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  /// Populations and bases are owned by the block and outlive the operator. `noise` addresses the operator's own random numbers
+  /// (evaluation-only answers and the dense form).
+  Operator(Population<B>& X, QueryBasis<B>& x_side_basis, Population<B>& Y, QueryBasis<B>& y_side_basis,
+           const GaussianConstants& constants, const UpdateRule& rule, const StreamKey& noise)
+      : rule_(rule), noise_(noise) {
+    x_ = Side{&X, &x_side_basis, constants.chi2, Matrix(X.sites(), 0)};
+    y_ = Side{&Y, &y_side_basis, constants.beta2, Matrix(Y.sites(), 0)};
+    for (Side* side : {&x_, &y_}) {
+      if (side->variance > 0) side->population->add_user();
+      if (keeps_bases()) side->basis->add_user();
+    }
+    if (!rule_.linear() && learns()) pairs_ = LearnedArray<B>(X.sites(), Y.sites(), rule_);
+    if (!keeps_bases()) dense_ = true;
+  }
+
+  /// A matrix that is an explicit array from the start: W x = W0 x / SY, W^T z = W0^T z / SX (the router in regime I).
+  Operator(Matrix W0, const UpdateRule& rule) : rule_(rule), dense_(true), W0_(std::move(W0)) {
+    if (learns()) pairs_ = LearnedArray<B>(W0_.rows(), W0_.cols(), rule);
+  }
+
+  /// Stored queries. The basis of the query's side must have been asked (QueryBasis::ask) in this step.
+  void forward(View x, Answer<B>& out) { answer(y_, x_, Op::plain, x, out, false); }
+  void backward(View z, Answer<B>& out) { answer(x_, y_, Op::transposed, z, out, false); }
+
+  /// Evaluation-only queries: drawn jointly over the block, nothing stored (theory section 6). Ask the stored ones first.
+  void evaluate_forward(View x, Answer<B>& out) { answer(y_, x_, Op::plain, x, out, true); }
+  void evaluate_backward(View z, Answer<B>& out) { answer(x_, y_, Op::transposed, z, out, true); }
+
+  /// One optimizer step with the gradient sum_mu z_mu x_mu^T of the step's stored queries z (SX, P), x (SY, P).
+  void update(View z, View x) {
+    decay_ *= rule_.decay;
+    if (!learns()) return;
+    if (!pairs_.empty()) {
+      pairs_.update(z, x);
+      return;
+    }
+    // Theta += eta sum_nu <zt, z_nu> <xt, x_nu>^T, with velocity for momentum.
+    grow_theta();
+    const View cz = x_.basis->coefficients(), cx = y_.basis->coefficients();
+    if (!rule_.has_velocity()) {
+      B::gemm(Op::plain, Op::transposed, rule_.lr, cz, cx, 1, theta_);
+      return;
+    }
+    B::gemm(Op::plain, Op::transposed, 1, cz, cx, rule_.momentum, velocity_);
+    const View T = theta_, V = velocity_;
+    const Real lr = static_cast<Real>(rule_.lr);
+    B::each(T.rows, T.cols, [=](Index i, Index j) { T(i, j) += lr * V(i, j); });
+  }
+
+  bool dense() const { return dense_; }
+  bool decayed() const { return decay_ != 1; }
+  std::size_t bytes() const {
+    return x_.images.bytes() + y_.images.bytes() + theta_.bytes() + velocity_.bytes() + pairs_.bytes() + W0_.bytes();
+  }
+
+  /// Largest relative error of the variance of a new direction that sample counts out of ratio, or one-sided constants, have
+  /// caused so far (theory section 6).
+  double sample_ratio_defect() const { return defect_; }
+
+  /// From here on dense is cheaper: r + q > SX SY / (SX + SY).
+  bool dense_pays() const {
+    if (dense_) return false;
+    const double SX = static_cast<double>(x_.sites()), SY = static_cast<double>(y_.sites());
+    return static_cast<double>(x_.basis->rank() + y_.basis->rank()) > SX * SY / (SX + SY);
+  }
+  /// The completion (T27) has the right law only with counts in ratio, or with one side absent.
+  bool can_become_dense() const {
+    if (x_.variance == 0 || y_.variance == 0) return true;
+    const double ratio = x_.variance * static_cast<double>(y_.sites()) / (y_.variance * static_cast<double>(x_.sites()));
+    return std::abs(ratio - 1) <= 0.02;
+  }
+
+  /// Goes dense between steps: W0 = chi xt^T + zt be^T + (1 - zt zt^T/SX) Gamma (1 - xt xt^T/SY)                   (T27)
+  void become_dense() {
+    if (dense_) return;
+    synchronise(y_, x_);
+    synchronise(x_, y_);
+    const Index SX = x_.sites(), SY = y_.sites();
+    const View xt = y_.basis->vectors(), zt = x_.basis->vectors();
+    if (x_.variance > 0 || y_.variance > 0) {
+      // Entries of Gamma: s_chi^2 SY = s_beta^2 SX; one-sided operators have the present side's variance.
+      const double gamma2 = x_.variance > 0 ? x_.variance * static_cast<double>(SY) : y_.variance * static_cast<double>(SX);
+      W0_ = Matrix(SX, SY);
+      B::normal(W0_, next_noise());
+      const View W = W0_;
+      const Real scale = static_cast<Real>(std::sqrt(gamma2));
+      B::each(SX, SY, [=](Index i, Index j) { W(i, j) *= scale; });
+      Matrix along_x(SX, xt.cols), along_z(zt.cols, SY);
+      B::gemm(Op::plain, Op::plain, 1.0 / static_cast<double>(SY), W, xt, 0, along_x);
+      B::gemm(Op::plain, Op::transposed, -1, along_x, xt, 1, W);
+      B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(SX), zt, W, 0, along_z);
+      B::gemm(Op::plain, Op::plain, -1, zt, along_z, 1, W);
+      if (x_.variance > 0) B::gemm(Op::plain, Op::transposed, 1, x_.images, xt, 1, W);
+      if (y_.variance > 0) B::gemm(Op::plain, Op::transposed, 1, zt, y_.images, 1, W);
+    }
+    if (pairs_.empty() && learns()) {
+      grow_theta();
+      pairs_ = LearnedArray<B>(SX, SY, rule_);
+      Matrix half(theta_.rows(), SY);
+      B::gemm(Op::plain, Op::transposed, 1, theta_, xt, 0, half);
+      B::gemm(Op::plain, Op::plain, 1, zt, half, 0, pairs_.value());
+      if (rule_.has_velocity()) {
+        B::gemm(Op::plain, Op::transposed, 1, velocity_, xt, 0, half);
+        B::gemm(Op::plain, Op::plain, 1, zt, half, 0, pairs_.velocity());
+      }
+    }
+    dense_ = true;
+    theta_ = Matrix();
+    velocity_ = Matrix();
+    for (Side* side : {&x_, &y_}) {
+      side->images = Matrix();
+      side->basis->release();
+      if (side->variance > 0) side->population->release();
+    }
+  }
+
+ private:
+  struct Side {
+    Population<B>* population = nullptr;
+    QueryBasis<B>* basis = nullptr;
+    double variance = 0;  ///< s_chi^2 on X, s_beta^2 on Y: of the images that live here
+    Matrix images;        ///< (sites, known): images of the first `known` vectors of the other side's basis; none if variance = 0
+    Index known = 0;      ///< how many vectors of the OTHER side's basis this operator has taken in
+    Index sites() const { return population->sites(); }
+  };
+
+  bool learns() const { return rule_.lr != 0; }  ///< 0: frozen, or the common initial matrix of shared experts
+  bool keeps_bases() const { return (rule_.linear() && learns()) || x_.variance > 0 || y_.variance > 0; }
+
+  StreamKey next_noise() {
+    StreamKey key = noise_;
+    key.draw = noise_draws_++;
+    return key;
+  }
+
+  /// Draws images on `to` for the vectors that the basis of `from` has gained, orthogonal to what `to` has been asked itself:
+  /// that component is fixed by the answers already given on `from`.
+  void synchronise(Side& from, Side& to) {
+    const Index fresh = from.basis->rank() - to.known;
+    if (fresh == 0) return;
+    if (to.variance > 0) {
+      to.images.set_columns(to.known + fresh);
+      const View images = to.images.columns(to.known, fresh);
+      to.population->draw(images);
+      const Real scale = static_cast<Real>(std::sqrt(to.variance));
+      B::each(images.rows, images.cols, [=](Index i, Index j) { images(i, j) *= scale; });
+      const View fixed = to.basis->vectors().columns(0, from.known);
+      Matrix overlap(fixed.cols, fresh);
+      B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, images, 0, overlap);
+      B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, images);
+    }
+    // A new direction has variance to.variance (1 - q/S_to) + q from.variance/S_from, q the rank on side `to`.
+    if (to.variance > 0 || from.variance > 0) {
+      const double q = static_cast<double>(from.known);
+      const double change = q * (from.variance / static_cast<double>(from.sites()) - to.variance / static_cast<double>(to.sites()));
+      defect_ = std::max(defect_, std::abs(change) / (to.variance > 0 ? to.variance : from.variance));
+    }
+    to.known += fresh;
+  }
+
+  /// Theta (rank of zt, rank of xt) keeps its entries when the bases grow.
+  void grow_theta() {
+    const Index q = x_.basis->rank(), r = y_.basis->rank();
+    for (Matrix* m : {&theta_, &velocity_}) {
+      if (m == &velocity_ && !rule_.has_velocity()) continue;
+      if (m->rows() == q && m->cols() == r) continue;
+      Matrix bigger(q, r);
+      if (!m->empty()) B::copy(*m, bigger.view().row_range(0, m->rows()).columns(0, m->cols()));
+      *m = std::move(bigger);
+    }
+  }
+
+  /// The answer on side `to` to a query on side `from`; `op` says whether the dense arrays act plainly or transposed.
+  void answer(Side& from, Side& to, Op op, View query, Answer<B>& out, bool evaluation_only) {
+    const double per_site = 1.0 / static_cast<double>(query.rows);
+    if (!pairs_.empty()) B::gemm(op, Op::plain, per_site, pairs_.value(), query, 0, out.learned);
+    if (dense_) {
+      if (W0_.empty())
+        out.init.fill(0);
+      else
+        B::gemm(op, Op::plain, per_site, W0_, query, 0, out.init);
+      if (pairs_.empty()) out.learned.fill(0);
+      add_decay(out);
+      return;
+    }
+    Matrix own;
+    if (!evaluation_only)
+      synchronise(from, to);
+    else
+      from.basis->project(query, own);
+    const View c = evaluation_only ? own.view() : from.basis->coefficients();
+    const View answered = to.basis->vectors().columns(0, from.known);
+    if (to.variance > 0)
+      B::gemm(Op::plain, Op::plain, 1, to.images, c, 0, out.init);
+    else
+      out.init.fill(0);
+    if (from.variance > 0 && from.known > 0) {  // <be_j, x>: the Stein estimate of the response
+      Matrix response(from.known, query.cols);
+      B::gemm(Op::transposed, Op::plain, per_site, from.images, query, 0, response);
+      B::gemm(Op::plain, Op::plain, 1, answered, response, 1, out.init);
+    }
+    if (evaluation_only && to.variance > 0) add_new_randomness(from, to, query, c, out.init);
+    if (pairs_.empty()) learned_answer(op, to, c, out.learned);
+    add_decay(out);
+  }
+
+  /// AdamW: W(t) = c(t) W(0) + Delta, so W(t) - W(0) holds (c(t) - 1) W(0) as well.
+  void add_decay(Answer<B>& out) const {
+    if (decay_ == 1) return;
+    const View init = out.init, learned = out.learned;
+    const Real lost = static_cast<Real>(decay_ - 1);
+    B::each(init.rows, init.cols, [=](Index i, Index j) { learned(i, j) += lost * init(i, j); });
+  }
+
+  /// zt Theta c, or xt Theta^T c. Theta may be smaller than the bases: what was added since the last update has no learned part.
+  void learned_answer(Op op, Side& to, View c, Matrix& out) {
+    const Index rows = op == Op::plain ? theta_.rows() : theta_.cols(), inner = op == Op::plain ? theta_.cols() : theta_.rows();
+    if (rows == 0 || inner == 0) {
+      out.fill(0);
+      return;
+    }
+    Matrix weights(rows, c.cols);
+    B::gemm(op, Op::plain, 1, theta_, c.row_range(0, inner), 0, weights);
+    B::gemm(Op::plain, Op::plain, 1, to.basis->vectors().columns(0, rows), weights, 0, out);
+  }
+
+  /// The part of an evaluation-only query outside the basis, e, gets a fresh Gaussian answer s Z L^T with L L^T = <e e>, orthogonal
+  /// to the basis of the side it lives on.
+  void add_new_randomness(Side& from, Side& to, View query, View coefficients, View init) {
+    Matrix residual(query.rows, query.cols);
+    B::copy(query, residual);
+    from.basis->subtract(coefficients, residual);
+    const Eigen::MatrixXd gram = B::gram(residual);
+    if (!(gram.trace() > 0)) return;
+    Matrix root(query.cols, query.cols), Z(to.sites(), query.cols), g(to.sites(), query.cols);
+    B::upload(symmetric_power(gram, 0.5), root);
+    B::normal(Z, next_noise());
+    B::gemm(Op::plain, Op::plain, std::sqrt(to.variance), Z, root, 0, g);
+    const View fixed = to.basis->vectors().columns(0, from.known);
+    Matrix overlap(fixed.cols, query.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, g, 0, overlap);
+    B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, g);
+    const View fresh = g;
+    B::each(init.rows, init.cols, [=](Index i, Index j) { init(i, j) += fresh(i, j); });
+  }
+
+  UpdateRule rule_;
+  StreamKey noise_;
+  std::uint32_t noise_draws_ = 0;
+  Side x_, y_;
+  double decay_ = 1;  ///< c(t) of AdamW: W(t) = c(t) W(0) + learned
+  double defect_ = 0;
+  bool dense_ = false;
+  Matrix theta_, velocity_;  ///< (rank zt, rank xt)
+  LearnedArray<B> pairs_;    ///< (SX, SY)
+  Matrix W0_;                ///< (SX, SY) once dense
+};
+
+}  // namespace moe

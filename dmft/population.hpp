@@ -1,0 +1,76 @@
+/// One population of Monte Carlo sites (neurons, experts, hidden units, or product sites) and the Gaussian vectors drawn on it.
+#pragma once
+
+#include "dmft/small_linear_algebra.hpp"
+#include "support/cpu.hpp"
+
+namespace moe {
+
+/// Hands out streams of random numbers, one per population or operator, in the order of construction.
+class StreamNumbers {
+ public:
+  StreamNumbers(std::uint64_t seed, std::uint32_t replica) : key_{seed, replica, 0, 0} {}
+  StreamKey next() {
+    ++key_.stream;
+    return key_;
+  }
+
+ private:
+  StreamKey key_;
+};
+
+/// Draws independent unit Gaussian vectors over `sites` sites. With moment matching, vectors that are independent in the limit are
+/// made exactly orthogonal with covariance one on the samples when they are drawn (theory section 6): new ones are orthogonalised
+/// to every listed raw draw and whitened among themselves. A draw that would take the list beyond sites/2 stays plain, unlisted.
+template <class B>
+class Population {
+ public:
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  Population(Index sites, const StreamKey& key, bool matching) : sites_(sites), key_(key), matching_(matching) {}
+
+  Index sites() const { return sites_; }
+  bool matching() const { return matching_; }
+  std::size_t bytes() const { return drawn_.bytes(); }
+
+  /// Fills out (sites, k) with k new unit Gaussian vectors. `plain` keeps this draw out of the list whatever the setting.
+  void draw(View out, bool plain = false) {
+    StreamKey key = key_;
+    key.draw = draws_++;
+    B::normal(out, key);
+    const Index k = out.cols, listed = drawn_.cols();
+    if (!matching_ || plain || listed + k > sites_ / 2) return;
+    if (drawn_.rows() == 0) drawn_ = Matrix(sites_, 0);
+    for (int pass = 0; pass < 2 && listed > 0; ++pass) {
+      Matrix overlap(listed, k);
+      B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), drawn_, out, 0, overlap);
+      B::gemm(Op::plain, Op::plain, -1, drawn_, overlap, 1, out);
+    }
+    Matrix whiten(k, k), raw(sites_, k);
+    B::upload(symmetric_power(B::gram(out), -0.5), whiten);
+    B::copy(out, raw);
+    B::gemm(Op::plain, Op::plain, 1, raw, whiten, 0, out);
+    drawn_.set_columns(listed + k);
+    B::copy(out, drawn_.columns(listed, k));
+  }
+
+  /// An operator that will draw on this population registers, and says when it never will again: the list is then freed.
+  void add_user() { ++users_; }
+  void release() {
+    if (--users_ == 0) {
+      drawn_ = Matrix();
+      matching_ = false;
+    }
+  }
+
+ private:
+  Index sites_;
+  StreamKey key_;
+  bool matching_;
+  int users_ = 0;
+  std::uint32_t draws_ = 0;
+  Matrix drawn_;  ///< (sites, listed) raw draws
+};
+
+}  // namespace moe

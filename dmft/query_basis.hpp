@@ -1,0 +1,97 @@
+/// Orthonormal basis of everything that matrices were asked on one population: xt or zt of theory section 6.
+#pragma once
+
+#include <cmath>
+
+#include "dmft/small_linear_algebra.hpp"
+#include "support/cpu.hpp"
+
+namespace moe {
+
+/// Vectors (sites, rank) with <v_k v_l> = delta_kl under the population average. One basis serves all matrices that are asked the
+/// same queries (phi for the router and every A; D for every B).
+template <class B>
+class QueryBasis {
+ public:
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  QueryBasis(Index sites, double tolerance) : sites_(sites), tolerance_(tolerance), vectors_(sites, 0) {}
+
+  Index sites() const { return sites_; }
+  Index rank() const { return vectors_.cols(); }
+  View vectors() { return vectors_; }
+  std::size_t bytes() const { return vectors_.bytes(); }
+
+  /// Coefficients (rank, P) of the last stored query.
+  View coefficients() { return coefficients_; }
+
+  /// Takes a block of P queries (sites, P): coefficients by block Gram-Schmidt with re-orthogonalisation, and new vectors for what
+  /// is left above `tolerance` times the RMS of the block. Smaller directions are dropped.
+  void ask(View query) {
+    if (users_ == 0) return;
+    const double size2 = mean_square(query), threshold = tolerance_ * std::sqrt(size2);
+    project(query, coefficients_);
+    if (!(size2 > 0)) return;
+    Matrix residual(sites_, query.cols);
+    B::copy(query, residual);
+    subtract(coefficients_, residual);
+    // The largest eigenvalue of the Gram matrix is at most its trace.
+    if (mean_square(residual) * static_cast<double>(query.cols) <= threshold * threshold) return;
+    Matrix correction;
+    project(residual, correction);
+    subtract(correction, residual);
+    const View c = coefficients_, dc = correction;
+    B::each(c.rows, c.cols, [=](Index i, Index j) { c(i, j) += dc(i, j); });
+
+    const Eigen::MatrixXd combine = new_directions(B::gram(residual), threshold, sites_ - rank());
+    const Index k = combine.cols(), old = rank();
+    if (k == 0) return;
+    Matrix weights(query.cols, k);
+    B::upload(combine, weights);
+    Matrix fresh(sites_, k), whitened(sites_, k);
+    B::gemm(Op::plain, Op::plain, 1, residual, weights, 0, fresh);
+    // Small residuals carry the rounding of large queries: clean the new vectors once more, against the basis and each other.
+    project(fresh, correction);
+    subtract(correction, fresh);
+    Matrix whiten(k, k);
+    B::upload(symmetric_power(B::gram(fresh), -0.5), whiten);
+    B::gemm(Op::plain, Op::plain, 1, fresh, whiten, 0, whitened);
+    vectors_.set_columns(old + k);
+    B::copy(whitened, vectors_.columns(old, k));
+    Matrix grown(old + k, query.cols);
+    B::copy(coefficients_, grown.view().row_range(0, old));
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), whitened, query, 0, grown.view().row_range(old, k));
+    coefficients_ = std::move(grown);
+  }
+
+  /// out (rank, P) = <vectors, query>.
+  void project(View query, Matrix& out) {
+    out = Matrix(rank(), query.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), vectors_, query, 0, out);
+  }
+
+  /// field -= vectors * coefficients.
+  void subtract(View coefficients, View field) { B::gemm(Op::plain, Op::plain, -1, vectors_, coefficients, 1, field); }
+
+  /// Matrices that need this basis; without any, queries are no longer stored and the memory is given back.
+  void add_user() { ++users_; }
+  void release() {
+    if (--users_ == 0) {
+      vectors_ = Matrix(sites_, 0);
+      coefficients_ = Matrix();
+    }
+  }
+
+ private:
+  static double mean_square(View q) {
+    return B::sum(q.rows, q.cols, [=](Index i, Index j) { return q(i, j) * q(i, j); }) / static_cast<double>(q.size());
+  }
+
+  Index sites_;
+  double tolerance_;
+  int users_ = 0;
+  Matrix vectors_, coefficients_;
+};
+
+}  // namespace moe

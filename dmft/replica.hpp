@@ -1,0 +1,163 @@
+/// One Monte Carlo replica of the causal sweep: the residual stream around the block, training step by step (theory section 6).
+#pragma once
+
+#include <memory>
+
+#include "data/dataset.hpp"
+#include "dmft/block.hpp"
+#include "dmft/loss.hpp"
+
+namespace moe {
+
+/// All that a replica needs to know, resolved once from the run's description.
+struct LimitSpec {
+  BlockSpec block;
+  bool residual = false;
+  Activation post_activation = Activation::identity;
+  Loss loss = Loss::mse;
+  UpdateRule input, readout;
+  std::uint64_t seed = 0;
+};
+
+/// The state marches: forward() and backward() of the batch that was set, then update(). Fields are those of the last step.
+template <class B>
+class Replica {
+ public:
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  /// D inputs, C outputs, P samples per step. `index` is the replica's number.
+  Replica(const LimitSpec& spec, Index D, Index C, Index P, std::uint32_t index)
+      : spec_(spec),
+        streams_(spec.seed, index),
+        neurons_(spec.block.counts.neurons, streams_.next(), spec.block.matching),
+        x_(D, P), h_(S(), P), phi_(S(), P), y_(S(), P), stream_(S(), P), D0_(S(), P), D_(S(), P), xi_(S(), P),
+        input_gradient_(S(), P), delta_(C, P),
+        W_in_(S(), D, spec.input), w_bar_(S(), C, spec.readout) {
+    neurons_.add_user();
+    neurons_.draw(W_in_.value(), D > S() / 4);
+    scale(W_in_.value(), std::sqrt(spec.block.constants.input_var / static_cast<double>(D)));
+    if (spec.block.constants.readout_var > 0) {
+      neurons_.draw(w_bar_.value());
+      scale(w_bar_.value(), std::sqrt(spec.block.constants.readout_var));
+    }
+    W_in_initial_ = Matrix(S(), D);
+    B::copy(W_in_.value(), W_in_initial_);
+    block_ = std::make_unique<Block<B>>(spec.block, neurons_, streams_, P);
+    neurons_.release();
+  }
+
+  /// Batch of the next step: x (D, P), y (C, P).
+  void set_batch(const Eigen::MatrixXd& x, const Eigen::MatrixXd& y) {
+    B::upload(x, x_);
+    targets_ = y;
+  }
+
+  void forward() {
+    preactivation(W_in_.value(), x_, h_);                                      // (T1), (T21)
+    activate(spec_.block.activation, spec_.block.activation_scale, h_, phi_);
+    block_->forward(phi_, y_);
+    to_stream(y_, phi_, stream_);                                              // (T5)
+    f_ = readout(stream_);
+  }
+
+  void backward() {
+    const Eigen::MatrixXd delta = loss_delta(spec_.loss, f_, targets_);
+    B::upload(delta, delta_);
+    B::gemm(Op::plain, Op::plain, 1, w_bar_.value(), delta_, 0, D0_);          // (T6)
+    times_slope(spec_.post_activation, spec_.block.activation_scale, y_, D0_, D_);
+    block_->backward(D_, xi_);                                                 // (T7)-(T10)
+    if (spec_.residual) {
+      const View xi = xi_, D0 = D0_;
+      B::each(xi.rows, xi.cols, [=](Index n, Index p) { xi(n, p) += D0(n, p); });
+    }
+  }
+
+  void update() {
+    times_slope(spec_.block.activation, spec_.block.activation_scale, h_, xi_, input_gradient_);
+    W_in_.update(input_gradient_, x_, 1.0 / static_cast<double>(x_.rows()));   // (T11), (T21)
+    w_bar_.update(stream_, delta_);                                            // (T20)
+    block_->update();
+  }
+
+  /// Outputs (C, P) and loss of the batch at this step.
+  const Eigen::MatrixXd& outputs() const { return f_; }
+  double loss() const { return loss_value(spec_.loss, f_, targets_); }
+
+  /// Outputs (C, E) of other inputs (D, E) at the present weights: evaluation-only queries, in pieces of at most `piece` samples.
+  /// Call after forward() and backward().
+  Eigen::MatrixXd evaluate(const Eigen::MatrixXd& inputs, Index piece = 256) {
+    Eigen::MatrixXd out(w_bar_.value().cols, inputs.cols());
+    for (Index first = 0; first < inputs.cols(); first += piece) {
+      const Index E = std::min(piece, static_cast<Index>(inputs.cols()) - first);
+      Matrix x(inputs.rows(), E), phi(S(), E), y(S(), E), stream(S(), E);
+      B::upload(inputs.middleCols(first, E), x);
+      preactivation(W_in_.value(), x, phi);
+      activate(spec_.block.activation, spec_.block.activation_scale, phi, phi);
+      block_->evaluate(phi, y);
+      to_stream(y, phi, stream);
+      out.middleCols(first, E) = readout(stream);
+    }
+    return out;
+  }
+
+  /// Hidden features v(0) (sites, P) of the present batch at initialisation, by an evaluation-only query of A(0).
+  void initial_features(Matrix& v0) {
+    Matrix phi(S(), x_.cols());
+    preactivation(W_in_initial_, x_, phi);
+    activate(spec_.block.activation, spec_.block.activation_scale, phi, phi);
+    Answer<B> u(block_->shape().sites(), x_.cols());
+    block_->expert_in().evaluate_to_experts(phi, u);
+    activate(spec_.block.activation, spec_.block.activation_scale, u.init, v0);
+  }
+
+  Block<B>& block() { return *block_; }
+  const LimitSpec& spec() const { return spec_; }
+  View h() { return h_; }
+  View phi() { return phi_; }
+  View y() { return y_; }
+  View D() { return D_; }
+  View xi() { return xi_; }
+
+ private:
+  Index S() const { return spec_.block.counts.neurons; }
+
+  static void scale(View a, double factor) {
+    const Real f = static_cast<Real>(factor);
+    B::each(a.rows, a.cols, [=](Index i, Index j) { a(i, j) *= f; });
+  }
+  static void preactivation(View W, View x, View h) { B::gemm(Op::plain, Op::plain, 1, W, x, 0, h); }
+  static void activate(Activation kind, double b, View in, View out) {
+    PointActivation<Real>{kind, static_cast<Real>(b)}.with_value(
+        [&](auto phi) { B::each(in.rows, in.cols, [=](Index n, Index p) { out(n, p) = phi(in(n, p)); }); });
+  }
+  /// out = phi'(at) * field
+  static void times_slope(Activation kind, double b, View at, View field, View out) {
+    PointActivation<Real>{kind, static_cast<Real>(b)}.with_derivative([&](auto slope) {
+      B::each(at.rows, at.cols, [=](Index n, Index p) { out(n, p) = slope(at(n, p)) * field(n, p); });
+    });
+  }
+  /// s = psi(y) [+ phi]
+  void to_stream(View y, View phi, View stream) const {
+    activate(spec_.post_activation, spec_.block.activation_scale, y, stream);
+    if (spec_.residual) B::each(stream.rows, stream.cols, [=](Index n, Index p) { stream(n, p) += phi(n, p); });
+  }
+  /// f = <wbar s> (C, P)                                                                                        (T20)
+  Eigen::MatrixXd readout(View stream) {
+    Matrix f(w_bar_.value().cols, stream.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(stream.rows), w_bar_.value(), stream, 0, f);
+    return B::download(f);
+  }
+
+  LimitSpec spec_;
+  StreamNumbers streams_;
+  Population<B> neurons_;
+  Matrix x_, h_, phi_, y_, stream_, D0_, D_, xi_, input_gradient_, delta_;
+  Eigen::MatrixXd targets_, f_;
+  LearnedArray<B> W_in_, w_bar_;
+  Matrix W_in_initial_;
+  std::unique_ptr<Block<B>> block_;
+};
+
+}  // namespace moe

@@ -1,0 +1,15 @@
+/// Dense float64 linear algebra of small matrices (a block's Gram matrix), always on the host.
+#pragma once
+
+#include <Eigen/Core>
+
+namespace moe {
+
+/// V diag(w^power) V^T of a symmetric positive semidefinite matrix V diag(w) V^T; eigenvalues that are not positive count as zero.
+Eigen::MatrixXd symmetric_power(const Eigen::MatrixXd& symmetric, double power);
+
+/// Directions to add for a block of residuals: columns of the result (P, k) make new vectors of mean square one out of the
+/// residuals. Eigenvectors of their Gram matrix whose root eigenvalue exceeds `threshold`, largest first, at most `room`.
+Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double threshold, Eigen::Index room);
+
+}  // namespace moe
