@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <set>
+
 #include "regimes/regime.hpp"
 #include "support/hdf5.hpp"
 #include "support/random.hpp"
@@ -61,7 +63,10 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
   if (spec.training.batch > data.x.cols())
     refuse("training.batch", fmt::format("{}", spec.training.batch),
            fmt::format("must not exceed the {} training samples", data.x.cols()), "Lower it or raise data.train.");
+  std::set<int> seen;
   for (int width : widths) {
+    if (!seen.insert(width).second)
+      refuse("network.widths", fmt::format("{}", width), "stands there twice", "Name every width once; network.seeds repeats runs.");
     const NetworkShape s = network_shape(spec, data, width);
     if (s.N < 1 || s.M < 1 || s.Ne < 1)
       refuse("network.widths", fmt::format("{}", width), fmt::format("gives {} experts of width {}", s.M, s.Ne),

@@ -1,0 +1,131 @@
+// What the finite trainer refuses, and how a run that breaks down ends.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <string>
+
+#include "support/hdf5.hpp"
+#include "tests/network_fixture.hpp"
+#include "validation/network.hpp"
+#include "validation/network_file.hpp"
+
+namespace {
+
+using network_fixture::MatrixXd;
+
+std::string temporary(const std::string& name) {
+  return (std::filesystem::temp_directory_path() / fmt::format("moe_{}_{}.h5", name, ::getpid())).string();
+}
+
+/// The whole text of the ConfigError that `f` throws; empty when it throws none.
+template <class F>
+std::string config_fault(F&& f) {
+  try {
+    f();
+  } catch (const moe::ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool mentions(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("network.init_from with other sizes names the dataset and both shapes, all datasets at once") {
+  const std::string path = std::string(MOE_SOURCE_DIR) + "/tests/data/networks/II_mssp_adam_soft.h5";  // N = 32, M = 12, N_e = 8
+  const auto text = config_fault([&] { moe::read_weights(path, {.N = 32, .M = 10, .Ne = 8, .K = 10, .D = 20, .C = 4}, "run.toml:9"); });
+  CHECK(mentions(text, "router has shape (12, 32)"));
+  CHECK(mentions(text, "(10, 32)"));
+  CHECK(mentions(text, "expert_in has shape (12, 8, 32)"));
+  CHECK(mentions(text, "expert_out has shape (12, 32, 8)"));
+  CHECK(mentions(text, "run.toml:9"));
+  CHECK(!mentions(text, "w_in has shape"));
+  CHECK_THROWS_AS(moe::read_weights("/nonexistent/w.h5", {}, "default"), moe::IoError);
+}
+
+TEST_CASE("network trainer refuses what it does not have, all faults at once") {
+  moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adafactor, 3);
+  spec.model.depth = 3;
+  spec.model.norm = moe::Norm::rms;
+  spec.model.balance_loss = 0.1;
+  spec.model.balance_bias = 0.1;
+  spec.training.batch = 9;
+  spec.network.widths = {16, 16};
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  moe::Faults faults;
+  moe::check_networks(spec, data, spec.network.widths, faults);
+  const auto text = config_fault([&] { faults.throw_if_any(); });
+  for (const char* key : {"model.depth = 3", "model.norm", "model.balance_loss", "model.balance_bias", "adafactor",
+                          "training.batch = 9", "8 training samples", "network.widths"})
+    CHECK_MESSAGE(mentions(text, key), key << " is missing in: " << text);
+  CHECK_THROWS_AS(moe::train_network(spec, data, 16, 0), moe::ConfigError);
+}
+
+TEST_CASE("network run that diverges stops with step and field named and keeps what was computed") {
+  moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 40);
+  spec.training.loss = moe::Loss::mse;
+  spec.model.activation = moe::Activation::identity;
+  spec.optimizer.lr = 1e4;
+  spec.network.seeds = 2;
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const moe::NetworkRun run = moe::train_network(spec, data, 16, 0);
+  REQUIRE(run.failure);
+  CHECK(run.failure->step > 0);
+  CHECK(run.failure->step < 40);
+  CHECK(mentions(run.failure->what(), run.failure->field));
+  CHECK(mentions(run.failure->what(), std::to_string(run.failure->step)));
+  CHECK(!run.loss.empty());
+  CHECK(run.loss.size() <= static_cast<std::size_t>(run.failure->step) + 1);
+  for (double loss : run.loss) CHECK(std::isfinite(loss));
+
+  const std::string path = temporary("diverged");
+  spec.output.observables = {"standard"};
+  moe::write_network_file(path, "test", spec, data, moe::train_networks(spec, data, 1));
+  const moe::H5Reader file(path);
+  const moe::H5Array loss = file.read("/network/N16/loss");
+  CHECK(loss.shape == std::vector<std::size_t>{2, 41});
+  CHECK(loss.values[0] == run.loss[0]);
+  CHECK(std::isnan(loss.values[40]));
+  CHECK(file.read("/network/N16/failed_step").values[0] == run.failure->step);
+  std::filesystem::remove(path);
+}
+
+TEST_CASE("network mini-batches: batch_loss per step, whole-set evaluation beside it, first batch is that of the data") {
+  moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 6);
+  spec.training.batch = 3;
+  spec.training.eval_every = 4;
+  spec.training.test_every = 3;
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const moe::NetworkRun run = moe::train_network(spec, data, 16, 0);
+  CHECK(run.batch_loss.size() == 6);
+  CHECK(run.eval_steps == std::vector<int>{0, 4, 6});
+  CHECK(run.test_steps == std::vector<int>{0, 3, 6});
+  CHECK(run.loss.size() == 3);
+  CHECK(run.test_loss.size() == 3);
+  CHECK(run.observables.at("rms_h").size() == 3);
+
+  // Full-batch training on rows 0, 1, 2 makes the same first update; its losses at t = 0, 1 are those of that batch.
+  moe::Dataset first = data;
+  first.x = data.x.leftCols(3);
+  first.y = data.y.leftCols(3);
+  moe::RunSpec full = spec;
+  full.training.batch = 0;
+  full.training.steps = 1;
+  const moe::NetworkRun alone = moe::train_network(full, first, 16, 0);
+  CHECK(run.batch_loss[0] == doctest::Approx(alone.loss[0]).epsilon(1e-14));
+  moe::RunSpec one = spec;
+  one.training.steps = 1;
+  const auto& trained = moe::train_network(one, data, 16, 0).final_weights;
+  CHECK((trained.expert_in - alone.final_weights.expert_in).norm() < 1e-14);
+  // The second batch holds other rows: rows 3, 4, 5.
+  first.x = data.x.middleCols(3, 3);
+  first.y = data.y.middleCols(3, 3);
+  moe::TrainOptions options;
+  options.initial = &trained;
+  full.training.steps = 0;
+  CHECK(run.batch_loss[1] == doctest::Approx(moe::train_network(full, first, 16, 0, options).loss[0]).epsilon(1e-13));
+}
