@@ -1,202 +1,201 @@
 #include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
-#include <new>
+#include <mutex>
 
-#include "support/hdf5.hpp"
-#include "support/hdf5_detail.hpp"
+#include "support/hdf5_file.hpp"
 
 namespace moe {
-
-using h5::Id, h5::Library, h5::library_reason, h5::shape_text;
-
 namespace {
 
-/// No file of this project comes near; what claims more is damaged or hostile.
-constexpr std::size_t max_elements = std::size_t{1} << 31;
-constexpr std::size_t max_text_bytes = std::size_t{1} << 26;
-constexpr int max_rank = 8;
-/// Deflate reaches 1032:1 at best, so a dataset cannot hold more than this many bytes per stored byte.
-constexpr std::size_t max_compression = 1100;
+/// Processor time that one request may take: 10 s and a second for every 10 MB of the file.
+constexpr long request_s = 10;
+constexpr std::size_t bytes_per_s = 10'000'000;
 
-const char* class_text(H5T_class_t c) {
-  switch (c) {
-    case H5T_INTEGER: return "integer";
-    case H5T_FLOAT: return "float";
-    case H5T_STRING: return "string";
-    case H5T_BITFIELD: return "bit field";
-    case H5T_OPAQUE: return "opaque bytes";
-    case H5T_COMPOUND: return "compound";
-    case H5T_REFERENCE: return "reference";
-    case H5T_ENUM: return "enumeration";
-    case H5T_VLEN: return "variable-length list";
-    case H5T_ARRAY: return "array";
-    default: return "unknown type";
+/// Longest text, list and array that the parent accepts: a child gone mad must not make it run out of memory.
+constexpr std::uint64_t max_text = std::uint64_t{1} << 28, max_list = std::uint64_t{1} << 24;
+constexpr std::uint64_t max_axes = 32, max_values = std::uint64_t{1} << 31;
+
+enum class Request : std::uint64_t { open, has, members, read, attribute_text, attribute_number };
+
+/// One end of the pipe between the two processes: whole numbers, texts and arrays of doubles, lengths first. `false`
+/// when the other end is gone.
+class Channel {
+ public:
+  explicit Channel(int fd) : fd_(fd) {}
+
+  bool put(const void* data, std::size_t n) {
+    for (const char* at = static_cast<const char*>(data); n > 0;) {
+      const ssize_t done = ::send(fd_, at, n, MSG_NOSIGNAL);
+      if (done < 0 && errno == EINTR) continue;
+      if (done <= 0) return false;
+      at += done;
+      n -= static_cast<std::size_t>(done);
+    }
+    return true;
   }
+  bool get(void* data, std::size_t n) {
+    for (char* at = static_cast<char*>(data); n > 0;) {
+      const ssize_t done = ::recv(fd_, at, n, 0);
+      if (done < 0 && errno == EINTR) continue;
+      if (done <= 0) return false;
+      at += done;
+      n -= static_cast<std::size_t>(done);
+    }
+    return true;
+  }
+  bool put(std::uint64_t n) { return put(&n, sizeof n); }
+  bool get(std::uint64_t& n) { return get(&n, sizeof n); }
+  bool put(const std::string& text) { return put(text.size()) && put(text.data(), text.size()); }
+  bool get(std::string& text) {
+    std::uint64_t n = 0;
+    if (!get(n) || n > max_text) return false;
+    text.resize(n);
+    return get(text.data(), n);
+  }
+  bool put(double x) { return put(&x, sizeof x); }
+  bool get(double& x) { return get(&x, sizeof x); }
+  bool put(bool b) { return put(std::uint64_t{b}); }
+  bool get(bool& b) {
+    std::uint64_t n = 0;
+    if (!get(n)) return false;
+    b = n != 0;
+    return true;
+  }
+  bool put(const H5Array& a) {
+    if (!put(std::uint64_t{a.shape.size()})) return false;
+    for (const std::size_t n : a.shape)
+      if (!put(std::uint64_t{n})) return false;
+    return put(std::uint64_t{a.values.size()}) && put(a.values.data(), a.values.size() * sizeof(double));
+  }
+  bool get(H5Array& a) {
+    std::uint64_t n = 0;
+    if (!get(n) || n > max_axes) return false;
+    a.shape.resize(n);
+    for (std::size_t& axis : a.shape) {
+      if (!get(n)) return false;
+      axis = n;
+    }
+    if (!get(n) || n > max_values) return false;
+    a.values.resize(n);
+    return get(a.values.data(), n * sizeof(double));
+  }
+  bool put(const std::vector<std::string>& list) {
+    if (!put(std::uint64_t{list.size()})) return false;
+    for (const std::string& text : list)
+      if (!put(text)) return false;
+    return true;
+  }
+  bool get(std::vector<std::string>& list) {
+    std::uint64_t n = 0;
+    if (!get(n) || n > max_list) return false;
+    list.resize(n);
+    for (std::string& text : list)
+      if (!get(text)) return false;
+    return true;
+  }
+
+ private:
+  int fd_;
+};
+
+/// A crash of the child is an answer, not an event for this program's handlers, terminal or core files.
+void prepare_child() {
+  for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGVTALRM}) std::signal(signal, SIG_DFL);
+  const rlimit no_core{0, 0};
+  ::setrlimit(RLIMIT_CORE, &no_core);
+  const int null = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
+  if (null >= 0) ::dup2(null, STDERR_FILENO);
+}
+
+void limit_processor_time(long seconds) {
+  const itimerval limit{{0, 0}, {seconds, 0}};
+  ::setitimer(ITIMER_VIRTUAL, &limit, nullptr);
+}
+
+/// The child: answers requests until the parent closes its end. Each answer is a flag, then the value or the message.
+[[noreturn]] void serve(Channel channel, const std::string& path, std::size_t file_bytes, long allowed_s) {
+  prepare_child();
+  std::unique_ptr<h5::File> file;
+  std::uint64_t request = 0;
+  std::string object, name;
+  bool connected = true;
+  while (connected && channel.get(request) && channel.get(object) && channel.get(name)) {
+    limit_processor_time(allowed_s);
+    const auto answer = [&](const auto& value) { connected = channel.put(true) && channel.put(value); };
+    try {
+      switch (static_cast<Request>(request)) {
+        case Request::open:
+          file = std::make_unique<h5::File>(path, file_bytes);
+          answer(true);
+          break;
+        case Request::has: answer(file->has(object)); break;
+        case Request::members: answer(file->members(object)); break;
+        case Request::read: answer(file->read(object)); break;
+        case Request::attribute_text: answer(file->attribute_text(object, name)); break;
+        case Request::attribute_number: answer(file->attribute_number(object, name)); break;
+      }
+    } catch (const std::exception& e) {
+      connected = channel.put(false) && channel.put(std::string(e.what()));
+    }
+    H5Eclear2(H5E_DEFAULT);
+  }
+  ::_exit(0);
 }
 
 }  // namespace
 
+/// The parent's side: the process that has the file open.
 struct H5Reader::Impl {
   std::string path;
-  std::size_t file_bytes = 0;
-  hid_t file = -1;
+  std::mutex lock;
+  int fd = -1;
+  pid_t child = -1;
+  long allowed_s = 0;
+  std::string death;  ///< what ended the child, empty while it lives
 
-  ~Impl() {
-    if (file >= 0) H5Fclose(file);
+  ~Impl() { end(); }
+
+  /// Closes the pipe, on which the child leaves, and takes its exit status.
+  int end() {
+    int status = 0;
+    if (fd >= 0) ::close(fd);
+    fd = -1;
+    if (child > 0)
+      while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+      }
+    child = -1;
+    return status;
   }
 
-  [[noreturn]] void fail(const std::string& what, const std::string& problem, const std::string& remedy) const {
-    throw IoError(fmt::format("io: {} in {}: {}. {}", what, path, problem, remedy));
-  }
-  [[noreturn]] void fail_damaged(const std::string& what, const std::string& problem) const {
-    fail(what, problem, "The file is damaged or not one of ours; write or fetch it again.");
-  }
-
-  /// True when every step of the name is a link inside this file that leads to an object. External links are not
-  /// followed: a file must not make us open others.
-  bool exists(const std::string& name) const {
-    if (name.empty()) return false;
-    if (name == "/") return true;
-    for (std::size_t from = 1; from != std::string::npos;) {
-      const std::size_t slash = name.find('/', from);
-      const std::string prefix = name.substr(0, slash);
-      H5L_info_t info;
-      if (H5Lexists(file, prefix.c_str(), H5P_DEFAULT) <= 0 ||
-          H5Lget_info(file, prefix.c_str(), &info, H5P_DEFAULT) < 0 ||
-          (info.type != H5L_TYPE_HARD && info.type != H5L_TYPE_SOFT) ||
-          H5Oexists_by_name(file, prefix.c_str(), H5P_DEFAULT) <= 0)
-        return false;
-      from = slash == std::string::npos ? slash : slash + 1;
-    }
-    return true;
-  }
-
-  /// Number of elements of `shape`, or a fault when it exceeds `max_elements`.
-  std::size_t checked_count(const std::string& what, const std::vector<std::size_t>& shape) const {
-    std::size_t count = 1;
-    for (const std::size_t n : shape)
-      if (n == 0) return 0;
-    for (const std::size_t n : shape) {
-      if (n > max_elements / count)
-        fail_damaged(what, fmt::format("shape {} has more than {} elements, the most that is read", shape_text(shape),
-                                       max_elements));
-      count *= n;
-    }
-    return count;
-  }
-
-  H5Array read(const std::string& name) const {
-    const std::string what = "dataset " + name;
-    if (!exists(name)) fail(what, "there is no such dataset", "Check the name with `h5ls -r`.");
-    const Id dataset(H5Dopen2(file, name.c_str(), H5P_DEFAULT), H5Dclose);
-    if (!dataset.valid()) fail(what, library_reason(), "Expected a dataset; check the name with `h5ls -r`.");
-    const Id type(H5Dget_type(dataset), H5Tclose), space(H5Dget_space(dataset), H5Sclose),
-        creation(H5Dget_create_plist(dataset), H5Pclose);
-    if (!type.valid() || !space.valid() || !creation.valid()) fail_damaged(what, library_reason());
-    const H5T_class_t kind = H5Tget_class(type);
-    if (kind != H5T_INTEGER && kind != H5T_FLOAT)
-      fail(what, fmt::format("expected integers or floats, found {}", class_text(kind)), "Store plain numbers.");
-    const std::size_t element_bytes = H5Tget_size(type);
-    if (element_bytes == 0 || element_bytes > 16)
-      fail_damaged(what, fmt::format("its numbers have {} bytes each", element_bytes));
-
-    H5Array array;
-    const int rank = H5Sget_simple_extent_ndims(space);
-    if (rank < 0 || rank > max_rank || H5Sget_simple_extent_type(space) == H5S_NULL)
-      fail(what, fmt::format("expected 0 to {} axes, found {}", max_rank, rank < 0 ? "none" : std::to_string(rank)),
-           "Store a plain array.");
-    std::vector<hsize_t> extent(static_cast<std::size_t>(rank));
-    if (rank > 0 && H5Sget_simple_extent_dims(space, extent.data(), nullptr) < 0) fail_damaged(what, library_reason());
-    array.shape.assign(extent.begin(), extent.end());
-    const std::size_t count = checked_count(what, array.shape);
-    if (count == 0) return array;
-    check_storage(what, dataset, creation, count * element_bytes);
-    try {
-      array.values.resize(count);
-    } catch (const std::bad_alloc&) {
-      fail(what, fmt::format("{} numbers do not fit into memory", count),
-           "Use a machine with more memory or a smaller file.");
-    }
-    if (H5Dread(dataset, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, array.values.data()) < 0)
-      fail_damaged(what, library_reason());
-    return array;
-  }
-
-  /// The claimed `bytes` must be backed by bytes of this very file.
-  void check_storage(const std::string& what, hid_t dataset, hid_t creation, std::size_t bytes) const {
-    const H5D_layout_t layout = H5Pget_layout(creation);
-    if (layout != H5D_CONTIGUOUS && layout != H5D_COMPACT && layout != H5D_CHUNKED)
-      fail(what, "it is a virtual dataset made of other files", "Store the numbers themselves.");
-    if (H5Pget_external_count(creation) != 0)
-      fail(what, "its numbers lie in another file", "Store the numbers themselves.");
-    const std::size_t stored = H5Dget_storage_size(dataset);
-    if (stored > file_bytes) fail_damaged(what, fmt::format("it claims {} bytes, the file has {}", stored, file_bytes));
-    const bool enough = layout == H5D_CHUNKED ? stored > 0 && bytes / stored <= max_compression : stored >= bytes;
-    if (!enough) fail_damaged(what, fmt::format("expected {} bytes of numbers, found {} stored", bytes, stored));
-  }
-
-  template <class Use>
-  auto with_attribute(const std::string& object, const std::string& name, Use&& use) const {
-    const std::string what = fmt::format("attribute {} of {}", name, object);
-    if (!exists(object)) fail(what, fmt::format("there is no object {}", object), "Check the names with `h5dump -A`.");
-    if (H5Aexists_by_name(file, object.c_str(), name.c_str(), H5P_DEFAULT) <= 0)
-      fail(what, "there is no such attribute", "Check the names with `h5dump -A`.");
-    const Id attribute(H5Aopen_by_name(file, object.c_str(), name.c_str(), H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
-    if (!attribute.valid()) fail_damaged(what, library_reason());
-    const Id type(H5Aget_type(attribute), H5Tclose), space(H5Aget_space(attribute), H5Sclose);
-    if (!type.valid() || !space.valid()) fail_damaged(what, library_reason());
-    if (H5Sget_simple_extent_npoints(space) != 1)
-      fail(what, fmt::format("expected one value, found {}", H5Sget_simple_extent_npoints(space)),
-           "Store a single value.");
-    return use(what, attribute, type, space);
-  }
-
-  std::string text(const std::string& what, hid_t attribute, hid_t type, hid_t space) const {
-    if (H5Tget_class(type) != H5T_STRING)
-      fail(what, fmt::format("expected text, found {}", class_text(H5Tget_class(type))), "Store a string.");
-    const Id memory(H5Tcopy(H5T_C_S1), H5Tclose);
-    H5Tset_cset(memory, H5Tget_cset(type) == H5T_CSET_UTF8 ? H5T_CSET_UTF8 : H5T_CSET_ASCII);
-    if (H5Tis_variable_str(type) > 0) {
-      H5Tset_size(memory, H5T_VARIABLE);
-      char* pointer = nullptr;
-      if (H5Aread(attribute, memory, static_cast<void*>(&pointer)) < 0) fail_damaged(what, library_reason());
-      const std::string value = pointer ? pointer : "";
-      H5Dvlen_reclaim(memory, space, H5P_DEFAULT, static_cast<void*>(&pointer));
+  template <class Value>
+  Value ask(Request request, const std::string& object, const std::string& name = "") {
+    const std::lock_guard<std::mutex> guard(lock);
+    bool good = false;
+    Value value{};
+    std::string message;
+    Channel channel(fd);
+    if (death.empty() && channel.put(static_cast<std::uint64_t>(request)) && channel.put(object) && channel.put(name) &&
+        channel.get(good) && (good ? channel.get(value) : channel.get(message))) {
+      if (!good) throw IoError(message);
       return value;
     }
-    const std::size_t bytes = H5Tget_size(type);
-    if (bytes == 0 || bytes > std::min(max_text_bytes, file_bytes))
-      fail_damaged(what, fmt::format("it claims {} characters, the file has {} bytes", bytes, file_bytes));
-    std::string value(bytes + 1, '\0');
-    H5Tset_size(memory, bytes + 1);
-    if (H5Aread(attribute, memory, value.data()) < 0) fail_damaged(what, library_reason());
-    value.resize(::strnlen(value.data(), bytes));
-    return value;
-  }
-
-  std::vector<std::string> members(const std::string& name) const {
-    const std::string what = "group " + name;
-    if (!exists(name)) fail(what, "there is no such group", "Check the name with `h5ls -r`.");
-    const Id group(H5Gopen2(file, name.c_str(), H5P_DEFAULT), H5Gclose);
-    if (!group.valid()) fail(what, library_reason(), "Expected a group; check the name with `h5ls -r`.");
-    // Not every file tracks the order of creation; those that do not are listed by name.
-    const Id creation(H5Gget_create_plist(group), H5Pclose);
-    unsigned order = 0;
-    if (creation.valid()) H5Pget_link_creation_order(creation, &order);
-    const bool tracked = (order & H5P_CRT_ORDER_TRACKED) != 0;
-    std::vector<std::string> names;
-    const auto collect = [](hid_t, const char* member, const H5L_info_t*, void* out) -> herr_t {
-      static_cast<std::vector<std::string>*>(out)->emplace_back(member);
-      return 0;
-    };
-    if (H5Literate(group, tracked ? H5_INDEX_CRT_ORDER : H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names) < 0)
-      fail_damaged(what, library_reason());
-    return names;
+    if (death.empty()) {
+      const int status = end();
+      const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+      death = signal == SIGVTALRM ? fmt::format("the HDF5 library was not done after {} s of processor time", allowed_s)
+                                  : fmt::format("the HDF5 library crashed on it (signal {})", signal);
+    }
+    throw IoError(fmt::format("io: cannot read {} in {}: {}. The file is damaged; write or fetch it again.",
+                              object.empty() ? "the root" : object, path, death));
   }
 };
 
@@ -206,66 +205,49 @@ H5Reader::H5Reader(const std::string& path) : impl_(std::make_unique<Impl>()) {
     throw IoError(fmt::format("io: cannot read {}: {}. {}", path, problem, remedy));
   };
   // O_NONBLOCK: a named pipe must not hang the program.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) refuse(std::strerror(errno), "Check the path; relative paths in a configuration start at its folder.");
+  const int probe = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (probe < 0) refuse(std::strerror(errno), "Check the path; relative paths in a configuration start at its folder.");
   struct stat status {};
-  const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-  ::close(fd);
+  const bool regular = ::fstat(probe, &status) == 0 && S_ISREG(status.st_mode);
+  ::close(probe);
   if (!regular) refuse("it is not a regular file", "Give the path of an HDF5 file.");
-  impl_->file_bytes = static_cast<std::size_t>(status.st_size);
-  const Library library;
-  const htri_t is_hdf5 = H5Fis_hdf5(path.c_str());
-  H5Eclear2(H5E_DEFAULT);
-  if (is_hdf5 <= 0)
-    refuse(fmt::format("its {} bytes are not an HDF5 file (no signature)", impl_->file_bytes),
-           "Check that the path is right and that the file was copied completely.");
-  const Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-  H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
-  H5Pset_file_locking(access, true, true);
-  impl_->file = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access);
-  if (impl_->file < 0)
-    refuse(library_reason(), "The file is cut short, damaged or being written; write or fetch it again.");
+  const std::size_t file_bytes = static_cast<std::size_t>(status.st_size);
+  impl_->allowed_s = request_s + static_cast<long>(file_bytes / bytes_per_s);
+
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+    refuse(std::strerror(errno), "Close other files.");
+  {
+    const h5::Library library;  // no other thread is inside the library while it is copied
+    impl_->child = ::fork();
+    if (impl_->child == 0) {
+      ::close(ends[0]);
+      serve(Channel(ends[1]), path, file_bytes, impl_->allowed_s);
+    }
+  }
+  const int fork_error = errno;
+  ::close(ends[1]);
+  impl_->fd = ends[0];
+  if (impl_->child < 0) refuse(std::strerror(fork_error), "Free processes or memory.");
+  impl_->ask<bool>(Request::open, "");
 }
 
-H5Reader::~H5Reader() {
-  const Library library;
-  impl_.reset();
-}
+H5Reader::~H5Reader() = default;
 
-bool H5Reader::has(const std::string& name) const {
-  const Library library;
-  const bool found = impl_->exists(name);
-  H5Eclear2(H5E_DEFAULT);
-  return found;
-}
+bool H5Reader::has(const std::string& name) const { return impl_->ask<bool>(Request::has, name); }
 
 std::vector<std::string> H5Reader::members(const std::string& group) const {
-  const Library library;
-  return impl_->members(group);
+  return impl_->ask<std::vector<std::string>>(Request::members, group);
 }
 
-H5Array H5Reader::read(const std::string& name) const {
-  const Library library;
-  return impl_->read(name);
-}
+H5Array H5Reader::read(const std::string& name) const { return impl_->ask<H5Array>(Request::read, name); }
 
 std::string H5Reader::attribute_text(const std::string& object, const std::string& name) const {
-  const Library library;
-  return impl_->with_attribute(object, name, [&](const std::string& what, hid_t attribute, hid_t type, hid_t space) {
-    return impl_->text(what, attribute, type, space);
-  });
+  return impl_->ask<std::string>(Request::attribute_text, object, name);
 }
 
 double H5Reader::attribute_number(const std::string& object, const std::string& name) const {
-  const Library library;
-  return impl_->with_attribute(object, name, [&](const std::string& what, hid_t attribute, hid_t type, hid_t) {
-    const H5T_class_t kind = H5Tget_class(type);
-    if (kind != H5T_INTEGER && kind != H5T_FLOAT)
-      impl_->fail(what, fmt::format("expected a number, found {}", class_text(kind)), "Store an integer or a float.");
-    double value = 0;
-    if (H5Aread(attribute, H5T_NATIVE_DOUBLE, &value) < 0) impl_->fail_damaged(what, library_reason());
-    return value;
-  });
+  return impl_->ask<double>(Request::attribute_number, object, name);
 }
 
 }  // namespace moe
