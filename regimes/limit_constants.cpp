@@ -45,8 +45,8 @@ class Path {
   Sizes growth_, units_;
 };
 
-/// Table values with the multipliers and prefactors of the run taken in (theory section 1): K c B stands for B, alpha W_out for
-/// W_out.
+/// Table values with the multipliers and prefactors of the run taken in (theory section 1): K c B stands for B, alpha
+/// W_out for W_out.
 struct Absorbed {
   PerTensor<PowerLaw> variance, lr, eps;
 };
@@ -98,7 +98,8 @@ struct VarianceLaws {
 
 VarianceLaws variance_laws(const Absorbed& absorbed, const Parameterization& param, const Regime& regime) {
   const auto& var = absorbed.variance;
-  // Sampled experts that start independent are stacked: their matrices side by side are one matrix with M N_e rows or columns.
+  // Sampled experts that start independent are stacked: their matrices side by side are one matrix with M N_e rows or
+  // columns.
   const auto stacked = [&](Tensor t) { return regime.experts_sampled && !param.rule[t].shared; };
   const PowerLaw in_sites = stacked(Tensor::expert_in) ? law(0, 1, 1) : law(0, 0, 1);
   const PowerLaw out_experts = stacked(Tensor::expert_out) ? law(0, 1) : law(0);
@@ -119,7 +120,10 @@ std::string tensor_name(Tensor t) { return tensor_names[static_cast<std::size_t>
 
 std::string joined(const std::vector<Tensor>& tensors) {
   std::string text;
-  for (const Tensor t : tensors) text += (text.empty() ? "" : ", ") + tensor_name(t);
+  for (const Tensor t : tensors) {
+    text += text.empty() ? "" : ", ";
+    text += tensor_name(t);
+  }
   return text;
 }
 
@@ -207,7 +211,9 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
   }
 
   for (const SizeLaw& item : size_laws(spec, param, regime)) {
-    if (item.exponent > 0 && item.quantity != eps_quantity) report_growth(spec, param, regime, item, faults);
+    const bool refused = param.rule[item.tensor].shared && !regime.hidden_sampled;
+    if (item.exponent > 0 && item.quantity != eps_quantity && !refused)
+      report_growth(spec, param, regime, item, faults);
     const std::string name = tensor_name(item.tensor);
     if (item.quantity == rate_quantity && item.exponent < 0)
       constants.warnings.push_back(

@@ -1,4 +1,5 @@
-/// A co-scaling regime is a value: which sizes grow, hence which populations are sampled and which matrices are stacked.
+/// A co-scaling regime is a value: which sizes grow, hence which populations are sampled and which matrices are
+/// stacked.
 #pragma once
 
 #include <string>
@@ -13,7 +14,7 @@ namespace moe {
 
 struct Regime {
   std::string name;
-  Sizes growth;         ///< exponent of each size in N along the regime's path: 0 or 1 here
+  Sizes growth;          ///< exponent of each size in N along the regime's path: 0 or 1 here
   bool experts_sampled;  ///< M grows: experts are a population; otherwise explicit, one Gaussian operator per expert
   bool hidden_sampled;   ///< N_e grows: hidden units are a population; otherwise explicit
   int default_neurons;   ///< sampling.neurons when nothing is said
@@ -22,8 +23,9 @@ struct Regime {
 /// I, II or III; throws std::out_of_range for another name (validate() reports it to users before).
 const Regime& regime_named(const std::string& name);
 
-/// Integer sizes of the network of width N that a spec describes: M = round(rho_M N) and N_e = round(rho_e N) where they grow,
-/// K = max(1, round(kappa M)), halves away from zero; soft routing has K = M. Throws ConfigError where M or N_e would be 0.
+/// Integer sizes of the network of width N that a spec describes: M = round(rho_M N) and N_e = round(rho_e N) where
+/// they grow, K = max(1, round(kappa M)), halves away from zero; soft routing has K = M. Throws ConfigError where M or
+/// N_e would be 0.
 Sizes network_sizes(const RunSpec& spec, int N, int D);
 
 /// kappa of the description: active_fraction with top-K, 1 with soft routing.
@@ -35,28 +37,31 @@ struct GaussianConstants {
   double beta2 = 0;  ///< s_beta^2: variance of a backward answer per unit of <z z>
 };
 
-/// Everything that the limit needs to know of parameterization, regime and multipliers. All values are the limits of the
-/// normalised quantities of theory sections 3 and 4, with init_scale, lr_scale, aggregation and output scale taken in.
+/// Everything that the limit needs to know of parameterization, regime and multipliers. All values are the limits of
+/// the normalised quantities of theory sections 3 and 4, with init_scale, lr_scale, aggregation and output scale taken
+/// in.
 struct LimitConstants {
-  GaussianConstants router;      ///< Q; not used where router_is_explicit
-  GaussianConstants expert_in;   ///< A: stacked, shared or of one expert
-  GaussianConstants expert_out;  ///< B
-  double input_var = 1;          ///< D Var W_in
-  double readout_var = 1;        ///< N^2 Var W_out (0 with readout_init = zero)
+  GaussianConstants router;        ///< Q; not used where router_is_explicit
+  GaussianConstants expert_in;     ///< A: stacked, shared or of one expert
+  GaussianConstants expert_out;    ///< B
+  double input_var = 1;            ///< D Var W_in
+  double readout_var = 1;          ///< N^2 Var W_out (0 with readout_init = zero)
   double explicit_router_var = 0;  ///< N^2 Var Q where experts are explicit (regime I)
   bool expert_in_shared = false;
   bool expert_out_shared = false;
-  PerTensor<double> lr;   ///< eta of section 3, 0 = frozen
-  PerTensor<double> eps;  ///< normalised eps of an entrywise rule
+  PerTensor<double> lr;               ///< eta of section 3, 0 = frozen
+  PerTensor<double> eps;              ///< normalised eps of an entrywise rule
   std::vector<std::string> warnings;  ///< frozen tensors and the like, one sentence each
 };
 
-/// Limit constants along the regime's path, by the power laws alone. A positive exponent of a variance or a learning rate is a
-/// fault that names tensor, quantity and exponent ("no limit of this form").
-/// Sharing where the hidden units do not grow, and signSGD where a gradient vanishes, are faults too.
-LimitConstants limit_constants(const RunSpec& spec, const Parameterization& param, const Regime& regime, int D, Faults& faults);
+/// Limit constants along the regime's path, by the power laws alone. A positive exponent of a variance or a learning
+/// rate is a fault that names tensor, quantity and exponent ("no limit of this form"). Sharing where the hidden units
+/// do not grow, and signSGD where a gradient vanishes, are faults too.
+LimitConstants limit_constants(const RunSpec& spec, const Parameterization& param, const Regime& regime, int D,
+                               Faults& faults);
 
-/// A quantity of the limit as a power law in the sizes, before it is taken along the regime's path: for tables of exponents.
+/// A quantity of the limit as a power law in the sizes, before it is taken along the regime's path: for tables of
+/// exponents.
 struct SizeLaw {
   Tensor tensor;
   std::string quantity;  ///< "s_chi^2", "s_beta^2", "D Var W_in", "normalised learning rate", "normalised eps", ...
@@ -66,8 +71,8 @@ struct SizeLaw {
 /// Everything that enters the limit (theory section 4), in the order of the tensors; eps only for entrywise rules.
 std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime);
 
-/// Trainable tensors whose gradient at t = 0 vanishes with size (theory section 5): there an entrywise rule with small eps and
-/// the limit N -> infinity do not commute.
+/// Trainable tensors whose gradient at t = 0 vanishes with size (theory section 5): there an entrywise rule with small
+/// eps and the limit N -> infinity do not commute.
 std::vector<Tensor> vanishing_gradients(const RunSpec& spec, const Regime& regime, const LimitConstants& constants);
 
 /// Numbers of one finite network. init_scale and lr_scale are taken in; aggregation prefactor and output scale are not.
@@ -78,8 +83,8 @@ struct NetworkConstants {
 };
 NetworkConstants network_constants(const RunSpec& spec, const Parameterization& param, const Sizes& sizes);
 
-/// Sample counts of the limit in the network's true ratios (theory section 6), or what the spec says. sample_counts throws
-/// ConfigError where a population would be empty.
+/// Sample counts of the limit in the network's true ratios (theory section 6), or what the spec says. sample_counts
+/// throws ConfigError where a population would be empty.
 struct SampleCounts {
   int neurons = 0, experts = 0, hidden = 0;  ///< experts = M in I, hidden = N_e in II
   int active = 0;                            ///< K_S

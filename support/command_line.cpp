@@ -48,7 +48,7 @@ std::string help_text(const ProgramInfo& program) {
     std::string help = flag.help;
     if (std::string(flag.name) == "--out" && !program.default_out.empty())
       help += fmt::format(" (default {})", program.default_out);
-    text += fmt::format("  {:<34}{}\n", fmt::format("{} {}", flag.name, flag.value), help);
+    text += fmt::format("  {:<42}{}\n", fmt::format("{} {}", flag.name, flag.value), help);
   }
   text += "\nKeys. Quantities without a unit are dimensionless. Keys that a run does not use are ignored.\n";
   RunSpec defaults;
@@ -60,18 +60,21 @@ std::string help_text(const ProgramInfo& program) {
     }
     const Field field = key.field(defaults);
     std::string flags;
-    for (const auto& flag : key.flags) flags += (flags.empty() ? "" : ", ") + flag;
+    for (const auto& flag : key.flags) {
+      flags += flags.empty() ? "" : ", ";
+      flags += flag;
+    }
     if (flags.empty()) flags = fmt::format("--set {}=", key.path);
     std::string allowed = words_of(key, field);
     if (allowed.empty()) allowed = key.range.text();
-    text += fmt::format("  {:<34}{}{} (default {})\n", flags, key.help, allowed.empty() ? "" : "; " + allowed,
+    text += fmt::format("  {:<42}{}{} (default {})\n", flags, key.help, allowed.empty() ? "" : "; " + allowed,
                         value_as_toml(field));
   }
   return text;
 }
 
-/// One parse of one command line. CLI11 splits the words; every value is text until the key's type is known, so that all
-/// faults are reported together.
+/// One parse of one command line. CLI11 splits the words; every value is text until the key's type is known, so that
+/// all faults are reported together.
 class CommandLine {
  public:
   explicit CommandLine(const ProgramInfo& program) : program_(program), app_(program.summary, program.name) {
@@ -89,7 +92,10 @@ class CommandLine {
     for (const auto& key : config_keys()) {
       if (key.flags.empty()) continue;
       std::string names;
-      for (const auto& flag : key.flags) names += (names.empty() ? "" : ",") + flag;
+      for (const auto& flag : key.flags) {
+        names += names.empty() ? "" : ",";
+        names += flag;
+      }
       values_.push_back({&key, nullptr, ""});
       values_.back().option = text_option(names, values_.back().text);
       RunSpec any;

@@ -1,5 +1,5 @@
-/// From TOML text and command-line flags to a RunSpec and back. One table row per key gives the TOML path, the flag, the
-/// help text, the unit and the default, so that they cannot drift apart.
+/// From TOML text and command-line flags to a RunSpec and back. One table row per key gives the TOML path, the flag,
+/// the help text, the unit and the default, so that they cannot drift apart.
 #pragma once
 
 #include <string>
@@ -45,12 +45,13 @@ RunSpec read_config_text(const std::string& text, const std::string& place);
 /// All faults of a spec that can be seen without reading data or parameterization files.
 void validate(const RunSpec& spec, Faults& faults);
 
-/// Parts of the interface that this version does not have yet: refused by name. validate() and parse_command_line() call these.
+/// Parts of the interface that this version does not have yet: refused by name. validate() and parse_command_line()
+/// call these.
 void refuse_unavailable(const RunSpec& spec, Faults& faults);
 void refuse_unavailable(Device device, const std::string& place, Faults& faults);
 
-/// The resolved configuration as TOML; read_config_text(print_config(s)) gives s back. output.observe_every is left out while
-/// nothing was said of it, because its default depends on that (support/schedule.hpp).
+/// The resolved configuration as TOML; read_config_text(print_config(s)) gives s back. output.observe_every is left out
+/// while nothing was said of it, because its default depends on that (support/schedule.hpp).
 std::string print_config(const RunSpec& spec);
 
 /// Names as they stand in files, e.g. to_string(Activation::gelu) == "gelu".

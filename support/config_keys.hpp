@@ -1,4 +1,4 @@
-/// The table of configuration keys: everything that the command line, TOML reading, --help, --print-config and the range
+/// The table of configuration keys: all that the command line, TOML reading, --help, --print-config and the range
 /// checks know of a key stands in one row.
 #pragma once
 
@@ -83,12 +83,12 @@ struct Problem {
   std::string problem, remedy;
 };
 
-/// Stores a written value. One of the wrong type, an unknown word or an integer beyond the key's type leaves the field as it
-/// was and comes back as a problem. Ranges are checked by check_value().
+/// Stores a written value. One of the wrong type, an unknown word or an integer beyond the key's type leaves the field
+/// as it was and comes back as a problem. Ranges are checked by check_value().
 std::optional<Problem> assign(const Field& field, const WrittenValue& written);
 
-/// What a command line means for this field: "0.1", "true", "64,128", "K=-1,const=2". Text that does not read as the field's
-/// type stays text, so that assign() can say what was expected.
+/// What a command line means for this field: "0.1", "true", "64,128", "K=-1,const=2". Text that does not read as the
+/// field's type stays text, so that assign() can say what was expected.
 WrittenValue written_on_command_line(const Field& field, const std::string& text);
 
 /// The value as TOML, exact: reading it gives the same value back.

@@ -9,8 +9,8 @@
 
 namespace moe {
 
-/// Stores a value with its place, or reports why it does not fit. Paths are made absolute against `folder`; an empty folder
-/// leaves them as they are.
+/// Stores a value with its place, or reports why it does not fit. Paths are made absolute against `folder`; an empty
+/// folder leaves them as they are.
 void assign_or_report(const Key& key, const WrittenValue& value, const std::string& place,
                       const std::filesystem::path& folder, RunSpec& spec, Faults& faults);
 

@@ -5,9 +5,6 @@
 #include <cmath>
 #include <limits>
 #include <set>
-#include <sstream>
-
-#include <toml++/toml.h>
 
 #include "support/config_keys.hpp"
 #include "support/nearest.hpp"
@@ -167,16 +164,51 @@ std::string number_text(double x) {
   return text;
 }
 
+/// A TOML basic string.
 std::string quoted(const std::string& text) {
-  std::ostringstream out;
-  out << toml::value<std::string>(text);
-  return out.str();
+  std::string result = "\"";
+  for (const char c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\')
+      result += {'\\', c};
+    else if (code < 0x20 || code == 0x7f)
+      result += fmt::format("\\u{:04X}", code);
+    else
+      result += c;
+  }
+  return result + '"';
+}
+
+/// True for well-formed UTF-8 (RFC 3629), which is all that TOML and HDF5 text may hold.
+bool is_utf8(const std::string& text) {
+  for (std::size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const std::size_t length = lead < 0x80           ? 1
+                               : (lead >> 5) == 0x6  ? 2
+                               : (lead >> 4) == 0xe  ? 3
+                               : (lead >> 3) == 0x1e ? 4
+                                                     : 0;
+    if (length == 0 || i + length > text.size()) return false;
+    char32_t point = length == 1 ? lead : lead & (0x7fu >> length);
+    for (std::size_t j = 1; j < length; ++j) {
+      const auto next = static_cast<unsigned char>(text[i + j]);
+      if ((next & 0xc0) != 0x80) return false;
+      point = (point << 6) | (next & 0x3fu);
+    }
+    constexpr char32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (point < least[length] || point > 0x10ffff || (point >= 0xd800 && point < 0xe000)) return false;
+    i += length;
+  }
+  return true;
 }
 
 template <class Range_, class Text>
 std::string list_text(const Range_& range, Text text) {
   std::string result;
-  for (const auto& element : range) result += (result.empty() ? "" : ", ") + text(element);
+  for (const auto& element : range) {
+    result += result.empty() ? "" : ", ";
+    result += text(element);
+  }
   return result;
 }
 
@@ -232,14 +264,17 @@ std::string Range::text() const {
 
 std::string WrittenValue::text() const {
   return std::visit(
-      Overload{
-          [](bool b) { return std::string(b ? "true" : "false"); }, [](std::int64_t n) { return std::to_string(n); },
-          [](double x) { return number_text(x); }, [](const std::string& s) { return quoted(s); },
-          [](const List& list) { return "[" + list_text(list, [](const WrittenValue& v) { return v.text(); }) + "]"; },
-          [](const Table& table) {
-            return "{" + list_text(table, [](const auto& e) { return e.first + " = " + e.second.text(); }) + "}";
-          },
-          [](const ForeignValue& other) { return other.text; }},
+      Overload{[](bool b) { return std::string(b ? "true" : "false"); },
+               [](std::int64_t n) { return std::to_string(n); }, [](double x) { return number_text(x); },
+               [](const std::string& s) { return quoted(s); },
+               [](const List& list) {
+                 return fmt::format("[{}]", list_text(list, [](const WrittenValue& v) { return v.text(); }));
+               },
+               [](const Table& table) {
+                 return fmt::format("{{{}}}",
+                                    list_text(table, [](const auto& e) { return e.first + " = " + e.second.text(); }));
+               },
+               [](const ForeignValue& other) { return other.text; }},
       value);
 }
 
@@ -300,12 +335,15 @@ std::string value_as_toml(const Field& field) {
       field, [](double* x) { return number_text(*x); }, [](int* n) { return std::to_string(*n); },
       [](std::uint64_t* n) { return std::to_string(*n); }, [](bool* b) { return std::string(*b ? "true" : "false"); },
       [](std::string* s) { return quoted(*s); }, [](const EnumField& e) { return quoted(e.names.at(e.get())); },
-      [](std::vector<int>* list) { return "[" + list_text(*list, [](int n) { return std::to_string(n); }) + "]"; },
+      [](std::vector<int>* list) {
+        return fmt::format("[{}]", list_text(*list, [](int n) { return std::to_string(n); }));
+      },
       [](std::vector<std::string>* list) {
-        return list->size() == 1 ? quoted(list->front()) : "[" + list_text(*list, quoted) + "]";
+        return list->size() == 1 ? quoted(list->front()) : fmt::format("[{}]", list_text(*list, quoted));
       },
       [](std::map<std::string, double>* keys) {
-        return "{" + list_text(*keys, [](const auto& e) { return e.first + " = " + number_text(e.second); }) + "}";
+        return fmt::format("{{{}}}",
+                           list_text(*keys, [](const auto& e) { return e.first + " = " + number_text(e.second); }));
       });
 }
 
@@ -316,6 +354,7 @@ std::optional<Problem> check_value(const Key& key, const Field& field) {
       [&](std::uint64_t* n) { return check_number(key.range, static_cast<double>(*n)); },
       [](bool*) -> Result { return std::nullopt; },
       [&](std::string* s) -> Result {
+        if (!is_utf8(*s)) return Problem{"is not UTF-8 text", "Rename the file, or write its name in UTF-8"};
         if (key.words.empty() || key.stands_for_path(*s)) return std::nullopt;
         if (std::find(key.words.begin(), key.words.end(), *s) != key.words.end()) return std::nullopt;
         auto problem = unknown_word(*s, key.words);

@@ -25,8 +25,8 @@ inline std::size_t edit_distance(const std::string& a, const std::string& b) {
   return above[n];
 }
 
-/// The nearest candidate, or "" when nothing is near (more than a third of the letters differ). Words longer than 64 letters
-/// have no neighbour: hostile input must not cost time.
+/// The nearest candidate, or "" when nothing is near (more than a third of the letters differ). Words longer than 64
+/// letters have no neighbour: hostile input must not cost time.
 inline std::string nearest(const std::string& word, const std::vector<std::string>& candidates) {
   if (word.size() > 64) return "";
   std::string best;
