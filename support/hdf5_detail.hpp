@@ -12,9 +12,14 @@
 namespace moe::h5 {
 
 /// Takes the one lock around the C library, which Debian builds without thread safety, and silences the library's own
-/// printing of its error stack.
+/// printing of its error stack. The library's cleanup at exit is switched off: after a full disk it crashes there, and
+/// there is nothing for it to do, since identifiers have owners.
 struct Library {
-  Library() : guard(mutex()) { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+  Library() : guard(mutex()) {
+    static const herr_t no_cleanup_at_exit = H5dont_atexit();
+    (void)no_cleanup_at_exit;
+    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  }
   static std::mutex& mutex() {
     static std::mutex lock;
     return lock;
@@ -39,7 +44,8 @@ class Id {
   herr_t (*close_)(hid_t);
 };
 
-/// The innermost sentence of the library's error stack, which names the cause. Clears the stack.
+/// The innermost sentence of the library's error stack, which names the cause; of a failed system call only the system's
+/// message. Clears the stack.
 inline std::string library_reason() {
   std::string reason;
   H5Ewalk2(
@@ -50,6 +56,11 @@ inline std::string library_reason() {
       },
       &reason);
   H5Eclear2(H5E_DEFAULT);
+  const std::string mark = "error message = '";
+  if (const std::size_t at = reason.find(mark); at != std::string::npos) {
+    const std::size_t from = at + mark.size();
+    return reason.substr(from, reason.find('\'', from) - from);
+  }
   return reason.empty() ? "no reason given by the HDF5 library" : reason;
 }
 
