@@ -88,7 +88,7 @@ int run(int argc, char** argv) {
   progress.finish();
 
   moe::write_network_file(out, program.name, spec, data, runs);
-  print_summary(spec, data, runs, out);
+  if (!call.options.quiet) print_summary(spec, data, runs, out);
   bool failed = false;
   for (const auto& of_width : runs)
     for (const auto& run : of_width)
