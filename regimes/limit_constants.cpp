@@ -239,6 +239,14 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
                       name, item.exponent));
   }
 
+  for (const SizeLaw& item : size_laws(spec, param, regime))
+    if (item.exponent <= 0 && !std::isfinite(path.limit(item.law)))
+      faults.add(
+          fmt::format("{}: {} of {} is {} in the limit (it is {}; table {}, from {}). Check its constant and "
+                      "multipliers",
+                      param.name, item.quantity, tensor_name(item.tensor), path.limit(item.law), item.law.text(),
+                      spec.model.param, spec.place("model.param")));
+
   const VarianceLaws var = variance_laws(absorb(spec, param), param, regime);
   constants.input_var = path.limit(var.input);
   constants.readout_var = path.limit(var.readout);

@@ -21,13 +21,18 @@ const std::array<Regime, 3> regimes = {{
 }};
 static_assert(regime_names.size() == std::tuple_size_v<decltype(regimes)>, "the configuration names every regime");
 
-/// round(ratio * N), halves away from zero. Zero units cannot run.
+/// Largest count of anything that is one dimension of an array.
+constexpr double largest_count = 1 << 24;
+
+/// round(ratio * N), halves away from zero. Zero units cannot run, and neither can more than an array holds.
 double scaled(const RunSpec& spec, const char* key, double ratio, int N, const char* what) {
   const double count = std::round(ratio * N);
-  if (count < 1) {
+  const bool none = count < 1;
+  if (none || count > largest_count) {
     Faults faults;
-    faults.add(key, fmt::format("{}", ratio), spec.place(key), fmt::format("gives no {} at width {}", what, N),
-               "Raise it or the width");
+    faults.add(key, fmt::format("{}", ratio), spec.place(key),
+               fmt::format("gives {} {} at width {}", none ? "no" : fmt::format("{}", count), what, N),
+               none ? "Raise it or the width" : "Lower it or the width");
     faults.throw_if_any();
   }
   return count;

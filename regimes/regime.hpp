@@ -75,7 +75,8 @@ std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& para
 /// eps and the limit N -> infinity do not commute.
 std::vector<Tensor> vanishing_gradients(const RunSpec& spec, const Regime& regime, const LimitConstants& constants);
 
-/// Numbers of one finite network. init_scale and lr_scale are taken in; aggregation prefactor and output scale are not.
+/// Numbers of one finite network. Throws ConfigError where a power law leaves the range of numbers. init_scale and
+/// lr_scale are taken in; aggregation prefactor and output scale are not.
 struct NetworkConstants {
   PerTensor<double> std, lr, eps;
   bool expert_in_shared = false, expert_out_shared = false;

@@ -56,8 +56,9 @@ class TomlReader {
       : spec_(spec), faults_(faults), place_(std::move(place)), folder_(std::move(folder)) {}
 
   void read(const toml::table& table, const std::string& prefix = "") {
-    for (auto&& [name, node] : table) {
-      const std::string path = prefix.empty() ? std::string(name.str()) : fmt::format("{}.{}", prefix, name.str());
+    for (const auto& [name, entry] : in_file_order(table)) {
+      const toml::node& node = *entry;
+      const std::string path = prefix.empty() ? name : fmt::format("{}.{}", prefix, name);
       const std::string place = fmt::format("{}:{}", place_, node.source().begin.line);
       const WrittenValue value = written(node);
       if (const Key* key = find_config_key(path)) {
@@ -75,6 +76,17 @@ class TomlReader {
   }
 
  private:
+  using Entry = std::pair<std::string, const toml::node*>;
+
+  static std::vector<Entry> in_file_order(const toml::table& table) {
+    std::vector<Entry> entries;
+    for (auto&& [name, node] : table) entries.emplace_back(std::string(name.str()), &node);
+    std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+      return a.second->source().begin.line < b.second->source().begin.line;
+    });
+    return entries;
+  }
+
   static bool is_section(const std::string& path) {
     static const std::vector<std::string> sections = section_names();
     return std::find(sections.begin(), sections.end(), path) != sections.end();

@@ -15,13 +15,14 @@ namespace moe {
 
 namespace {
 
+constexpr Range ratio_range{.low = 0, .high = 1024, .low_open = true};
 constexpr Range positive{.low = 0, .low_open = true};
 constexpr Range not_negative{.low = 0};
 constexpr Range at_least_one{.low = 1};
 constexpr Range decay{.low = 0, .high = 1, .high_open = true};
 /// TOML integers are signed.
 constexpr Range seed_range{.low = 0, .high = 9.2e18};
-/// Kept below the largest int by a factor that products of two sizes need no care for in double.
+/// Products of two sizes stay exact in double.
 constexpr Range size_range{.low = 1, .high = 1 << 24};
 constexpr Range size_or_unsaid{.low = 0, .high = 1 << 24};
 
@@ -82,9 +83,9 @@ std::vector<Key> rows() {
                   {.low = 0, .high = 1, .low_open = true}));
   k.push_back(key("model.experts", MEMBER(model.experts), "M, regime I", size_range));
   k.push_back(key("model.expert_width", MEMBER(model.expert_width), "N_e, regime II", size_range));
-  k.push_back(key("model.experts_per_width", MEMBER(model.experts_per_width), "M/N, regimes II and III", positive));
-  k.push_back(
-      key("model.expert_width_per_width", MEMBER(model.expert_width_per_width), "N_e/N, regimes I and III", positive));
+  k.push_back(key("model.experts_per_width", MEMBER(model.experts_per_width), "M/N, regimes II and III", ratio_range));
+  k.push_back(key("model.expert_width_per_width", MEMBER(model.expert_width_per_width), "N_e/N, regimes I and III",
+                  ratio_range));
   k.push_back(key("model.residual", MEMBER(model.residual), "add phi to the block's output"));
   k.push_back(key("model.depth", MEMBER(model.depth), "L blocks", {.low = 1, .high = 4096}));
   k.push_back(key("model.branch_exponent", MEMBER(model.branch_exponent), "alpha of the branch multiplier L^-alpha"));

@@ -55,9 +55,8 @@ Result assign_integer(Integer& target, const WrittenValue& written) {
 Result unknown_word(const std::string& word, const std::vector<std::string>& words) {
   const std::string near = nearest(word, words);
   // Long lists (observables) are not repeated in full where a neighbour is found.
-  const std::string all = "Use " + alternatives(words);
-  return Problem{"is not known",
-                 near.empty() ? all : fmt::format("Did you mean \"{}\"? {}", near, words.size() > 12 ? "" : all)};
+  const std::string all = words.size() > 12 && !near.empty() ? "" : " Use " + alternatives(words);
+  return Problem{"is not known", near.empty() ? all.substr(1) : fmt::format("Did you mean \"{}\"?{}", near, all)};
 }
 
 Result assign_word(const EnumField& field, const WrittenValue& written) {

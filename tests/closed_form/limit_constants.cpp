@@ -117,7 +117,9 @@ TEST_CASE("size exponents of every table, regime and optimizer are those worked 
     const RunSpec spec = run(row.regime, row.param, row.optimizer);
     std::vector<double> variances, lr, normalised_eps;
     for (const auto& item : size_laws(spec, table(spec), regime_named(row.regime)))
-      (item.quantity == "normalised learning rate" ? lr : item.quantity == "normalised eps" ? normalised_eps : variances)
+      (item.quantity == "normalised learning rate" ? lr
+       : item.quantity == "normalised eps"         ? normalised_eps
+                                                   : variances)
           .push_back(item.exponent);
     const std::vector<double>& expected = row.variances;
     const auto agree = [](const std::vector<double>& a, const std::vector<double>& b) {
@@ -136,11 +138,13 @@ TEST_CASE("size exponents of every table, regime and optimizer are those worked 
     for (const double e : row.lr) growing += e > 0;
     CHECK(outcome.faults.size() == growing);
     for (std::size_t i = 0; i < 5; ++i) {
-      if (row.lr[i] > 0) CHECK(outcome.mentions("normalised learning rate of " + std::string(tensor_names[i]), row.param));
+      if (row.lr[i] > 0)
+        CHECK(outcome.mentions("normalised learning rate of " + std::string(tensor_names[i]), row.param));
       const bool frozen = row.lr[i] < 0 || (!row.eps.empty() && row.eps[i] > 0);
       if (frozen) CHECK(outcome.constants.lr.values[i] == 0);
       std::size_t warned = 0;
-      for (const auto& w : outcome.constants.warnings) warned += w.starts_with(std::string(tensor_names[i]) + " is frozen");
+      for (const auto& w : outcome.constants.warnings)
+        warned += w.starts_with(std::string(tensor_names[i]) + " is frozen");
       if (row.lr[i] <= 0) CHECK(warned == (frozen ? 1u : 0u));
     }
   }
