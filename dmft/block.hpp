@@ -68,7 +68,8 @@ class Block {
       router_ = std::make_unique<Operator<B>>(experts_, rho_basis_, neurons, phi_basis_, c.router, spec.router, streams.next());
     } else {
       // qbar_i: M explicit vectors over the neurons, W0 = qbar^T (theory section 4, "Q (I)").
-      Matrix qbar(neurons.sites(), shape_.experts), W0(shape_.experts, neurons.sites());
+      Matrix qbar(neurons.sites(), shape_.experts);
+      auto W0 = Matrix::uninitialized(shape_.experts, neurons.sites());
       if (c.explicit_router_var > 0) neurons.draw(qbar);
       const View q = qbar, w = W0;
       const Real scale = static_cast<Real>(std::sqrt(c.explicit_router_var));
@@ -146,7 +147,10 @@ class Block {
   void evaluate(View z, View y) {
     const Index E = z.cols;
     Answer<B> r_parts(shape_.experts, E), u_parts(shape_.sites(), E), y_parts(y.rows, E);
-    Matrix r(shape_.experts, E), mask(shape_.experts, E), G(shape_.experts, E), v(shape_.sites(), E);
+    auto r = Matrix::uninitialized(shape_.experts, E);
+    auto mask = Matrix::uninitialized(shape_.experts, E);
+    auto G = Matrix::uninitialized(shape_.experts, E);
+    auto v = Matrix::uninitialized(shape_.sites(), E);
     router_->evaluate_forward(z, r_parts);
     add(r_parts, r);
     apply_gate<B>(spec_.gate, r, mask, G);
@@ -160,7 +164,7 @@ class Block {
 
   /// (1/K) sum_i G_i B_i(0) w_i of given hidden features w (sites, P) with the gates of this step: an evaluation-only query (T26).
   void initial_aggregate(View w, View y) {
-    Matrix Gw(w.rows, w.cols);
+    auto Gw = Matrix::uninitialized(w.rows, w.cols);
     Answer<B> parts(y.rows, w.cols);
     gated(fields_.G, w, Gw);
     B_->evaluate_from_experts(Gw, parts);

@@ -148,7 +148,7 @@ class ExpertMatrix {
       }
       case Structure::shared: {
         // <.>_i / kappa of the query, asked of the common matrix
-        Matrix mean(shape_.hidden, z.cols);
+        auto mean = Matrix::uninitialized(shape_.hidden, z.cols);
         mean_over_experts(z, mean);
         ask(0, mean, out);
         Answer<B> own(neurons_, z.cols);

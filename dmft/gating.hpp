@@ -27,7 +27,8 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View mask,
     case Gate::constant: B::copy(mask, G); return;
     case Gate::sigmoid: B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * logistic(r(i, p)); }); return;
     case Gate::softmax: {
-      typename B::Matrix highest_matrix(1, P), total_matrix(1, P);
+      auto highest_matrix = B::Matrix::uninitialized(1, P);
+      auto total_matrix = B::Matrix::uninitialized(1, P);
       const typename B::View highest = highest_matrix, total = total_matrix;
       B::column_maxima(r, highest);  // the largest logit is always active
       B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * std::exp(r(i, p) - highest(0, p)); });
@@ -50,7 +51,7 @@ void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View
       B::each(experts, P, [=](Index i, Index p) { rho(i, p) = G(i, p) * (mask(i, p) - G(i, p)) * s(i, p); });
       return;
     case Gate::softmax: {
-      typename B::Matrix mean_matrix(1, P);
+      auto mean_matrix = B::Matrix::uninitialized(1, P);
       const typename B::View mean = mean_matrix;
       B::column_sums(experts, P, [=](Index i, Index p) { return G(i, p) * s(i, p); }, mean);
       const Real inverse_K = Real(1) / static_cast<Real>(spec.active);

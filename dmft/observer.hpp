@@ -76,7 +76,9 @@ class Observer {
   /// Effective number of experts (sum c)^2 / sum c^2, c_i = sum_a w_ia^2, smallest over tokens; 0 where nothing flows.
   double effective_sample_size(View w) const {
     const Index SE = r_->block().shape().experts, Sa = r_->block().shape().hidden, P = w.cols;
-    Matrix weights(SE, P), sums(1, P), squares(1, P);
+    auto weights = Matrix::uninitialized(SE, P);
+    auto sums = Matrix::uninitialized(1, P);
+    auto squares = Matrix::uninitialized(1, P);
     const View c = weights;
     B::each(SE, P, [=](Index i, Index p) {
       double s = 0;
@@ -93,7 +95,8 @@ class Observer {
   /// exp(H)/K, H the entropy of G_i / sum G, mean over tokens.
   double router_entropy() const {
     const View G = fields().G;
-    Matrix totals(1, G.cols), sums(1, G.cols);
+    auto totals = Matrix::uninitialized(1, G.cols);
+    auto sums = Matrix::uninitialized(1, G.cols);
     const View total = totals;
     B::column_sums(G.rows, G.cols, [=](Index i, Index p) { return G(i, p); }, total);
     B::column_sums(G.rows, G.cols, [=](Index i, Index p) {
@@ -111,13 +114,13 @@ class Observer {
     if (cache_.contains("rms_y_init")) return;
     BlockFields<B>& f = fields();
     const bool at_start = fixed_batch_ && first_measurement_;
-    Matrix y_init(r_->y().rows, r_->y().cols);
+    auto y_init = Matrix::uninitialized(r_->y().rows, r_->y().cols);
     if (at_start) {  // v(t) = v(0): the stored answer
       B::copy(f.y_parts.init, y_init);
     } else if (fixed_batch_) {
       r_->block().initial_aggregate(initial_.at("v"), y_init);
     } else {
-      Matrix v0(f.v.rows(), f.v.cols());
+      auto v0 = Matrix::uninitialized(f.v.rows(), f.v.cols());
       r_->initial_features(v0);
       r_->block().initial_aggregate(v0, y_init);
     }
@@ -198,7 +201,7 @@ class Observer {
       const bool for_aggregation = std::string(field) == "v";
       if (!asked && !for_aggregation) continue;
       const View from = now(field);
-      Matrix kept(from.rows, from.cols);
+      auto kept = Matrix::uninitialized(from.rows, from.cols);
       B::copy(from, kept);
       initial_[field] = std::move(kept);
     }

@@ -117,12 +117,13 @@ class Operator {
     if (x_.variance > 0 || y_.variance > 0) {
       // Entries of Gamma: s_chi^2 SY = s_beta^2 SX; one-sided operators have the present side's variance.
       const double gamma2 = x_.variance > 0 ? x_.variance * static_cast<double>(SY) : y_.variance * static_cast<double>(SX);
-      W0_ = Matrix(SX, SY);
+      W0_ = Matrix::uninitialized(SX, SY);
       B::normal(W0_, next_noise());
       const View W = W0_;
       const Real scale = static_cast<Real>(std::sqrt(gamma2));
       B::each(SX, SY, [=](Index i, Index j) { W(i, j) *= scale; });
-      Matrix along_x(SX, xt.cols), along_z(zt.cols, SY);
+      auto along_x = Matrix::uninitialized(SX, xt.cols);
+      auto along_z = Matrix::uninitialized(zt.cols, SY);
       B::gemm(Op::plain, Op::plain, 1.0 / static_cast<double>(SY), W, xt, 0, along_x);
       B::gemm(Op::plain, Op::transposed, -1, along_x, xt, 1, W);
       B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(SX), zt, W, 0, along_z);
@@ -133,7 +134,7 @@ class Operator {
     if (pairs_.empty() && learns()) {
       grow_theta();
       pairs_ = LearnedArray<B>(SX, SY, rule_);
-      Matrix half(theta_.rows(), SY);
+      auto half = Matrix::uninitialized(theta_.rows(), SY);
       B::gemm(Op::plain, Op::transposed, 1, theta_, xt, 0, half);
       B::gemm(Op::plain, Op::plain, 1, zt, half, 0, pairs_.value());
       if (rule_.has_velocity()) {
@@ -182,7 +183,7 @@ class Operator {
       const Real scale = static_cast<Real>(std::sqrt(to.variance));
       B::each(images.rows, images.cols, [=](Index i, Index j) { images(i, j) *= scale; });
       const View fixed = to.basis->vectors().columns(0, from.known);
-      Matrix overlap(fixed.cols, fresh);
+      auto overlap = Matrix::uninitialized(fixed.cols, fresh);
       B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, images, 0, overlap);
       B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, images);
     }
@@ -232,7 +233,7 @@ class Operator {
     else
       out.init.fill(0);
     if (from.variance > 0 && from.known > 0) {  // <be_j, x>: the Stein estimate of the response
-      Matrix response(from.known, query.cols);
+      auto response = Matrix::uninitialized(from.known, query.cols);
       B::gemm(Op::transposed, Op::plain, per_site, from.images, query, 0, response);
       B::gemm(Op::plain, Op::plain, 1, answered, response, 1, out.init);
     }
@@ -256,7 +257,7 @@ class Operator {
       out.fill(0);
       return;
     }
-    Matrix weights(rows, c.cols);
+    auto weights = Matrix::uninitialized(rows, c.cols);
     B::gemm(op, Op::plain, 1, theta_, c.row_range(0, inner), 0, weights);
     B::gemm(Op::plain, Op::plain, 1, to.basis->vectors().columns(0, rows), weights, 0, out);
   }
@@ -264,17 +265,19 @@ class Operator {
   /// The part of an evaluation-only query outside the basis, e, gets a fresh Gaussian answer s Z L^T with L L^T = <e e>, orthogonal
   /// to the basis of the side it lives on.
   void add_new_randomness(Side& from, Side& to, View query, View coefficients, View init) {
-    Matrix residual(query.rows, query.cols);
+    auto residual = Matrix::uninitialized(query.rows, query.cols);
     B::copy(query, residual);
     from.basis->subtract(coefficients, residual);
     const Eigen::MatrixXd gram = B::gram(residual);
     if (!(gram.trace() > 0)) return;
-    Matrix root(query.cols, query.cols), Z(to.sites(), query.cols), g(to.sites(), query.cols);
-    B::upload(symmetric_power(gram, 0.5), root);
+    auto root = Matrix::uninitialized(query.cols, query.cols);
+    auto Z = Matrix::uninitialized(to.sites(), query.cols);
+    auto g = Matrix::uninitialized(to.sites(), query.cols);
+    B::upload(semidefinite_root(gram), root);
     B::normal(Z, next_noise());
-    B::gemm(Op::plain, Op::plain, std::sqrt(to.variance), Z, root, 0, g);
+    B::gemm(Op::plain, Op::transposed, std::sqrt(to.variance), Z, root, 0, g);
     const View fixed = to.basis->vectors().columns(0, from.known);
-    Matrix overlap(fixed.cols, query.cols);
+    auto overlap = Matrix::uninitialized(fixed.cols, query.cols);
     B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, g, 0, overlap);
     B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, g);
     const View fresh = g;

@@ -43,11 +43,12 @@ class Population {
     if (!matching_ || plain || listed + k > sites_ / 2) return;
     if (drawn_.rows() == 0) drawn_ = Matrix(sites_, 0);
     for (int pass = 0; pass < 2 && listed > 0; ++pass) {
-      Matrix overlap(listed, k);
+      auto overlap = Matrix::uninitialized(listed, k);
       B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), drawn_, out, 0, overlap);
       B::gemm(Op::plain, Op::plain, -1, drawn_, overlap, 1, out);
     }
-    Matrix whiten(k, k), raw(sites_, k);
+    auto whiten = Matrix::uninitialized(k, k);
+    auto raw = Matrix::uninitialized(sites_, k);
     B::upload(symmetric_power(B::gram(out), -0.5), whiten);
     B::copy(out, raw);
     B::gemm(Op::plain, Op::plain, 1, raw, whiten, 0, out);

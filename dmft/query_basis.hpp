@@ -33,7 +33,7 @@ class QueryBasis {
     const double size2 = mean_square(query), threshold = tolerance_ * std::sqrt(size2);
     project(query, coefficients_);
     if (!(size2 > 0)) return;
-    Matrix residual(sites_, query.cols);
+    auto residual = Matrix::uninitialized(sites_, query.cols);
     B::copy(query, residual);
     subtract(coefficients_, residual);
     // The largest eigenvalue of the Gram matrix is at most its trace.
@@ -47,19 +47,20 @@ class QueryBasis {
     const Eigen::MatrixXd combine = new_directions(B::gram(residual), threshold, sites_ - rank());
     const Index k = combine.cols(), old = rank();
     if (k == 0) return;
-    Matrix weights(query.cols, k);
+    auto weights = Matrix::uninitialized(query.cols, k);
     B::upload(combine, weights);
-    Matrix fresh(sites_, k), whitened(sites_, k);
+    auto fresh = Matrix::uninitialized(sites_, k);
+    auto whitened = Matrix::uninitialized(sites_, k);
     B::gemm(Op::plain, Op::plain, 1, residual, weights, 0, fresh);
     // Small residuals carry the rounding of large queries: clean the new vectors once more, against the basis and each other.
     project(fresh, correction);
     subtract(correction, fresh);
-    Matrix whiten(k, k);
+    auto whiten = Matrix::uninitialized(k, k);
     B::upload(symmetric_power(B::gram(fresh), -0.5), whiten);
     B::gemm(Op::plain, Op::plain, 1, fresh, whiten, 0, whitened);
     vectors_.set_columns(old + k);
     B::copy(whitened, vectors_.columns(old, k));
-    Matrix grown(old + k, query.cols);
+    auto grown = Matrix::uninitialized(old + k, query.cols);
     B::copy(coefficients_, grown.view().row_range(0, old));
     B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), whitened, query, 0, grown.view().row_range(old, k));
     coefficients_ = std::move(grown);
@@ -67,7 +68,7 @@ class QueryBasis {
 
   /// out (rank, P) = <vectors, query>.
   void project(View query, Matrix& out) {
-    out = Matrix(rank(), query.cols);
+    out = Matrix::uninitialized(rank(), query.cols);
     B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), vectors_, query, 0, out);
   }
 

@@ -91,7 +91,10 @@ class Replica {
     Eigen::MatrixXd out(w_bar_.value().cols, inputs.cols());
     for (Index first = 0; first < inputs.cols(); first += piece) {
       const Index E = std::min(piece, static_cast<Index>(inputs.cols()) - first);
-      Matrix x(inputs.rows(), E), phi(S(), E), y(S(), E), stream(S(), E);
+      auto x = Matrix::uninitialized(inputs.rows(), E);
+      auto phi = Matrix::uninitialized(S(), E);
+      auto y = Matrix::uninitialized(S(), E);
+      auto stream = Matrix::uninitialized(S(), E);
       B::upload(inputs.middleCols(first, E), x);
       preactivation(W_in_.value(), x, phi);
       activate(spec_.block.activation, spec_.block.activation_scale, phi, phi);
@@ -104,7 +107,7 @@ class Replica {
 
   /// Hidden features v(0) (sites, P) of the present batch at initialisation, by an evaluation-only query of A(0).
   void initial_features(Matrix& v0) {
-    Matrix phi(S(), x_.cols());
+    auto phi = Matrix::uninitialized(S(), x_.cols());
     preactivation(W_in_initial_, x_, phi);
     activate(spec_.block.activation, spec_.block.activation_scale, phi, phi);
     Answer<B> u(block_->shape().sites(), x_.cols());
@@ -145,7 +148,7 @@ class Replica {
   }
   /// f = <wbar s> (C, P)                                                                                        (T20)
   Eigen::MatrixXd readout(View stream) {
-    Matrix f(w_bar_.value().cols, stream.cols);
+    auto f = Matrix::uninitialized(w_bar_.value().cols, stream.cols);
     B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(stream.rows), w_bar_.value(), stream, 0, f);
     return B::download(f);
   }

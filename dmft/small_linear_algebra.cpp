@@ -1,5 +1,6 @@
 #include "dmft/small_linear_algebra.hpp"
 
+#include <Eigen/Cholesky>
 #include <Eigen/Eigenvalues>
 #include <cmath>
 
@@ -10,6 +11,14 @@ Eigen::MatrixXd symmetric_power(const Eigen::MatrixXd& symmetric, double power) 
   const Eigen::VectorXd powers =
       eigen.eigenvalues().unaryExpr([power](double w) { return w > 0 ? std::pow(w, power) : 0.0; });
   return eigen.eigenvectors() * powers.asDiagonal() * eigen.eigenvectors().transpose();
+}
+
+Eigen::MatrixXd semidefinite_root(const Eigen::MatrixXd& symmetric) {
+  const Eigen::LDLT<Eigen::MatrixXd> factor(symmetric);
+  const Eigen::VectorXd roots = factor.vectorD().cwiseMax(0).cwiseSqrt();
+  Eigen::MatrixXd L = factor.matrixL();
+  L = L * roots.asDiagonal();
+  return factor.transpositionsP().transpose() * L;
 }
 
 Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double threshold, Eigen::Index room) {

@@ -8,6 +8,9 @@ namespace moe {
 /// V diag(w^power) V^T of a symmetric positive semidefinite matrix V diag(w) V^T; eigenvalues that are not positive count as zero.
 Eigen::MatrixXd symmetric_power(const Eigen::MatrixXd& symmetric, double power);
 
+/// L with L L^T = a symmetric positive semidefinite matrix, by pivoted Cholesky; rounding below zero counts as zero.
+Eigen::MatrixXd semidefinite_root(const Eigen::MatrixXd& symmetric);
+
 /// Directions to add for a block of residuals: columns of the result (P, k) make new vectors of mean square one out of the
 /// residuals. Eigenvectors of their Gram matrix whose root eigenvalue exceeds `threshold`, largest first, at most `room`.
 Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double threshold, Eigen::Index room);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <atomic>
 #include <functional>
 #include <map>
 #include <optional>
@@ -37,12 +38,15 @@ struct LimitResult {
   std::vector<std::vector<double>> loss_per_replica;            ///< [replica][eval step]
   std::vector<std::string> warnings;
   std::optional<NumericsError> failure;  ///< step and field at which the run stopped; curves end before it
+  bool interrupted = false;              ///< SolveOptions::interrupt ended the run; curves hold what was computed
+  int replicas = 0;                      ///< that the means are over
   double seconds = 0;
 };
 
 struct SolveOptions {
   int threads = 0;                                              ///< 0: all cores
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
+  const std::atomic<bool>* interrupt = nullptr;  ///< set to finish the present steps and return what there is
 };
 
 /// The units in which a replica works, out of description, parameterization and data dimension D. Faults: tables without a limit,
@@ -54,9 +58,5 @@ std::vector<std::string> vanishing_gradients(const LimitSpec& spec);
 
 /// Solves. Throws ConfigError; a run that diverges returns with `failure` set and what was computed before.
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options = {});
-
-/// Writes the result file of the interface (kind "limit").
-void write_limit(const std::string& path, const RunSpec& spec, const Dataset& data, const LimitResult& result,
-                 const std::string& program);
 
 }  // namespace moe

@@ -15,6 +15,10 @@ namespace moe {
 
 enum class Op { plain, transposed };
 
+/// Asks the C library to keep freed arrays instead of handing them back to the system: steps allocate the same scratch again and
+/// again, and fresh pages cost as much as the arithmetic on them. Once per process.
+void keep_freed_memory();
+
 /// Threads that array operations of the calling thread may use (an OpenMP team of that size).
 void set_operation_threads(int threads);
 
@@ -134,16 +138,23 @@ struct Cpu {
     return total / static_cast<double>(E.rows);
   }
 
-  /// Standard normals: element (i, j) of a (rows, cols) array depends on the key and i + j * rows only.
+  /// Standard normals: element (i, j) depends on the key and i + j * (rows rounded up to even) only.
   static void normal(View out, const StreamKey& key) {
     const Index pairs_per_column = (out.rows + 1) / 2;
+    constexpr Index piece = 256;
 #pragma omp parallel for schedule(static) if (out.size() > detail::parallel_threshold)
     for (Index j = 0; j < out.cols; ++j)
-      for (Index p = 0; p < pairs_per_column; ++p) {
-        Real pair[2];
-        normal_pair(key, static_cast<std::uint64_t>(p + j * pairs_per_column), pair);
-        out(2 * p, j) = pair[0];
-        if (2 * p + 1 < out.rows) out(2 * p + 1, j) = pair[1];
+      for (Index first = 0; first < pairs_per_column; first += piece) {
+        const Index count = std::min(piece, pairs_per_column - first);
+        NormalBits<Real> bits[piece];
+        for (Index p = 0; p < count; ++p) bits[p] = normal_bits<Real>(key, static_cast<std::uint64_t>(first + p + j * pairs_per_column));
+        Real even[piece], odd[piece];
+#pragma omp simd
+        for (Index p = 0; p < count; ++p) normal_from_bits(bits[p], even[p], odd[p]);
+        for (Index p = 0; p < count; ++p) {
+          out(2 * (first + p), j) = even[p];
+          if (2 * (first + p) + 1 < out.rows) out(2 * (first + p) + 1, j) = odd[p];
+        }
       }
   }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "support/host_device.hpp"
+#include "support/vector_math.hpp"
 
 namespace moe {
 
@@ -31,16 +32,32 @@ MOE_HD inline r123::Philox4x32::ctr_type philox(const StreamKey& k, std::uint64_
 MOE_HD inline double unit_open(std::uint32_t u) { return (u + 0.5) * (1.0 / 4294967296.0); }
 }  // namespace detail
 
-/// Two standard normals at `index`, from 64 random bits each: out[0], out[1].
+/// Uniform numbers behind two normals: `radius` in (0, 1], `angle` in [0, 2 pi).
+template <class Real>
+struct NormalBits {
+  Real radius, angle;
+};
+
+template <class Real>
+MOE_HD inline NormalBits<Real> normal_bits(const StreamKey& key, std::uint64_t index) {
+  const auto c = detail::philox(key, index);
+  // 53-bit radius argument, 32-bit angle: the tail of the normal reaches 8.5 sigma.
+  const double u = (static_cast<double>(c[0]) * 2097152.0 + static_cast<double>(c[1] >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+  return {static_cast<Real>(u), static_cast<Real>(6.283185307179586476925 * detail::unit_open(c[2]))};
+}
+
+/// Box-Muller.
+template <class Real>
+MOE_HD inline void normal_from_bits(const NormalBits<Real>& bits, Real& even, Real& odd) {
+  const Real radius = std::sqrt(Real(-2) * std::log(bits.radius));
+  even = radius * std::cos(bits.angle);
+  odd = radius * std::sin(bits.angle);
+}
+
+/// Two standard normals at `index`: out[0], out[1].
 template <class Real>
 MOE_HD inline void normal_pair(const StreamKey& key, std::uint64_t index, Real out[2]) {
-  const auto c = detail::philox(key, index);
-  // 53-bit radius argument, 32-bit angle: the tail of the double normal reaches 8.5 sigma.
-  const double u = (static_cast<double>(c[0]) * 2097152.0 + static_cast<double>(c[1] >> 11) + 0.5) * (1.0 / 9007199254740992.0);
-  const double angle = 6.283185307179586476925 * detail::unit_open(c[2]);
-  const double radius = std::sqrt(-2.0 * std::log(u));
-  out[0] = static_cast<Real>(radius * std::cos(angle));
-  out[1] = static_cast<Real>(radius * std::sin(angle));
+  normal_from_bits(normal_bits<Real>(key, index), out[0], out[1]);
 }
 
 /// Uniform 32-bit integer at `index`.

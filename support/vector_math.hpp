@@ -9,6 +9,12 @@
 extern "C" {
 __attribute__((__simd__("notinbranch"))) float expf(float) noexcept;
 __attribute__((__simd__("notinbranch"))) double exp(double) noexcept;
+__attribute__((__simd__("notinbranch"))) float logf(float) noexcept;
+__attribute__((__simd__("notinbranch"))) double log(double) noexcept;
+__attribute__((__simd__("notinbranch"))) float sinf(float) noexcept;
+__attribute__((__simd__("notinbranch"))) double sin(double) noexcept;
+__attribute__((__simd__("notinbranch"))) float cosf(float) noexcept;
+__attribute__((__simd__("notinbranch"))) double cos(double) noexcept;
 __attribute__((__simd__("notinbranch"))) float tanhf(float) noexcept;
 __attribute__((__simd__("notinbranch"))) double tanh(double) noexcept;
 __attribute__((__simd__("notinbranch"))) float erff(float) noexcept;

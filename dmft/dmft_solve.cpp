@@ -1,0 +1,100 @@
+/// dmft_solve: the infinite-size training curve of a Mixture-of-Experts.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include "data/dataset.hpp"
+#include "dmft/limit_file.hpp"
+#include "dmft/solve.hpp"
+#include "support/config.hpp"
+#include "support/hdf5.hpp"
+#include "support/progress.hpp"
+
+namespace {
+
+const moe::ProgramInfo program{"dmft_solve",
+                               "Solves the infinite-size limit (DMFT) of Mixture-of-Experts training: loss, outputs and observables "
+                               "with standard errors.",
+                               "limit.h5"};
+
+std::atomic<bool> interrupted{false};
+void on_interrupt(int) {
+  interrupted = true;
+  std::signal(SIGINT, SIG_DFL);  // a second Ctrl-C ends the program at once
+}
+
+void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r, const std::string& out) {
+  fmt::print("Limit of regime {}, {}, {} lr {}; {}; {} steps.\n", spec.model.regime, spec.model.param,
+             moe::to_string(spec.optimizer.name), spec.optimizer.lr,
+             data.description.empty() ? spec.data.source : data.description, spec.training.steps);
+  fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons, r.counts.experts,
+             r.counts.hidden, r.replicas, r.matching ? ", moment matching" : ", drawn plainly",
+             r.random_limit ? "; the limit is random: errors are over realisations" : "");
+  const bool tested = !r.test_loss.mean.empty();
+  fmt::print("{:>8}  {:>20}  {:>9}", "step", "loss", "accuracy");
+  if (tested) fmt::print("  {:>20}  {:>13}", "test loss", "test accuracy");
+  fmt::print("\n");
+  std::size_t next_test = 0;
+  const std::size_t rows = r.loss.mean.size(), stride = std::max<std::size_t>(1, (rows + 8) / 10);
+  for (std::size_t k = 0; k < rows; ++k) {
+    if (k % stride != 0 && k + 1 != rows) continue;
+    fmt::print("{:>8}  {:>10.5f} +- {:.5f}  {:>9.4f}", r.eval_steps[k], r.loss.mean[k], r.loss.sem[k], r.accuracy.mean[k]);
+    while (next_test < r.test_steps.size() && r.test_steps[next_test] < r.eval_steps[k]) ++next_test;
+    if (next_test < r.test_steps.size() && r.test_steps[next_test] == r.eval_steps[k])
+      fmt::print("  {:>10.5f} +- {:.5f}  {:>13.4f}", r.test_loss.mean[next_test], r.test_loss.sem[next_test],
+                 r.test_accuracy.mean[next_test]);
+    fmt::print("\n");
+  }
+  fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
+  fmt::print("Look at it: python3 -c \"import h5py; f = h5py.File('{}'); print(f['limit/loss'][:])\", or h5dump -d /limit/loss {}\n", out,
+             out);
+}
+
+int run(int argc, char** argv) {
+  const moe::Invocation call = moe::parse_command_line(program, argc, argv);
+  if (call.exit_code >= 0) return call.exit_code;
+  const moe::RunSpec& spec = call.spec;
+  const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+
+  { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
+  const moe::Dataset data = moe::load_dataset(spec);
+  moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1), call.options.quiet);
+  std::signal(SIGINT, on_interrupt);
+  moe::SolveOptions options;
+  options.threads = call.options.threads;
+  options.interrupt = &interrupted;
+  options.on_step = [&](int, int step, double loss) { progress.advance(1, fmt::format("step {} loss {:.4f}", step, loss)); };
+  const moe::LimitResult result = moe::solve_limit(spec, data, options);
+  progress.finish();
+
+  moe::write_limit_file(out, program.name, spec, data, result);
+  for (const auto& warning : result.warnings) fmt::print(stderr, "dmft_solve: warning: {}\n", warning);
+  if (!call.options.quiet) print_summary(spec, data, result, out);
+  if (result.failure) {
+    fmt::print(stderr, "dmft_solve: {}. What was computed before is in {}\n", result.failure->what(), out);
+    return 1;
+  }
+  if (result.interrupted) {
+    fmt::print(stderr, "dmft_solve: interrupted; what was computed is in {}\n", out);
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const moe::ConfigError& error) {
+    fmt::print(stderr, "dmft_solve: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "dmft_solve: {}\n", error.what());
+    return 1;
+  }
+}

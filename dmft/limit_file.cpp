@@ -1,0 +1,122 @@
+#include "dmft/limit_file.hpp"
+
+#include <fmt/format.h>
+
+#include <limits>
+
+#include "support/observable.hpp"
+#include "support/result_file.hpp"
+
+namespace moe {
+
+namespace {
+
+class LimitWriter {
+ public:
+  LimitWriter(H5Writer& file, const LimitResult& result) : file_(file), result_(result) {}
+
+  void curve(const std::string& name, const Curve& c, const std::string& description) {
+    if (c.mean.empty()) return;
+    file_.dataset(name, {c.mean.size()}, c.mean.data(), description + fmt::format(", mean over {} replicas", result_.replicas),
+                  {"step"});
+    file_.dataset(name + "_sem", {c.sem.size()}, c.sem.data(), "standard error of that mean (NaN for one replica)", {"step"});
+  }
+
+  /// (n, P, X) from matrices (X, P), column-major: their bytes are the row-major (P, X).
+  void matrices(const std::string& name, const std::vector<Eigen::MatrixXd>& list, const std::string& description,
+                const std::string& last_dimension) {
+    if (list.empty()) return;
+    std::vector<double> flat;
+    for (const auto& m : list) flat.insert(flat.end(), m.data(), m.data() + m.size());
+    file_.dataset(name, {list.size(), static_cast<std::size_t>(list[0].cols()), static_cast<std::size_t>(list[0].rows())}, flat.data(),
+                  description, {"step", "sample", last_dimension});
+  }
+
+ private:
+  H5Writer& file_;
+  const LimitResult& result_;
+};
+
+bool every_step(const std::vector<int>& steps) {
+  for (std::size_t k = 0; k < steps.size(); ++k)
+    if (steps[k] != static_cast<int>(k)) return false;
+  return true;
+}
+
+struct Description {
+  const char* name;
+  const char* text;
+};
+constexpr Description diagnostics[] = {
+    {"rank_phi", "rank of the query basis of phi (neurons)"},
+    {"rank_D", "rank of the query basis of D (neurons)"},
+    {"rank_ghat", "largest rank of a query basis of ghat (expert side of A)"},
+    {"rank_Gv", "largest rank of a query basis of G v (expert side of B)"},
+    {"dense_fraction", "share of expert operators in dense form (T27)"},
+    {"step_seconds", "wall time of the step"},
+};
+
+}  // namespace
+
+void write_limit_file(const std::string& path, const std::string& program, const RunSpec& spec, const Dataset& data,
+                      const LimitResult& result) {
+  H5Writer file(path);
+  LimitWriter limit(file, result);
+  write_root_attributes(file, "limit", program, spec);
+  write_data(file, data.x, data.y);
+
+  limit.curve("/limit/loss", result.loss, "training loss");
+  limit.curve("/limit/accuracy", result.accuracy, "share of training samples classified rightly");
+  limit.curve("/limit/test_loss", result.test_loss, "test loss, by evaluation-only queries");
+  limit.curve("/limit/test_accuracy", result.test_accuracy, "share of test samples classified rightly");
+  limit.curve("/limit/batch_loss", result.batch_loss, "loss of each step's own batch");
+  if (!every_step(result.eval_steps)) write_steps(file, "/limit/eval_steps", result.eval_steps, "steps of loss, accuracy and f");
+  if (!result.test_loss.mean.empty()) write_steps(file, "/limit/test_steps", result.test_steps, "steps of test_loss and test_accuracy");
+  limit.matrices("/limit/f", result.f, "outputs f on the training set, mean over replicas", "output");
+
+  std::vector<double> per_replica;
+  for (const auto& row : result.loss_per_replica) per_replica.insert(per_replica.end(), row.begin(), row.begin() + static_cast<std::ptrdiff_t>(result.loss.mean.size()));
+  file.dataset("/limit/loss_per_replica", {result.loss_per_replica.size(), result.loss.mean.size()}, per_replica.data(),
+               "training loss of each replica", {"replica", "step"});
+
+  const auto wanted = selected_observables(spec.output);
+  for (const auto& info : observable_table)
+    for (const auto& name : wanted)
+      if (name == info.name) limit.curve("/limit/observables/" + name, result.observables.at(name), info.description);
+  if (!wanted.empty() && !every_step(result.observe_steps))
+    write_steps(file, "/limit/observables/observe_steps", result.observe_steps, "steps of the observables");
+  for (const auto& info : kernel_table)
+    if (const auto found = result.kernels.find(info.name); found != result.kernels.end())
+      limit.matrices(std::string("/limit/kernels/") + info.name, found->second, info.description, "sample_2");
+  if (!result.kernels.empty()) write_steps(file, "/limit/kernels/steps", result.kernel_steps, "steps of the kernels");
+
+  for (const auto& d : diagnostics)
+    if (const auto found = result.diagnostics.find(d.name); found != result.diagnostics.end() && !found->second.empty())
+      file.dataset(std::string("/limit/diagnostics/") + d.name, {found->second.size()}, found->second.data(),
+                   std::string(d.text) + ", mean over replicas", {"step"});
+  const auto scalar = [&](const std::string& name, double value, const std::string& description) {
+    file.dataset("/limit/diagnostics/" + name, {}, &value, description, {});
+  };
+  scalar("sample_ratio_defect", result.summary.at("sample_ratio_defect"),
+         "largest relative error of a new direction's variance from sample counts out of ratio (theory section 6)");
+  scalar("dense_since_step", result.summary.at("dense_since_step"), "first step after which an expert operator was dense; -1: never");
+  for (const char* name : {"smallest_ess_forward", "smallest_ess_backward"})
+    if (const auto found = result.summary.find(name); found != result.summary.end())
+      scalar(name, found->second, "smallest effective number of experts over tokens and steps");
+
+  file.attribute("/limit", "neurons", std::int64_t{result.counts.neurons});
+  file.attribute("/limit", "experts", std::int64_t{result.counts.experts});
+  file.attribute("/limit", "hidden", std::int64_t{result.counts.hidden});
+  file.attribute("/limit", "active", std::int64_t{result.counts.active});
+  file.attribute("/limit", "replicas", std::int64_t{result.replicas});
+  file.attribute("/limit", "moment_matching", result.matching ? "on" : "off");
+  file.attribute("/limit", "random_limit", result.random_limit ? "yes: errors are over realisations" : "no");
+  file.attribute("/limit", "seconds", result.seconds);
+  file.attribute("/limit", "status", result.failure ? result.failure->what() : result.interrupted ? "interrupted" : "complete");
+  std::string warnings;
+  for (const auto& w : result.warnings) warnings += w + "\n";
+  file.attribute("/limit", "warnings", warnings);
+  file.commit();
+}
+
+}  // namespace moe

@@ -1,0 +1,15 @@
+/// The limit's result file (README.md, "Result files").
+#pragma once
+
+#include <string>
+
+#include "data/dataset.hpp"
+#include "dmft/solve.hpp"
+
+namespace moe {
+
+/// Writes a file of kind "limit": curves, outputs, observables, kernels, diagnostics. Throws IoError.
+void write_limit_file(const std::string& path, const std::string& program, const RunSpec& spec, const Dataset& data,
+                      const LimitResult& result);
+
+}  // namespace moe

@@ -1,0 +1,147 @@
+/// Definitions of march.hpp; included by the files that instantiate them and by nobody else.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "dmft/march.hpp"
+#include "dmft/observer.hpp"
+
+namespace moe {
+
+namespace detail {
+
+inline bool contains(const std::vector<int>& sorted, int t) { return std::binary_search(sorted.begin(), sorted.end(), t); }
+
+/// Throws NumericsError naming the first field, in the order of the computation, that is not finite.
+template <class B>
+void check_finite(Replica<B>& r, int step) {
+  const double total = r.outputs().sum();
+  const auto bad = [](typename B::View a) {
+    return !std::isfinite(B::sum(a.rows, a.cols, [=](Index i, Index j) { return a(i, j); }));
+  };
+  if (std::isfinite(total) && !bad(r.xi())) return;
+  BlockFields<B>& f = r.block().fields();
+  const std::pair<const char*, typename B::View> fields[] = {{"h", r.h()},         {"r", f.r},     {"u", f.u},
+                                                             {"y", r.y()},         {"D", r.D()},   {"zeta", f.zeta},
+                                                             {"rho", f.rho},       {"xi", r.xi()}};
+  for (const auto& [name, view] : fields)
+    if (bad(view)) throw NumericsError(step, name, "is not finite any more. Lower optimizer.lr");
+  throw NumericsError(step, "f", "is not finite any more. Lower optimizer.lr");
+}
+
+inline Eigen::MatrixXd columns(const Eigen::MatrixXd& from, const std::vector<int>& rows) {
+  Eigen::MatrixXd to(from.rows(), static_cast<Eigen::Index>(rows.size()));
+  for (std::size_t j = 0; j < rows.size(); ++j) to.col(static_cast<Eigen::Index>(j)) = from.col(rows[j]);
+  return to;
+}
+
+template <class B>
+void record_diagnostics(Replica<B>& r, Record& record, int step, double elapsed) {
+  Block<B>& block = r.block();
+  double rank_experts_in = 0, rank_experts_out = 0, dense = 0, operators = 0;
+  const auto of = [&](ExpertMatrix<B>& m, double& rank) {
+    m.for_each_basis([&](QueryBasis<B>& b) { rank = std::max(rank, static_cast<double>(b.rank())); });
+    m.for_each_operator([&](Operator<B>& o) {
+      record.defect = std::max(record.defect, o.sample_ratio_defect());
+      dense += o.dense() ? 1 : 0;
+      operators += 1;
+    });
+  };
+  of(block.expert_in(), rank_experts_in);
+  of(block.expert_out(), rank_experts_out);
+  if (dense > 0 && record.dense_since < 0) record.dense_since = step;
+  record.diagnostics["rank_phi"].push_back(static_cast<double>(block.phi_rank()));
+  record.diagnostics["rank_D"].push_back(static_cast<double>(block.D_rank()));
+  record.diagnostics["rank_ghat"].push_back(rank_experts_in);
+  record.diagnostics["rank_Gv"].push_back(rank_experts_out);
+  record.diagnostics["dense_fraction"].push_back(dense / operators);
+  record.diagnostics["step_seconds"].push_back(elapsed);
+}
+
+/// Root mean square over pairs of sites of sum_mu z_mu x_mu^T: the entries that an entrywise rule sees.
+template <class B>
+double gradient_size(typename B::View z, typename B::View x) {
+  return std::sqrt(B::gram(z).cwiseProduct(B::gram(x)).sum());
+}
+
+}  // namespace detail
+
+template <class B>
+void march(const Plan& plan, int index, const SolveOptions& options, const std::atomic<bool>& stop, Record& record) {
+  const RunSpec& spec = *plan.spec;
+  const Dataset& data = *plan.data;
+  const int T = spec.training.steps;
+  const int P_all = static_cast<int>(data.x.cols());
+  const bool full_batch = batch_rows(spec, P_all, 0).empty();
+  const Index P = full_batch ? P_all : static_cast<Index>(batch_rows(spec, P_all, 0).size());
+  Replica<B> replica(plan.limit, data.x.rows(), data.y.rows(), P, static_cast<std::uint32_t>(index));
+  Observer<B> observer(plan.observables, full_batch);
+  if (full_batch) replica.set_batch(data.x, data.y);
+  double first_loss = 0;
+  for (int t = 0; t <= T && !stop && !(options.interrupt && *options.interrupt); ++t) {
+    const auto start = std::chrono::steady_clock::now();
+    if (!full_batch) {
+      const auto rows = batch_rows(spec, P_all, t);
+      replica.set_batch(detail::columns(data.x, rows), detail::columns(data.y, rows));
+    }
+    replica.forward();
+    replica.backward();
+    detail::check_finite(replica, t);
+    const double loss = replica.loss();
+    if (t == 0) first_loss = std::max(loss, 1.0);
+    if (loss > 1e6 * first_loss) throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. Lower optimizer.lr", loss));
+    if (!full_batch && t < T) record.batch_loss.push_back(loss);
+    if (detail::contains(plan.eval_steps, t)) {
+      const Eigen::MatrixXd f = full_batch ? replica.outputs() : replica.evaluate(data.x);
+      record.loss.push_back(loss_value(spec.training.loss, f, data.y));
+      record.accuracy.push_back(accuracy(f, data.y));
+      if (plan.keep_f) record.f.push_back(f);
+    }
+    if (detail::contains(plan.test_steps, t)) {
+      const Eigen::MatrixXd f = replica.evaluate(data.x_test);
+      record.test_loss.push_back(loss_value(spec.training.loss, f, data.y_test));
+      record.test_accuracy.push_back(accuracy(f, data.y_test));
+    }
+    if (detail::contains(plan.observe_steps, t)) record.observables.push_back(observer.measure(replica));
+    if (detail::contains(plan.kernel_steps, t))
+      for (const auto& kernel : kernel_table) record.kernels[kernel.name].push_back(Observer<B>::kernel(replica, kernel.name));
+    if (t < T) {
+      replica.update();
+      detail::record_diagnostics(replica, record, t, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    if (options.on_step) options.on_step(index, t, loss);
+  }
+}
+
+template <class B>
+std::vector<std::string> noisy_gradients(const RunSpec& spec, const Dataset& data, LimitSpec limit) {
+  std::vector<std::string> noisy;
+  const auto names = vanishing_gradients(limit);
+  if (names.empty() || is_linear(spec.optimizer.name)) return noisy;
+  limit.block.matching = false;
+  auto rows = batch_rows(spec, static_cast<int>(data.x.cols()), 0);
+  const Eigen::MatrixXd x = rows.empty() ? data.x : detail::columns(data.x, rows), y = rows.empty() ? data.y : detail::columns(data.y, rows);
+  Replica<B> pilot(limit, x.rows(), y.rows(), x.cols(), 0);
+  pilot.set_batch(x, y);
+  pilot.forward();
+  pilot.backward();
+  BlockFields<B>& f = pilot.block().fields();
+  typename B::Matrix inputs(x.rows(), x.cols()), delta(y.rows(), y.cols());
+  B::upload(x, inputs);
+  B::upload(loss_delta(spec.training.loss, pilot.outputs(), y), delta);
+  for (const auto& name : names) {
+    double size = 0, eps = 0;
+    if (name == "input") size = detail::gradient_size<B>(pilot.xi(), inputs), eps = limit.input.eps;
+    if (name == "router") size = detail::gradient_size<B>(f.rho, pilot.phi()), eps = limit.block.router.eps;
+    if (name == "expert_in") size = detail::gradient_size<B>(f.ghat, pilot.phi()), eps = limit.block.expert_in.eps;
+    if (name == "readout") size = detail::gradient_size<B>(pilot.y(), delta), eps = limit.readout.eps;
+    if (eps < size) noisy.push_back(fmt::format("{} ({:.1e})", name, size));
+  }
+  return noisy;
+}
+
+}  // namespace moe
