@@ -48,7 +48,8 @@ void write_data(H5Writer& file, const Eigen::MatrixXd& x, const Eigen::MatrixXd&
   write("/data/y", y, "targets that were trained on", "output");
 }
 
-void write_steps(H5Writer& file, const std::string& name, const std::vector<int>& steps, const std::string& description) {
+void write_steps(H5Writer& file, const std::string& name, const std::vector<int>& steps,
+                 const std::string& description) {
   const std::vector<std::int64_t> values(steps.begin(), steps.end());
   file.dataset(name, {values.size()}, values.data(), description, {"step"});
 }

@@ -16,15 +16,16 @@ inline constexpr int result_format_version = 1;
 /// Above this size outputs and data are left out of result files.
 inline constexpr std::size_t optional_dataset_bytes = std::size_t{64} << 20;
 
-/// Root attributes format, format_version, kind ("limit", "network", "validation"), config (TOML text), program, version,
-/// created (UTC, ISO 8601).
+/// Root attributes format, format_version, kind ("limit", "network", "validation"), config (TOML text), program,
+/// version, created (UTC, ISO 8601).
 void write_root_attributes(H5Writer& file, const std::string& kind, const std::string& program, const RunSpec& spec);
 
 /// /data/x (P, D) and /data/y (P, C) from x (D, P) and y (C, P); nothing above optional_dataset_bytes.
 void write_data(H5Writer& file, const Eigen::MatrixXd& x, const Eigen::MatrixXd& y);
 
 /// 1-D dataset of step numbers, e.g. eval_steps.
-void write_steps(H5Writer& file, const std::string& name, const std::vector<int>& steps, const std::string& description);
+void write_steps(H5Writer& file, const std::string& name, const std::vector<int>& steps,
+                 const std::string& description);
 
 /// "0.1.0": what stands in the attribute `version`.
 std::string program_version();

@@ -27,8 +27,8 @@ inline int test_interval(const TrainingSpec& training) {
   return training.test_every > 0 ? training.test_every : std::max(eval_interval(training), training.steps / 20);
 }
 
-/// output.observe_every; with mini-batches and nothing said, the eval interval, because observables are those of the whole
-/// training set.
+/// output.observe_every; with mini-batches and nothing said, the eval interval, because observables are those of the
+/// whole training set.
 inline int observe_interval(const RunSpec& spec) {
   const bool said = spec.output.observe_every != 1 || spec.origin.contains("output.observe_every");
   return said ? spec.output.observe_every : eval_interval(spec.training);
@@ -36,7 +36,9 @@ inline int observe_interval(const RunSpec& spec) {
 
 inline std::vector<int> eval_steps(const TrainingSpec& t) { return steps_every(eval_interval(t), t.steps); }
 inline std::vector<int> test_steps(const TrainingSpec& t) { return steps_every(test_interval(t), t.steps); }
-inline std::vector<int> observe_steps(const RunSpec& spec) { return steps_every(observe_interval(spec), spec.training.steps); }
+inline std::vector<int> observe_steps(const RunSpec& spec) {
+  return steps_every(observe_interval(spec), spec.training.steps);
+}
 
 /// output.kernels_at within 0..T, sorted, each once.
 inline std::vector<int> kernel_steps(const RunSpec& spec) {

@@ -26,7 +26,8 @@ inline MatrixXd gaussian(Index rows, Index cols, double std, std::uint32_t strea
   return w;
 }
 
-/// P Gaussian inputs of dimension D with C one-hot targets (C >= 2), or one target -1, +1 (C = 1); half as many test samples.
+/// P Gaussian inputs of dimension D with C one-hot targets (C >= 2), or one target -1, +1 (C = 1); half as many test
+/// samples.
 inline moe::Dataset data(int P, int D, int C) {
   const auto targets = [&](const MatrixXd& x, std::uint32_t stream) {
     const MatrixXd score = gaussian(C, D, 1.0, stream) * x;

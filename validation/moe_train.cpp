@@ -38,8 +38,8 @@ std::string mean_and_error(const std::vector<moe::NetworkRun>& runs, Values&& va
   return fmt::format("{:.4f} +- {:.4f}", mean, std::sqrt(variance / n));
 }
 
-void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const std::vector<std::vector<moe::NetworkRun>>& runs,
-                   const std::string& out) {
+void print_summary(const moe::RunSpec& spec, const moe::Dataset& data,
+                   const std::vector<std::vector<moe::NetworkRun>>& runs, const std::string& out) {
   fmt::print("Regime {}, {}, {} lr {}; {}; {} steps, {} seed{}, float64.\n", spec.model.regime, spec.model.param,
              moe::to_string(spec.optimizer.name), spec.optimizer.lr,
              data.description.empty() ? spec.data.source : data.description, spec.training.steps, spec.network.seeds,
@@ -55,11 +55,16 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const std
   for (const auto& of_width : runs) {
     const moe::NetworkShape& s = of_width.front().shape;
     fmt::print("{:>6} {:>6} {:>6} {:>6}  {:>18}  {:>18}", s.N, s.M, s.Ne, s.K,
-               mean_and_error(of_width, [](const auto& r) -> auto& { return r.loss; }),
-               mean_and_error(of_width, [](const auto& r) -> auto& { return r.accuracy; }));
+               mean_and_error(
+                   of_width, [](const auto& r) -> auto& { return r.loss; }),
+               mean_and_error(
+                   of_width, [](const auto& r) -> auto& { return r.accuracy; }));
     if (tested)
-      fmt::print("  {:>18}  {:>18}", mean_and_error(of_width, [](const auto& r) -> auto& { return r.test_loss; }),
-                 mean_and_error(of_width, [](const auto& r) -> auto& { return r.test_accuracy; }));
+      fmt::print("  {:>18}  {:>18}",
+                 mean_and_error(
+                     of_width, [](const auto& r) -> auto& { return r.test_loss; }),
+                 mean_and_error(
+                     of_width, [](const auto& r) -> auto& { return r.test_accuracy; }));
     fmt::print("\n");
   }
   fmt::print("Written: {}. One row per seed: h5dump -d /network/N{}/loss {}\n", out, runs.front().front().shape.N, out);

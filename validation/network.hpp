@@ -1,5 +1,5 @@
-/// Finite Mixture-of-Experts networks (T1)-(T5), trained in double precision on the CPU: what the limit is judged by. Shares
-/// description, data and names with the limit solver and none of its dynamics.
+/// Finite Mixture-of-Experts networks (T1)-(T5), trained in double precision on the CPU: what the limit is judged by.
+/// Shares description, data and names with the limit solver and none of its dynamics.
 #pragma once
 
 #include <Eigen/Core>
@@ -34,26 +34,27 @@ struct NetworkWeights {
   auto B(Eigen::Index i, Eigen::Index Ne) const { return expert_out.middleCols(i * Ne, Ne); }
 };
 
-/// Everything one training run produced. Values at step t are of the state before update t (t = 0: initialisation). Losses and
-/// observables are those of the whole training set, also under mini-batches. Where a run has failed, the vectors end early.
+/// Everything one training run produced. Values at step t are of the state before update t (t = 0: initialisation).
+/// Losses and observables are those of the whole training set, also under mini-batches. Where a run has failed, the
+/// vectors end early.
 struct NetworkRun {
   NetworkShape shape;
   std::uint64_t seed = 0;
   std::vector<int> eval_steps, observe_steps, test_steps, kernel_steps;
-  std::vector<double> loss, accuracy;                      ///< at eval_steps
-  std::vector<double> test_loss, test_accuracy;            ///< at test_steps; empty without a test set
-  std::vector<double> batch_loss;                          ///< (T) under mini-batches, else empty
-  std::vector<Eigen::MatrixXd> f;                          ///< (C, P) at eval_steps, if kept
-  std::map<std::string, std::vector<double>> observables;  ///< by name, at observe_steps
+  std::vector<double> loss, accuracy;                           ///< at eval_steps
+  std::vector<double> test_loss, test_accuracy;                 ///< at test_steps; empty without a test set
+  std::vector<double> batch_loss;                               ///< (T) under mini-batches, else empty
+  std::vector<Eigen::MatrixXd> f;                               ///< (C, P) at eval_steps, if kept
+  std::map<std::string, std::vector<double>> observables;       ///< by name, at observe_steps
   std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< by name, (P, P) at kernel_steps
   NetworkWeights final_weights;
   std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
 };
 
 struct TrainOptions {
-  bool keep_outputs = true;                      ///< fill NetworkRun::f
-  const NetworkWeights* initial = nullptr;       ///< start here instead of at random or network.init_from
-  std::function<void(int step, double loss)> on_step;  ///< after every update and at the end; loss: last one known
+  bool keep_outputs = true;                            ///< fill NetworkRun::f
+  const NetworkWeights* initial = nullptr;             ///< start here instead of at random or network.init_from
+  std::function<void(int step, double loss)> on_step;  ///< after every update, from the worker; last loss
 };
 
 /// Faults of what this trainer cannot run (depth, norm, balancing, Adafactor, optimizer or sizes) at these widths.
@@ -62,21 +63,23 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
 /// Sizes of the network of width N on this data.
 NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width);
 
-/// Random initial weights: std and sharing of the parameterization (theory section 2). Independent between seeds and widths.
+/// Random initial weights: std and sharing of the parameterization (theory section 2). Independent between seeds and
+/// widths.
 NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed);
 
-/// Weights of an HDF5 file in the layout of network.init_from. Throws ConfigError naming the sizes of file and configuration.
+/// Weights of an HDF5 file in the layout of network.init_from. Throws ConfigError naming the sizes of file and
+/// configuration.
 NetworkWeights read_weights(const std::string& path, const NetworkShape& shape, const std::string& place);
 
-/// Trains one network for training.steps steps. `seed` is the seed itself (a program passes sampling.seed + index). Runs on the
-/// calling thread; the same arguments give the same numbers. Throws ConfigError on what cannot run; NaN and infinity do not
-/// throw but end the run with NetworkRun::failure set.
+/// Trains one network for training.steps steps. `seed` is the seed itself (a program passes sampling.seed + index).
+/// Runs on the calling thread; the same arguments give the same numbers. Throws ConfigError on what cannot run; NaN and
+/// infinity do not throw but end the run with NetworkRun::failure set.
 NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
                          const TrainOptions& options = {});
 
-/// All (width, seed) runs on `threads` workers (0: all cores), each run single-threaded, so that the number of threads changes
-/// nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ... final_weights are kept
-/// with output.weights only.
+/// All (width, seed) runs on `threads` workers (0: all cores), each run single-threaded, so that the number of threads
+/// changes nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
+/// final_weights are kept with output.weights only.
 std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
                                                     const TrainOptions& options = {});
 

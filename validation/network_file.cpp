@@ -40,7 +40,8 @@ class GroupWriter {
     if (any) file_.dataset(group_ + "/" + name, {runs_.size(), n}, table.data(), description, {"seed", "step"});
   }
 
-  /// (seeds, n, cols, rows) from one vector of column-major matrices (rows, cols) per run: the bytes of each stay as they are.
+  /// (seeds, n, cols, rows) from one vector of column-major matrices (rows, cols) per run: the bytes of each stay as
+  /// they are.
   template <class Matrices>
   void matrices(const std::string& name, std::size_t n, Index rows, Index cols, const std::string& description,
                 const Names& dimensions, Matrices&& matrices_of) {
@@ -50,7 +51,8 @@ class GroupWriter {
       auto out = table.begin() + static_cast<std::ptrdiff_t>(s * n * each);
       for (const MatrixXd& m : matrices_of(runs_[s])) out = std::copy(m.data(), m.data() + m.size(), out);
     }
-    file_.dataset(group_ + "/" + name, {runs_.size(), n, count(cols), count(rows)}, table.data(), description, dimensions);
+    file_.dataset(group_ + "/" + name, {runs_.size(), n, count(cols), count(rows)}, table.data(), description,
+                  dimensions);
   }
 
   void steps_beside(const std::string& name, const std::vector<int>& steps, const std::string& description) {
@@ -63,8 +65,8 @@ class GroupWriter {
 
   /// final/NAME (seeds, matrices, rows, cols), or (seeds, rows, cols) with a single matrix; block(run, i) is matrix i.
   template <class Block>
-  void weights(const std::string& name, Index how_many, Index rows, Index cols, bool per_expert, const std::string& description,
-               Names dimensions, Block&& block) {
+  void weights(const std::string& name, Index how_many, Index rows, Index cols, bool per_expert,
+               const std::string& description, Names dimensions, Block&& block) {
     std::vector<double> table;
     table.reserve(runs_.size() * count(how_many * rows * cols));
     for (const NetworkRun& run : runs_)
@@ -104,12 +106,13 @@ void write_weights(GroupWriter& group, const NetworkShape& s) {
 }  // namespace
 
 bool outputs_fit(const RunSpec& spec, const Dataset& data) {
-  const double values = static_cast<double>(spec.network.seeds) * static_cast<double>(eval_steps(spec.training).size()) *
-                        static_cast<double>(data.y.size());
+  const double values = static_cast<double>(spec.network.seeds) *
+                        static_cast<double>(eval_steps(spec.training).size()) * static_cast<double>(data.y.size());
   return values * sizeof(double) <= static_cast<double>(optional_dataset_bytes);
 }
 
-void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& data, const std::vector<NetworkRun>& runs) {
+void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& data,
+                         const std::vector<NetworkRun>& runs) {
   const NetworkShape& shape = runs.front().shape;
   const std::string path = fmt::format("/network/N{}", shape.N);
   const int T = spec.training.steps;
@@ -118,23 +121,29 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
 
   const std::vector<int> evaluated = eval_steps(spec.training);
   const std::size_t n = evaluated.size();
-  group.curve("loss", n, "loss of the whole training set before update t", [](const auto& r) -> auto& { return r.loss; });
-  group.curve("accuracy", n, "share of training samples whose largest output (sign for one output) is right",
-              [](const auto& r) -> auto& { return r.accuracy; });
+  group.curve(
+      "loss", n, "loss of the whole training set before update t", [](const auto& r) -> auto& { return r.loss; });
+  group.curve(
+      "accuracy", n, "share of training samples whose largest output (sign for one output) is right",
+      [](const auto& r) -> auto& { return r.accuracy; });
   if (!every_step(evaluated, T)) group.steps_beside("eval_steps", evaluated, "steps of loss, accuracy and f");
   const bool kept = std::any_of(runs.begin(), runs.end(), [](const auto& r) { return !r.f.empty(); });
   if (kept)
-    group.matrices("f", n, C, P, "outputs on the training set (T5)", {"seed", "step", "sample", "output"},
-                   [](const auto& r) -> auto& { return r.f; });
+    group.matrices(
+        "f", n, C, P, "outputs on the training set (T5)", {"seed", "step", "sample", "output"},
+        [](const auto& r) -> auto& { return r.f; });
   if (data.x_test.cols() > 0) {
     const std::vector<int> tested = test_steps(spec.training);
-    group.curve("test_loss", tested.size(), "loss of the test set", [](const auto& r) -> auto& { return r.test_loss; });
-    group.curve("test_accuracy", tested.size(), "share of test samples that are right",
-                [](const auto& r) -> auto& { return r.test_accuracy; });
+    group.curve(
+        "test_loss", tested.size(), "loss of the test set", [](const auto& r) -> auto& { return r.test_loss; });
+    group.curve(
+        "test_accuracy", tested.size(), "share of test samples that are right",
+        [](const auto& r) -> auto& { return r.test_accuracy; });
     if (!every_step(tested, T)) group.steps_beside("test_steps", tested, "steps of test_loss and test_accuracy");
   }
-  group.curve("batch_loss", static_cast<std::size_t>(T), "loss of each step's own batch before its update",
-              [](const auto& r) -> auto& { return r.batch_loss; });
+  group.curve(
+      "batch_loss", static_cast<std::size_t>(T), "loss of each step's own batch before its update",
+      [](const auto& r) -> auto& { return r.batch_loss; });
 
   const std::vector<int> observed = observe_steps(spec);
   bool observables = false;
@@ -142,11 +151,11 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
     static const std::vector<double> none;
     if (!runs.front().observables.contains(info.name)) continue;
     observables = true;
-    group.curve(std::string("observables/") + info.name, observed.size(), info.description,
-                [&](const auto& r) -> auto& {
-                  const auto found = r.observables.find(info.name);
-                  return found == r.observables.end() ? none : found->second;
-                });
+    group.curve(
+        std::string("observables/") + info.name, observed.size(), info.description, [&](const auto& r) -> auto& {
+          const auto found = r.observables.find(info.name);
+          return found == r.observables.end() ? none : found->second;
+        });
   }
   if (observables && !every_step(observed, T))
     group.steps_beside("observables/observe_steps", observed, "steps of the observables");
@@ -155,11 +164,12 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
   if (!kernels_at.empty()) {
     static const std::vector<MatrixXd> none;
     for (const auto& info : kernel_table)
-      group.matrices(std::string("kernels/") + info.name, kernels_at.size(), P, P, info.description,
-                     {"seed", "step", "sample", "sample"}, [&](const auto& r) -> auto& {
-                       const auto found = r.kernels.find(info.name);
-                       return found == r.kernels.end() ? none : found->second;
-                     });
+      group.matrices(
+          std::string("kernels/") + info.name, kernels_at.size(), P, P, info.description,
+          {"seed", "step", "sample", "sample"}, [&](const auto& r) -> auto& {
+            const auto found = r.kernels.find(info.name);
+            return found == r.kernels.end() ? none : found->second;
+          });
     group.steps_beside("kernels/steps", kernels_at, "steps of the kernels");
   }
   if (spec.output.weights) write_weights(group, shape);

@@ -1,4 +1,5 @@
-/// Forward pass and backpropagation of one finite network, (T1)-(T5), with explicit matrices. All arrays are (units, P).
+/// Forward pass and backpropagation of one finite network, (T1)-(T5), with explicit matrices. All arrays are (units,
+/// P).
 #pragma once
 
 #include <Eigen/Core>
@@ -19,22 +20,22 @@ struct Model {
 
 /// Fields of one forward pass. u, v, Gv have the rows (i, a) expert-major.
 struct Forward {
-  MatrixXd x;             ///< (D, P) inputs
-  MatrixXd h, phi;        ///< (N, P) (T1)
-  MatrixXd r;             ///< (M, P) (T2)
-  Gates gates;            ///< (M, P) (T2)
-  MatrixXd u, v, Gv;      ///< (M N_e, P) (T3)
-  MatrixXd y;             ///< (N, P) (T4), before psi
-  MatrixXd s;             ///< (N, P) psi(y) [+ phi] (T5)
-  MatrixXd f;             ///< (C, P) (T5)
+  MatrixXd x;         ///< (D, P) inputs
+  MatrixXd h, phi;    ///< (N, P) (T1)
+  MatrixXd r;         ///< (M, P) (T2)
+  Gates gates;        ///< (M, P) (T2)
+  MatrixXd u, v, Gv;  ///< (M N_e, P) (T3)
+  MatrixXd y;         ///< (N, P) (T4), before psi
+  MatrixXd s;         ///< (N, P) psi(y) [+ phi] (T5)
+  MatrixXd f;         ///< (C, P) (T5)
 };
 
 /// Derivatives of the loss with respect to fields (dL/dy and so on) and weights: plain ones, no normalisation.
 struct Backward {
-  MatrixXd f, s, y;       ///< dL/df, dL/ds, dL/dy
-  MatrixXd Gv, u;         ///< dL/d(G v), dL/du (M N_e, P)
-  MatrixXd r;             ///< dL/dr (M, P)
-  MatrixXd phi, h;        ///< dL/dphi, residual part included, and dL/dh
+  MatrixXd f, s, y;        ///< dL/df, dL/ds, dL/dy
+  MatrixXd Gv, u;          ///< dL/d(G v), dL/du (M N_e, P)
+  MatrixXd r;              ///< dL/dr (M, P)
+  MatrixXd phi, h;         ///< dL/dphi, residual part included, and dL/dh
   NetworkWeights weights;  ///< gradient of the loss
 };
 

@@ -23,7 +23,9 @@ struct Definition {
   double (*value)(const Context&);
 };
 
-double load_quantile(const Context& c, double q) { return quantile(loads(c.now.forward.gates.active, c.model.shape.K), q); }
+double load_quantile(const Context& c, double q) {
+  return quantile(loads(c.now.forward.gates.active, c.model.shape.K), q);
+}
 
 // One line per row of observable_table; a test compares the two lists.
 constexpr std::array definitions = {
@@ -32,11 +34,13 @@ constexpr std::array definitions = {
     Definition{"rms_r", false, [](const Context& c) { return rms(c.now.forward.r); }},
     Definition{"rms_r_init", true, [](const Context& c) { return rms(c.parts.r_init); }},
     Definition{"rms_r_effective", true, [](const Context& c) { return rms(c.parts.r_effective); }},
-    Definition{"rms_u", false, [](const Context& c) { return rms_active(c.now.forward.u, c.now.forward.gates.active); }},
+    Definition{"rms_u", false,
+               [](const Context& c) { return rms_active(c.now.forward.u, c.now.forward.gates.active); }},
     Definition{"rms_u_all", false, [](const Context& c) { return rms(c.now.forward.u); }},
     Definition{"rms_u_init", true, [](const Context& c) { return rms(c.parts.u_init); }},
     Definition{"rms_u_effective", true, [](const Context& c) { return rms(c.parts.u_effective); }},
-    Definition{"rms_v", false, [](const Context& c) { return rms_active(c.now.forward.v, c.now.forward.gates.active); }},
+    Definition{"rms_v", false,
+               [](const Context& c) { return rms_active(c.now.forward.v, c.now.forward.gates.active); }},
     Definition{"rms_v_all", false, [](const Context& c) { return rms(c.now.forward.v); }},
     Definition{"rms_y", false, [](const Context& c) { return rms(c.now.forward.y); }},
     Definition{"rms_y_init", true, [](const Context& c) { return rms(c.parts.y_init); }},
@@ -57,8 +61,10 @@ constexpr std::array definitions = {
                [](const Context& c) { return router_entropy(c.now.forward.gates.G, c.model.shape.K); }},
     Definition{"load_q99", false, [](const Context& c) { return load_quantile(c, 0.99); }},
     Definition{"load_max", false, [](const Context& c) { return load_quantile(c, 1.0); }},
-    Definition{"ess_forward", false, [](const Context& c) { return effective_experts(c.now.forward.Gv, c.model.shape.M); }},
-    Definition{"ess_backward", false, [](const Context& c) { return effective_experts(c.now.fields.ghat, c.model.shape.M); }},
+    Definition{"ess_forward", false,
+               [](const Context& c) { return effective_experts(c.now.forward.Gv, c.model.shape.M); }},
+    Definition{"ess_backward", false,
+               [](const Context& c) { return effective_experts(c.now.fields.ghat, c.model.shape.M); }},
     Definition{"change_h", false, [](const Context& c) { return rms(c.now.forward.h - c.initial.forward.h); }},
     Definition{"change_phi", false, [](const Context& c) { return rms(c.now.forward.phi - c.initial.forward.phi); }},
     Definition{"change_r", false, [](const Context& c) { return rms(c.now.forward.r - c.initial.forward.r); }},

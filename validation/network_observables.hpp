@@ -1,5 +1,5 @@
-/// What is measured on a finite network (theory section 7), by the names of support/observable.hpp and in the units of the
-/// normalised fields of theory section 3.
+/// What is measured on a finite network (theory section 7), by the names of support/observable.hpp and in the units of
+/// the normalised fields of theory section 3.
 #pragma once
 
 #include <string>
@@ -8,9 +8,9 @@
 
 namespace moe::network {
 
-/// Normalised backward fields: D = -N dL/dy (T6), zeta = -K N_e dL/d(G v) (T7), ghat = -K N_e dL/du (T8), rho = -K dL/dr (T9),
-/// xi = -N dL/dphi with the residual part (T10). With another aggregation prefactor c than 1/K they are those of the network
-/// that has K c B in the place of B (theory section 1), so that ghat = G phi'(u) zeta always.
+/// Normalised backward fields: D = -N dL/dy (T6), zeta = -K N_e dL/d(G v) (T7), ghat = -K N_e dL/du (T8), rho = -K
+/// dL/dr (T9), xi = -N dL/dphi with the residual part (T10). With another aggregation prefactor c than 1/K they are
+/// those of the network that has K c B in the place of B (theory section 1), so that ghat = G phi'(u) zeta always.
 struct NormalisedFields {
   MatrixXd D, xi;       ///< (N, P)
   MatrixXd zeta, ghat;  ///< (M N_e, P)
@@ -25,8 +25,8 @@ struct Snapshot {
   const NormalisedFields& fields;
 };
 
-/// Parts of y, r, u, zeta, xi that stem from the initial weights and from what was learned, all acting on the queries and
-/// gates of the present (T26).
+/// Parts of y, r, u, zeta, xi that stem from the initial weights and from what was learned, all acting on the queries
+/// and gates of the present (T26).
 struct Decomposition {
   MatrixXd y_init, y_propagating, y_effective;                    ///< (N, P)
   MatrixXd r_init, r_effective;                                   ///< (M, P)
@@ -45,7 +45,8 @@ MatrixXd kernel(const std::string& name, const Snapshot& now);
 
 /// Root of the mean square over all entries.
 double rms(const MatrixXd& x);
-/// Root of the mean over active (expert, token) pairs of the mean square over the expert's units. x (M N_e, P), active (M, P).
+/// Root of the mean over active (expert, token) pairs of the mean square over the expert's units. x (M N_e, P), active
+/// (M, P).
 double rms_active(const MatrixXd& x, const MatrixXd& active);
 /// Mean over tokens of exp(H)/K, H the entropy of p_i = G_i / sum_j G_j.
 double router_entropy(const MatrixXd& G, int K);

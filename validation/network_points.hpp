@@ -1,5 +1,5 @@
-/// Activations, gates and losses of a finite network, as arrays over units and samples. Written for the trainer alone: the limit
-/// solver has formulas of its own.
+/// Activations, gates and losses of a finite network, as arrays over units and samples. Written for the trainer alone:
+/// the limit solver has formulas of its own.
 #pragma once
 
 #include <Eigen/Core>

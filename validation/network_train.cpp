@@ -51,10 +51,12 @@ struct InitialState {
 };
 
 bool fits(const NetworkWeights& w, const NetworkShape& s) {
-  const auto is = [](const MatrixXd& m, Eigen::Index rows, Eigen::Index cols) { return m.rows() == rows && m.cols() == cols; };
+  const auto is = [](const MatrixXd& m, Eigen::Index rows, Eigen::Index cols) {
+    return m.rows() == rows && m.cols() == cols;
+  };
   const Eigen::Index sites = Eigen::Index{s.M} * s.Ne;
-  return is(w.w_in, s.N, s.D) && is(w.router, s.M, s.N) && is(w.expert_in, sites, s.N) && is(w.expert_out, s.N, sites) &&
-         is(w.readout, s.C, s.N);
+  return is(w.w_in, s.N, s.D) && is(w.router, s.M, s.N) && is(w.expert_in, sites, s.N) &&
+         is(w.expert_out, s.N, sites) && is(w.readout, s.C, s.N);
 }
 
 /// One training run: the loop over steps and what is recorded on the way.
@@ -93,7 +95,9 @@ class Trainer {
   }
 
  private:
-  static bool contains(const std::vector<int>& steps, int t) { return std::binary_search(steps.begin(), steps.end(), t); }
+  static bool contains(const std::vector<int>& steps, int t) {
+    return std::binary_search(steps.begin(), steps.end(), t);
+  }
   bool mini_batches() const { return spec_.training.batch > 0; }
 
   /// Everything that is recorded of the state before update t.
@@ -156,7 +160,8 @@ class Trainer {
   }
 
   static double require_loss(double loss, int t) {
-    if (!std::isfinite(loss)) throw NumericsError(t, "loss", fmt::format("the loss is {}; a smaller optimizer.lr usually helps", loss));
+    if (!std::isfinite(loss))
+      throw NumericsError(t, "loss", fmt::format("the loss is {}; a smaller optimizer.lr usually helps", loss));
     return loss;
   }
 
@@ -179,7 +184,8 @@ class Trainer {
 
 }  // namespace
 
-NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed, const TrainOptions& options) {
+NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
+                         const TrainOptions& options) {
   const SingleThreaded guard;
   Faults faults;
   check_networks(spec, data, {width}, faults);
@@ -188,7 +194,8 @@ NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, st
   NetworkWeights start;
   if (options.initial) {
     if (!fits(*options.initial, shape))
-      throw std::invalid_argument(fmt::format("TrainOptions::initial does not have the sizes of the network of width {}", width));
+      throw std::invalid_argument(
+          fmt::format("TrainOptions::initial does not have the sizes of the network of width {}", width));
     start = *options.initial;
   } else if (!spec.network.init_from.empty()) {
     start = read_weights(spec.network.init_from, shape, spec.place("network.init_from"));
@@ -218,7 +225,8 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
   const auto work = [&] {
     for (std::size_t k = next++; k < jobs.size(); k = next++) {
       try {
-        NetworkRun run = train_network(spec, data, spec.network.widths[jobs[k].width], spec.sampling.seed + jobs[k].seed, options);
+        NetworkRun run =
+            train_network(spec, data, spec.network.widths[jobs[k].width], spec.sampling.seed + jobs[k].seed, options);
         if (!spec.output.weights) run.final_weights = {};
         runs[jobs[k].width][jobs[k].seed] = std::move(run);
       } catch (...) {

@@ -20,7 +20,8 @@ constexpr std::uint32_t first_weight_stream = 0x4E450000u;
 
 /// std times standard normals, one independent stream per tensor and width.
 MatrixXd gaussian(Index rows, Index cols, double std, Tensor tensor, int width, std::uint64_t seed) {
-  const StreamKey key{seed, 0, first_weight_stream + static_cast<std::uint32_t>(tensor), static_cast<std::uint32_t>(width)};
+  const StreamKey key{seed, 0, first_weight_stream + static_cast<std::uint32_t>(tensor),
+                      static_cast<std::uint32_t>(width)};
   MatrixXd w(rows, cols);
   for (Index k = 0; k < w.size(); k += 2) {
     double pair[2];
@@ -54,19 +55,23 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
     refuse("model.depth", fmt::format("{}", model.depth), "the finite trainer has one block", "Set it to 1.");
   if (model.norm != Norm::none) refuse("model.norm", "rms", "the finite trainer has no norm", "Set it to \"none\".");
   if (model.balance_loss != 0)
-    refuse("model.balance_loss", fmt::format("{}", model.balance_loss), "the finite trainer has no balancing", "Set it to 0.");
+    refuse("model.balance_loss", fmt::format("{}", model.balance_loss), "the finite trainer has no balancing",
+           "Set it to 0.");
   if (model.balance_bias != 0)
-    refuse("model.balance_bias", fmt::format("{}", model.balance_bias), "the finite trainer has no balancing", "Set it to 0.");
+    refuse("model.balance_bias", fmt::format("{}", model.balance_bias), "the finite trainer has no balancing",
+           "Set it to 0.");
   if (spec.optimizer.name == OptimizerKind::adafactor)
     refuse("optimizer.name", "adafactor", "the finite trainer does not have this rule", "Choose adam.");
-  if (data.x.cols() == 0) faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
+  if (data.x.cols() == 0)
+    faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
   if (spec.training.batch > data.x.cols())
     refuse("training.batch", fmt::format("{}", spec.training.batch),
            fmt::format("must not exceed the {} training samples", data.x.cols()), "Lower it or raise data.train.");
   std::set<int> seen;
   for (int width : widths) {
     if (!seen.insert(width).second)
-      refuse("network.widths", fmt::format("{}", width), "stands there twice", "Name every width once; network.seeds repeats runs.");
+      refuse("network.widths", fmt::format("{}", width), "stands there twice",
+             "Name every width once; network.seeds repeats runs.");
     const NetworkShape s = network_shape(spec, data, width);
     if (s.N < 1 || s.M < 1 || s.Ne < 1)
       refuse("network.widths", fmt::format("{}", width), fmt::format("gives {} experts of width {}", s.M, s.Ne),
@@ -103,10 +108,12 @@ NetworkWeights read_weights(const std::string& path, const NetworkShape& s, cons
   const auto read = [&](const char* name, const std::vector<std::size_t>& shape) {
     H5Array array = file.read(name);
     if (array.shape != shape)
-      faults.add("network.init_from", path, place,
-                 fmt::format("dataset {} has shape {}, the configuration asks for {} (N = {}, M = {}, N_e = {}, D = {}, C = {})",
-                             name, text(array.shape), text(shape), s.N, s.M, s.Ne, s.D, s.C),
-                 "Give network.widths, model and data the sizes of the file.");
+      faults.add(
+          "network.init_from", path, place,
+          fmt::format(
+              "dataset {} has shape {}, the configuration asks for {} (N = {}, M = {}, N_e = {}, D = {}, C = {})", name,
+              text(array.shape), text(shape), s.N, s.M, s.Ne, s.D, s.C),
+          "Give network.widths, model and data the sizes of the file.");
     return array.values;
   };
   const auto w_in = read("w_in", {size(s.N), size(s.D)}), router = read("router", {size(s.M), size(s.N)});

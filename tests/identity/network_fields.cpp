@@ -78,7 +78,8 @@ TEST_CASE("network fields obey (T6)-(T11) written out [top-K, residual, prefacto
     for (int i = 0; i < M; ++i) {
       const MatrixXd zeta = Kc * Ne / N * (t.last.B(i, Ne).transpose() * Dn);  // (T7) with K c B for B
       const MatrixXd u = t.last.A(i, Ne) * a.phi;
-      const MatrixXd ghat = (zeta.array() * (1 - u.array().tanh().square())).rowwise() * a.gates.G.row(i).array();  // (T8)
+      const MatrixXd ghat =
+          (zeta.array() * (1 - u.array().tanh().square())).rowwise() * a.gates.G.row(i).array();  // (T8)
       CHECK(worst(b.zeta.middleRows(i * Ne, Ne), zeta) < 1e-13);
       CHECK(worst(b.ghat.middleRows(i * Ne, Ne), ghat) < 1e-13);
       xi += N / static_cast<double>(K * Ne) * (t.last.A(i, Ne).transpose() * ghat);
@@ -98,7 +99,8 @@ TEST_CASE("network fields obey (T6)-(T11) written out [top-K, residual, prefacto
     }
     xi += static_cast<double>(N) / K * (t.last.router.transpose() * b.rho);  // (T10)
     CHECK(worst(b.xi, xi) < 1e-12);
-    const MatrixXd gradient = -(xi.array() * (1 - a.h.array().tanh().square())).matrix() * t.data.x.transpose() / N;  // (T11)
+    const MatrixXd gradient =
+        -(xi.array() * (1 - a.h.array().tanh().square())).matrix() * t.data.x.transpose() / N;  // (T11)
     CHECK(worst(g.weights.w_in, gradient) < 1e-13);
   }
 }
@@ -136,7 +138,8 @@ TEST_CASE("network decomposition adds up to the fields it splits [three regimes,
       // What the run recorded is these very arrays.
       const auto& o = t.run.observables;
       CHECK(o.at("rms_y_propagating").back() == doctest::Approx(moe::network::rms(parts.y_propagating)).epsilon(1e-12));
-      CHECK(o.at("rms_xi_A_effective").back() == doctest::Approx(moe::network::rms(parts.xi_A_effective)).epsilon(1e-12));
+      CHECK(o.at("rms_xi_A_effective").back() ==
+            doctest::Approx(moe::network::rms(parts.xi_A_effective)).epsilon(1e-12));
       CHECK(o.at("change_xi").back() == doctest::Approx(moe::network::rms(b.xi - b0.xi)).epsilon(1e-12));
       CHECK(o.at("change_h").front() == 0);
     }
@@ -170,5 +173,6 @@ TEST_CASE("network records every observable and kernel of the common list, finit
   // <phi phi> on the diagonal is the mean square of phi.
   CHECK(std::sqrt(t.run.kernels.at("Phi")[0].trace() / 10) ==
         doctest::Approx(t.run.observables.at("rms_phi")[0]).epsilon(1e-12));
-  CHECK(std::sqrt(t.run.kernels.at("DD")[0].trace() / 10) == doctest::Approx(t.run.observables.at("rms_D")[0]).epsilon(1e-12));
+  CHECK(std::sqrt(t.run.kernels.at("DD")[0].trace() / 10) ==
+        doctest::Approx(t.run.observables.at("rms_D")[0]).epsilon(1e-12));
 }

@@ -89,9 +89,11 @@ double worst_entry(const Case& c, MatrixXd NetworkWeights::*tensor, const Matrix
 
 }  // namespace
 
-TEST_CASE("network gradients of all five tensors match central differences [every gate, activation, routing, residual, loss]") {
-  // Rounding: a few 1e-16 L / e = 2e-11; truncation e^4 times fifth derivatives of order 1e3: below 1e-14. The gradients are
-  // of order 0.01 to 1.
+TEST_CASE(
+    "network gradients of all five tensors match central differences [every gate, activation, routing, residual, "
+    "loss]") {
+  // Rounding: a few 1e-16 L / e = 2e-11; truncation e^4 times fifth derivatives of order 1e3: below 1e-14. The
+  // gradients are of order 0.01 to 1.
   const double allowed = 1e-10;
   for (Gate gate : {Gate::sigmoid, Gate::softmax, Gate::constant})
     for (Activation activation : {Activation::tanh, Activation::relu, Activation::gelu, Activation::identity})
@@ -100,7 +102,8 @@ TEST_CASE("network gradients of all five tensors match central differences [ever
           for (Loss loss : {Loss::mse, Loss::cross_entropy}) {
             const Case c = tiny(gate, activation, routing, residual, loss);
             INFO(fmt::format("gate {}, activation {}, routing {}, residual {}, loss {}", static_cast<int>(gate),
-                             static_cast<int>(activation), static_cast<int>(routing), residual, static_cast<int>(loss)));
+                             static_cast<int>(activation), static_cast<int>(routing), residual,
+                             static_cast<int>(loss)));
             const auto fields = moe::network::forward(c.model, c.weights, c.x, 0);
             REQUIRE(routing_margin(fields.r, c.model.shape.K) > 1e-3);
             const NetworkWeights g = moe::network::backward(c.model, c.weights, fields, c.y, 0).weights;

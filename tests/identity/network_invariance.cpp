@@ -75,8 +75,8 @@ TEST_CASE("network softmax gates average to one over the active experts and igno
 }
 
 TEST_CASE("network leaves an expert that no token chooses where it was [every optimizer but adamw]") {
-  for (auto optimizer : {moe::OptimizerKind::sgd, moe::OptimizerKind::momentum, moe::OptimizerKind::adam,
-                         moe::OptimizerKind::signsgd}) {
+  for (auto optimizer :
+       {moe::OptimizerKind::sgd, moe::OptimizerKind::momentum, moe::OptimizerKind::adam, moe::OptimizerKind::signsgd}) {
     moe::RunSpec spec = network_fixture::spec("I", "mup", optimizer, 3);
     spec.optimizer.eps = 0;
     spec.optimizer.lr = 0.01;
@@ -126,7 +126,9 @@ TEST_CASE("network initial weights have the std of the parameterization; shared 
   const Index M = 32, Ne = 32;
   const auto std_of = [](const MatrixXd& m) { return std::sqrt(m.squaredNorm() / static_cast<double>(m.size())); };
   // The relative error of a standard deviation from n normals is (2n)^-1/2; five of them.
-  const auto near = [](double value, double expected, double n) { return std::abs(value / expected - 1) < 5 / std::sqrt(2 * n); };
+  const auto near = [](double value, double expected, double n) {
+    return std::abs(value / expected - 1) < 5 / std::sqrt(2 * n);
+  };
   CHECK(near(std_of(w.w_in), std::pow(40.0, -0.5), 64 * 40));
   CHECK(near(std_of(w.router), 2 * std::pow(64.0, -0.5), 32 * 64));
   CHECK(near(std_of(w.expert_in), std::pow(64.0, -0.5), 32 * 64));

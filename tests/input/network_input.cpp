@@ -36,8 +36,10 @@ bool mentions(const std::string& text, const std::string& part) { return text.fi
 }  // namespace
 
 TEST_CASE("network.init_from with other sizes names the dataset and both shapes, all datasets at once") {
-  const std::string path = std::string(MOE_SOURCE_DIR) + "/tests/data/networks/II_mssp_adam_soft.h5";  // N = 32, M = 12, N_e = 8
-  const auto text = config_fault([&] { moe::read_weights(path, {.N = 32, .M = 10, .Ne = 8, .K = 10, .D = 20, .C = 4}, "run.toml:9"); });
+  const std::string path =
+      std::string(MOE_SOURCE_DIR) + "/tests/data/networks/II_mssp_adam_soft.h5";  // N = 32, M = 12, N_e = 8
+  const auto text = config_fault(
+      [&] { moe::read_weights(path, {.N = 32, .M = 10, .Ne = 8, .K = 10, .D = 20, .C = 4}, "run.toml:9"); });
   CHECK(mentions(text, "router has shape (12, 32)"));
   CHECK(mentions(text, "(10, 32)"));
   CHECK(mentions(text, "expert_in has shape (12, 8, 32)"));
@@ -94,7 +96,8 @@ TEST_CASE("network run that diverges stops with step and field named and keeps w
   std::filesystem::remove(path);
 }
 
-TEST_CASE("network mini-batches: batch_loss per step, whole-set evaluation beside it, first batch is that of the data") {
+TEST_CASE(
+    "network mini-batches: batch_loss per step, whole-set evaluation beside it, first batch is that of the data") {
   moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 6);
   spec.training.batch = 3;
   spec.training.eval_every = 4;

@@ -1,11 +1,11 @@
-// Finite networks against single training runs of the original implementation that accompanies arXiv:2605.14200, in double
-// precision, from stored initial weights (tests/data/networks).
+// Finite networks against single training runs of the original implementation that accompanies arXiv:2605.14200, in
+// double precision, from stored initial weights (tests/data/networks).
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
+#include <unistd.h>
 #include <algorithm>
 #include <cmath>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -21,11 +21,11 @@
 
 namespace {
 
+using Eigen::Index;
+using Eigen::MatrixXd;
 using moe::H5Array;
 using moe::H5Reader;
 using moe::NetworkRun;
-using Eigen::Index;
-using Eigen::MatrixXd;
 
 const std::string folder = std::string(MOE_SOURCE_DIR) + "/tests/data/networks/";
 const std::string names[] = {"I_mup_sgd_soft", "II_mssp_adam_soft", "III_mssp_sgd_soft", "III_mup_sgd_topk"};
@@ -65,7 +65,8 @@ struct Reference {
 
 }  // namespace
 
-TEST_CASE("network training matches the original implementation: loss, outputs, trained weights [four networks, 20 steps]") {
+TEST_CASE(
+    "network training matches the original implementation: loss, outputs, trained weights [four networks, 20 steps]") {
   for (const std::string& name : names) {
     CAPTURE(name);
     const Reference r(name);
@@ -95,9 +96,9 @@ TEST_CASE("network training matches the original implementation: loss, outputs, 
 }
 
 TEST_CASE("network observables match the RMS values of the original implementation [steps 0, 5, 20]") {
-  const std::pair<const char*, const char*> pairs[] = {{"h_pre", "rms_h"}, {"h", "rms_phi"},   {"router_logits", "rms_r"},
-                                                       {"u", "rms_u_all"}, {"v", "rms_v_all"}, {"y", "rms_y"},
-                                                       {"f", "rms_f"}};
+  const std::pair<const char*, const char*> pairs[] = {
+      {"h_pre", "rms_h"}, {"h", "rms_phi"}, {"router_logits", "rms_r"}, {"u", "rms_u_all"}, {"v", "rms_v_all"},
+      {"y", "rms_y"},     {"f", "rms_f"}};
   for (const std::string& name : names) {
     CAPTURE(name);
     const Reference r(name);
@@ -111,12 +112,14 @@ TEST_CASE("network observables match the RMS values of the original implementati
         CHECK(std::abs(run.observables.at(ours)[static_cast<std::size_t>(step)] - r.number(group + theirs)) < allowed);
       }
       // Identity post-activation and no residual: s = y.
-      CHECK(std::abs(run.observables.at("rms_y")[static_cast<std::size_t>(step)] - r.number(group + "y_res")) < allowed);
+      CHECK(std::abs(run.observables.at("rms_y")[static_cast<std::size_t>(step)] - r.number(group + "y_res")) <
+            allowed);
     }
     for (int step : {5, 20}) {
       CAPTURE(step);
       const std::string group = fmt::format("expected/aggregation/step_{:02d}/", step);
-      CHECK(std::abs(run.observables.at("rms_y_init")[static_cast<std::size_t>(step)] - r.number(group + "base")) < allowed);
+      CHECK(std::abs(run.observables.at("rms_y_init")[static_cast<std::size_t>(step)] - r.number(group + "base")) <
+            allowed);
       CHECK(std::abs(run.observables.at("rms_y_propagating")[static_cast<std::size_t>(step)] -
                      r.number(group + "propagating")) < allowed);
     }
@@ -156,8 +159,8 @@ TEST_CASE("moe_train writes the same numbers into its result file [four networks
   const fs::path out = fs::temp_directory_path() / fmt::format("moe_train_reference_{}.h5", ::getpid());
   for (const std::string& name : names) {
     CAPTURE(name);
-    const std::string command = fmt::format("'{}' '{}{}.toml' --quiet --set output.weights=true --out '{}' > /dev/null", program,
-                                            folder, name, out.string());
+    const std::string command = fmt::format("'{}' '{}{}.toml' --quiet --set output.weights=true --out '{}' > /dev/null",
+                                            program, folder, name, out.string());
     CAPTURE(command);
     REQUIRE(std::system(command.c_str()) == 0);
     const H5Reader expected(folder + name + ".h5"), result(out.string());
