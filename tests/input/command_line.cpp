@@ -19,6 +19,12 @@ using namespace moe;
 
 namespace {
 
+/// Writes a file of the folder and gives its path.
+std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
+  write_bytes(folder / name, bytes);
+  return folder / name;
+}
+
 const ProgramInfo program{"dmft_solve", "solves the limit", "limit.h5"};
 
 Invocation parse(std::vector<std::string> words) {
@@ -150,7 +156,7 @@ TEST_CASE("--set reaches every key by its full name, with the value that stands 
 
 TEST_CASE("flags override the file, whether it comes first, last or by --config") {
   TemporaryFolder folder;
-  const std::string file = folder.write("run.toml", "[optimizer]\nlr = 0.7\neps = -1\n[data]\ntrain = 16\n");
+  const std::string file = write(folder, "run.toml", "[optimizer]\nlr = 0.7\neps = -1\n[data]\ntrain = 16\n");
   for (const auto& words : {std::vector<std::string>{file, "--eps", "0.5", "--train", "8"},
                             std::vector<std::string>{"--eps", "0.5", "--train", "8", file},
                             std::vector<std::string>{"--eps", "0.5", "--train", "8", "--residual", file},
@@ -191,7 +197,7 @@ TEST_CASE("options of the program itself") {
 
 TEST_CASE("faults of the command line come together with those of the file") {
   TemporaryFolder folder;
-  const std::string file = folder.write("run.toml", "model.gate = \"sigmod\"\n");
+  const std::string file = write(folder, "run.toml", "model.gate = \"sigmod\"\n");
   const auto faults = faults_of({"--lr", "nan", "--foo", "3", "--residual", "maybe", "--experts", "4", "--set",
                                  "model.gat=2", "--widths", "64,x", "--set", "oops", "--expert-widht", "3", file});
   CHECK(faults.size() == 9);

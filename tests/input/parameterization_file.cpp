@@ -14,6 +14,12 @@ using namespace moe;
 
 namespace {
 
+/// Writes a file of the folder and gives its path.
+std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
+  write_bytes(folder / name, bytes);
+  return folder / name;
+}
+
 struct Loaded {
   Parameterization param;
   std::vector<std::string> faults;
@@ -59,7 +65,7 @@ TEST_CASE("for each key REGIME.OPTIMIZER wins over REGIME.any, that over any.OPT
   const std::string reversed =
       section("II.sgd", 4) + section("II.any", 3) + section("any.sgd", 2) + section("any.any", 1);
   for (const auto& text : {all, reversed}) {
-    const std::string file = folder.write("t.toml", text);
+    const std::string file = write(folder, "t.toml", text);
     const auto constant = [&](const char* regime, OptimizerKind optimizer) {
       const Loaded l = load(file, regime, optimizer);
       CHECK(l.faults.empty());
@@ -76,9 +82,10 @@ TEST_CASE("for each key REGIME.OPTIMIZER wins over REGIME.any, that over any.OPT
 
 TEST_CASE("keys are taken one by one: a section may state only some of them") {
   TemporaryFolder folder;
-  const std::string file = folder.write("t.toml", section("any.any", 1) + section("any.adam", 5, "eps") +
-                                                      "[III.any.expert_in]\nshared = true\n" +
-                                                      "[III.adam.expert_in]\nlr = {N = -1, L = -0.5}\n");
+  const std::string file =
+      write(folder, "t.toml",
+            section("any.any", 1) + section("any.adam", 5, "eps") + "[III.any.expert_in]\nshared = true\n" +
+                "[III.adam.expert_in]\nlr = {N = -1, L = -0.5}\n");
   const Loaded l = load(file, "III", adam);
   REQUIRE(l.faults.empty());
   const TensorRule& rule = l.param.rule[Tensor::expert_in];
@@ -96,7 +103,7 @@ TEST_CASE("keys are taken one by one: a section may state only some of them") {
 
 TEST_CASE("absolute constants of one network serve without eps where the rule needs none") {
   TemporaryFolder folder;
-  const std::string file = folder.write("net.toml", section("any.any", 0.25, "std lr"));
+  const std::string file = write(folder, "net.toml", section("any.any", 0.25, "std lr"));
   for (const auto optimizer : {sgd, OptimizerKind::momentum, OptimizerKind::signsgd})
     CHECK(load(file, "I", optimizer).faults.empty());
   const Loaded l = load(file, "II", adam);
@@ -107,7 +114,7 @@ TEST_CASE("absolute constants of one network serve without eps where the rule ne
 TEST_CASE("missing tensors and keys are named, all of them") {
   TemporaryFolder folder;
   const Loaded l =
-      load(folder.write("t.toml", "[any.any.input]\nstd = {}\nlr = {}\n[any.any.router]\nlr = {}\n"), "II", sgd);
+      load(write(folder, "t.toml", "[any.any.input]\nstd = {}\nlr = {}\n[any.any.router]\nlr = {}\n"), "II", sgd);
   CHECK(l.faults.size() == 7);
   CHECK(l.has({"II.sgd.router.std is missing"}));
   CHECK(l.has({"II.sgd.readout.lr is missing"}));
@@ -116,7 +123,7 @@ TEST_CASE("missing tensors and keys are named, all of them") {
 
 TEST_CASE("faults of a table come together with file and line") {
   TemporaryFolder folder;
-  const std::string file = folder.write("bad.toml", R"(nme = "x"
+  const std::string file = write(folder, "bad.toml", R"(nme = "x"
 description = 3
 [IV.any.input]
 std = {}
@@ -167,11 +174,11 @@ TEST_CASE("names and paths: unknown names list what there is, broken files say w
   CHECK(load("", "II", sgd).faults.size() == 1);
   CHECK(load("/nowhere/x.toml", "II", sgd).has({"/nowhere/x.toml", "is not a file"}));
   TemporaryFolder folder;
-  CHECK(load(folder.write("broken.toml", "[any.any.input]\nstd = {\n"), "II", sgd)
+  CHECK(load(write(folder, "broken.toml", "[any.any.input]\nstd = {\n"), "II", sgd)
             .has({"broken.toml:2", "Correct the TOML"}));
-  CHECK(load(folder.write("noise.toml", std::string("\x80\xff\x00", 3)), "II", sgd).has({"noise.toml:1"}));
-  CHECK(load(folder.write("empty.toml", ""), "II", sgd).has({"gives no learning rates"}));
-  CHECK(load(folder.path() + "/folder.toml", "II", sgd).faults.size() == 1);
+  CHECK(load(write(folder, "noise.toml", std::string("\x80\xff\x00", 3)), "II", sgd).has({"noise.toml:1"}));
+  CHECK(load(write(folder, "empty.toml", ""), "II", sgd).has({"gives no learning rates"}));
+  CHECK(load(folder / "folder.toml", "II", sgd).faults.size() == 1);
 }
 
 TEST_CASE("the tables that ship are found beside the program and cite their sources") {
