@@ -9,8 +9,6 @@
 #include <cmath>
 #include <filesystem>
 #include <optional>
-#include <set>
-#include <stdexcept>
 #include <vector>
 
 #include "support/config_keys.hpp"
