@@ -123,7 +123,7 @@ Dataset load_dataset(const RunSpec& spec) {
   }
   faults.throw_if_any();
   normalize(data, spec.data.normalize);
-  // Squares of entries beyond 1e154 overflow.
+  // Differences of the largest numbers overflow.
   check_finite(data, spec.data.source + " after normalisation", faults);
   faults.throw_if_any();
   return data;

@@ -18,8 +18,10 @@ template <class Vector>
 Standard standard_of(const Vector& entries) {
   // Compared exactly: the variance of equal entries is rounding noise, which must not be blown up to 1.
   if (entries.size() == 0 || entries.minCoeff() == entries.maxCoeff()) return {};
-  const double mean = entries.mean();
-  return {mean, std::sqrt((entries.array() - mean).square().mean())};
+  // A power of two near the largest entry keeps squares in range and changes no rounding.
+  const double unit = std::ldexp(1.0, std::ilogb(entries.cwiseAbs().maxCoeff()));
+  const double mean = (entries / unit).mean();
+  return {mean * unit, std::sqrt((entries.array() / unit - mean).square().mean()) * unit};
 }
 
 template <class Vector>

@@ -44,8 +44,8 @@ class Id {
   herr_t (*close_)(hid_t);
 };
 
-/// The innermost sentence of the library's error stack, which names the cause; of a failed system call only the system's
-/// message. Clears the stack.
+/// The innermost sentence of the library's error stack, which names the cause; of a failed system call only the
+/// system's message. Clears the stack.
 inline std::string library_reason() {
   std::string reason;
   H5Ewalk2(

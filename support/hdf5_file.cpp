@@ -123,7 +123,8 @@ H5Array File::read(const std::string& name) const {
 
   H5Array array;
   const int rank = H5Sget_simple_extent_ndims(space);
-  if (rank < 0 || rank > max_rank || H5Sget_simple_extent_type(space) == H5S_NULL)
+  if (H5Sget_simple_extent_type(space) == H5S_NULL) fail(what, "it holds no values at all", "Store a plain array.");
+  if (rank < 0 || rank > max_rank)
     fail(what, fmt::format("expected 0 to {} axes, found {}", max_rank, rank < 0 ? "none" : std::to_string(rank)),
          "Store a plain array.");
   std::vector<hsize_t> extent(static_cast<std::size_t>(rank));

@@ -16,9 +16,9 @@
 namespace moe {
 namespace {
 
-/// Processor time that one request may take: 10 s and a second for every 10 MB of the file.
-constexpr long request_s = 10;
-constexpr std::size_t bytes_per_s = 10'000'000;
+/// Processor time that one request may take: 2 s and a second for every MB of the file.
+constexpr long request_s = 2;
+constexpr std::size_t bytes_per_s = 1'000'000;
 
 /// Longest text, list and array that the parent accepts: a child gone mad must not make it run out of memory.
 constexpr std::uint64_t max_text = std::uint64_t{1} << 28, max_list = std::uint64_t{1} << 24;
@@ -107,13 +107,18 @@ class Channel {
   int fd_;
 };
 
-/// A crash of the child is an answer, not an event for this program's handlers, terminal or core files.
-void prepare_child() {
+/// A crash of the child is an answer, not an event for this program's handlers, terminal or core files. It keeps no
+/// other descriptor of its parent: one held by a sibling would hide that the other end is gone. Returns the new `fd`.
+int prepare_child(int fd) {
   for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGVTALRM}) std::signal(signal, SIG_DFL);
   const rlimit no_core{0, 0};
   ::setrlimit(RLIMIT_CORE, &no_core);
+  constexpr int kept = STDERR_FILENO + 1;
+  if (fd != kept) ::dup2(fd, kept);
+  ::close_range(kept + 1, ~0U, 0);
   const int null = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
   if (null >= 0) ::dup2(null, STDERR_FILENO);
+  return kept;
 }
 
 void limit_processor_time(long seconds) {
@@ -122,8 +127,8 @@ void limit_processor_time(long seconds) {
 }
 
 /// The child: answers requests until the parent closes its end. Each answer is a flag, then the value or the message.
-[[noreturn]] void serve(Channel channel, const std::string& path, std::size_t file_bytes, long allowed_s) {
-  prepare_child();
+[[noreturn]] void serve(int fd, const std::string& path, std::size_t file_bytes, long allowed_s) {
+  Channel channel(prepare_child(fd));
   std::unique_ptr<h5::File> file;
   std::uint64_t request = 0;
   std::string object, name;
@@ -220,10 +225,7 @@ H5Reader::H5Reader(const std::string& path) : impl_(std::make_unique<Impl>()) {
   {
     const h5::Library library;  // no other thread is inside the library while it is copied
     impl_->child = ::fork();
-    if (impl_->child == 0) {
-      ::close(ends[0]);
-      serve(Channel(ends[1]), path, file_bytes, impl_->allowed_s);
-    }
+    if (impl_->child == 0) serve(ends[1], path, file_bytes, impl_->allowed_s);
   }
   const int fork_error = errno;
   ::close(ends[1]);
