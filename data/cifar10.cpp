@@ -12,8 +12,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t num_pixels = 3 * 32 * 32, record_bytes = 1 + num_pixels;  // label, then red, green, blue planes
-constexpr std::uintmax_t max_records = 10'000;                                  // of one file
+constexpr std::size_t num_pixels = std::size_t{3} * 32 * 32,
+                      record_bytes = 1 + num_pixels;  // label, then red, green, blue planes
+constexpr std::uintmax_t max_records = 10'000;        // of one file
 constexpr int num_classes = 10;
 
 /// Appends the records of one batch file.

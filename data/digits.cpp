@@ -20,7 +20,7 @@ LabelledSource digits_source() {
   source.dimension = num_pixels;
   source.classes = 10;
   int number = 0;
-  for (const char* c = detail::digits_csv; *c; ++c) {
+  for (const char* c = detail::digits_csv; *c != '\0'; ++c) {
     if (*c >= '0' && *c <= '9') {
       number = 10 * number + (*c - '0');
     } else {

@@ -42,7 +42,7 @@ LabelledSource gaussian_source(const RunSpec& spec, Faults& faults) {
   }
   if (!possible || data.train < 1 || data.test < 0) return source;
 
-  const std::size_t D = static_cast<std::size_t>(data.dimension), C = static_cast<std::size_t>(source.classes);
+  const auto D = static_cast<std::size_t>(data.dimension), C = static_cast<std::size_t>(source.classes);
   const std::size_t maps = C == 2 ? 1 : C,
                     rows = static_cast<std::size_t>(data.train) + static_cast<std::size_t>(data.test);
   const StreamKey inputs = data_key(data.seed, DataStream::inputs), teacher = data_key(data.seed, DataStream::teacher);
@@ -55,8 +55,8 @@ LabelledSource gaussian_source(const RunSpec& spec, Faults& faults) {
       score[c] = 0;
       for (std::size_t d = 0; d < D; ++d) score[c] += w[c * D + d] * x[d];
     }
-    source.pool.labels[p] =
-        C == 2 ? score[0] >= 0 : static_cast<int>(std::max_element(score.begin(), score.end()) - score.begin());
+    source.pool.labels[p] = C == 2 ? static_cast<int>(score[0] >= 0)
+                                   : static_cast<int>(std::max_element(score.begin(), score.end()) - score.begin());
   }
   source.pool.read = [inputs, D](std::size_t row, double* out) { normal_row(inputs, row, D, out); };
   return source;

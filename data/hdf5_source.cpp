@@ -13,7 +13,7 @@ std::string shape_text(const std::vector<std::size_t>& shape) { return fmt::form
 
 /// Rows [first, first + count) of a row-major (P, D) array as columns.
 Eigen::MatrixXd columns(const H5Array& rows, std::size_t first, std::size_t count) {
-  const Eigen::Index D = static_cast<Eigen::Index>(rows.shape[1]);
+  const auto D = static_cast<Eigen::Index>(rows.shape[1]);
   return Eigen::Map<const Eigen::MatrixXd>(rows.values.data() + first * rows.shape[1], D,
                                            static_cast<Eigen::Index>(count));
 }
@@ -78,7 +78,7 @@ Dataset hdf5_dataset(const RunSpec& spec, Faults& faults) {
   if (!rows || (own_test && !test_rows)) return data;
 
   const std::size_t available = own_test ? test_rows->count() : rows->count() - std::min(rows->count(), train);
-  if (available < test && spec.origin.count("data.test"))
+  if (available < test && spec.origin.contains("data.test"))
     faults.add("data.test", std::to_string(test), spec.place("data.test"),
                own_test
                    ? fmt::format("is more than the {} rows of x_test in {}", available, path)

@@ -51,7 +51,7 @@ class IdxFile {
       all.resize(from + take);
       bytes(all.data() + from, take, what);
     }
-    std::uint8_t extra;
+    std::uint8_t extra = 0;
     if (gzread(file_.get(), &extra, 1) != 0) fail(fmt::format("bytes follow after the {} bytes of its {}", n, what));
     return all;
   }

@@ -57,7 +57,7 @@ void check_distributions(const Eigen::MatrixXd& y, const char* name, const RunSp
 }  // namespace
 
 Eigen::MatrixXd targets(const std::vector<int>& labels, int classes, Loss loss) {
-  const Index P = static_cast<Index>(labels.size());
+  const auto P = static_cast<Index>(labels.size());
   const bool signs = loss == Loss::mse && classes == 2;
   Eigen::MatrixXd y = Eigen::MatrixXd::Zero(signs ? 1 : classes, P);
   for (Index p = 0; p < P; ++p) {

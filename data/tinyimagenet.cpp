@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr unsigned side = 64;
-constexpr std::size_t num_pixels = 3 * side * side;
+constexpr std::size_t num_pixels = std::size_t{3} * side * side;
 constexpr std::size_t max_classes = 1000, max_images = 10'000'000, max_line = 4096;
 
 [[noreturn]] void fail(const std::string& problem) {

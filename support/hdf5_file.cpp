@@ -171,7 +171,7 @@ std::string File::attribute_text(const std::string& object, const std::string& n
           H5Tset_size(memory, H5T_VARIABLE);
           char* pointer = nullptr;
           if (H5Aread(attribute, memory, static_cast<void*>(&pointer)) < 0) fail_damaged(what, library_reason());
-          const std::string value = pointer ? pointer : "";
+          std::string value = pointer ? pointer : "";
           H5Dvlen_reclaim(memory, space, H5P_DEFAULT, static_cast<void*>(&pointer));
           return value;
         }
@@ -197,13 +197,13 @@ double File::attribute_number(const std::string& object, const std::string& name
   });
 }
 
-std::vector<std::string> File::members(const std::string& name) const {
-  const std::string what = "group " + name;
-  if (!has(name)) fail(what, "there is no such group", "Check the name with `h5ls -r`.");
-  const Id group(H5Gopen2(file_, name.c_str(), H5P_DEFAULT), H5Gclose);
-  if (!group.valid()) fail(what, library_reason(), "Expected a group; check the name with `h5ls -r`.");
+std::vector<std::string> File::members(const std::string& group) const {
+  const std::string what = "group " + group;
+  if (!has(group)) fail(what, "there is no such group", "Check the name with `h5ls -r`.");
+  const Id id(H5Gopen2(file_, group.c_str(), H5P_DEFAULT), H5Gclose);
+  if (!id.valid()) fail(what, library_reason(), "Expected a group; check the name with `h5ls -r`.");
   // Not every file tracks the order of creation; those that do not are listed by name.
-  const Id creation(H5Gget_create_plist(group), H5Pclose);
+  const Id creation(H5Gget_create_plist(id), H5Pclose);
   unsigned order = 0;
   if (creation.valid()) H5Pget_link_creation_order(creation, &order);
   const bool tracked = (order & H5P_CRT_ORDER_TRACKED) != 0;
@@ -212,7 +212,7 @@ std::vector<std::string> File::members(const std::string& name) const {
     static_cast<std::vector<std::string>*>(out)->emplace_back(member);
     return 0;
   };
-  if (H5Literate(group, tracked ? H5_INDEX_CRT_ORDER : H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names) < 0)
+  if (H5Literate(id, tracked ? H5_INDEX_CRT_ORDER : H5_INDEX_NAME, H5_ITER_INC, nullptr, collect, &names) < 0)
     fail_damaged(what, library_reason());
   return names;
 }

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -63,7 +64,7 @@ class Channel {
   }
   bool put(double x) { return put(&x, sizeof x); }
   bool get(double& x) { return get(&x, sizeof x); }
-  bool put(bool b) { return put(std::uint64_t{b}); }
+  bool put(bool b) { return put(std::uint64_t{b ? 1U : 0U}); }
   bool get(bool& b) {
     std::uint64_t n = 0;
     if (!get(n)) return false;
@@ -90,17 +91,13 @@ class Channel {
   }
   bool put(const std::vector<std::string>& list) {
     if (!put(std::uint64_t{list.size()})) return false;
-    for (const std::string& text : list)
-      if (!put(text)) return false;
-    return true;
+    return std::ranges::all_of(list, [this](const std::string& text) { return put(text); });
   }
   bool get(std::vector<std::string>& list) {
     std::uint64_t n = 0;
     if (!get(n) || n > max_list) return false;
     list.resize(n);
-    for (std::string& text : list)
-      if (!get(text)) return false;
-    return true;
+    return std::ranges::all_of(list, [this](std::string& text) { return get(text); });
   }
 
  private:
@@ -216,7 +213,7 @@ H5Reader::H5Reader(const std::string& path) : impl_(std::make_unique<Impl>()) {
   const bool regular = ::fstat(probe, &status) == 0 && S_ISREG(status.st_mode);
   ::close(probe);
   if (!regular) refuse("it is not a regular file", "Give the path of an HDF5 file.");
-  const std::size_t file_bytes = static_cast<std::size_t>(status.st_size);
+  const auto file_bytes = static_cast<std::size_t>(status.st_size);
   impl_->allowed_s = request_s + static_cast<long>(file_bytes / bytes_per_s);
 
   int ends[2];

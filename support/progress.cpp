@@ -56,7 +56,7 @@ std::string time_text(const ProgressState& s) {
 /// A terminal that can return to the start of its line.
 bool draws_bars(int fd) {
   const char* term = std::getenv("TERM");
-  return ::isatty(fd) && !(term && std::strcmp(term, "dumb") == 0);
+  return ::isatty(fd) != 0 && !(term != nullptr && std::strcmp(term, "dumb") == 0);
 }
 
 int terminal_columns(int fd) {
@@ -67,7 +67,7 @@ int terminal_columns(int fd) {
 /// https://no-color.org: present and not empty.
 bool wants_color() {
   const char* no_color = std::getenv("NO_COLOR");
-  return !(no_color && *no_color);
+  return !(no_color != nullptr && *no_color != '\0');
 }
 
 /// At most `n` bytes, never cutting a UTF-8 character; line breaks and control characters would tear the line.
