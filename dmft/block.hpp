@@ -14,7 +14,6 @@ struct BlockSpec {
   LimitConstants constants;
   SampleCounts counts;
   bool experts_sampled = true;  ///< false: regime I, explicit experts with one operator each and an explicit router
-  bool hidden_sampled = false;  ///< false: N_e stays fixed
   GateSpec gate;
   Activation activation = Activation::tanh;
   double activation_scale = 1;
@@ -28,12 +27,25 @@ template <class B>
 struct BlockFields {
   using Matrix = typename B::Matrix;
   Answer<B> r_parts, u_parts, y_parts, zeta_parts, xi_A_parts, xi_Q_parts;  ///< init and learned part of each
-  Matrix r, mask, G, s, rho;        ///< (SE, P)
-  Matrix u, v, Gv, zeta, ghat;      ///< (SE Sa, P)
+  Matrix r, mask, G, s, rho;                                                ///< (SE, P)
+  Matrix u, v, Gv, zeta, ghat;                                              ///< (SE Sa, P)
   BlockFields(Index S, Index SE, Index sites, Index P)
-      : r_parts(SE, P), u_parts(sites, P), y_parts(S, P), zeta_parts(sites, P), xi_A_parts(S, P), xi_Q_parts(S, P),
-        r(SE, P), mask(SE, P), G(SE, P), s(SE, P), rho(SE, P),
-        u(sites, P), v(sites, P), Gv(sites, P), zeta(sites, P), ghat(sites, P) {}
+      : r_parts(SE, P),
+        u_parts(sites, P),
+        y_parts(S, P),
+        zeta_parts(sites, P),
+        xi_A_parts(S, P),
+        xi_Q_parts(S, P),
+        r(SE, P),
+        mask(SE, P),
+        G(SE, P),
+        s(SE, P),
+        rho(SE, P),
+        u(sites, P),
+        v(sites, P),
+        Gv(sites, P),
+        zeta(sites, P),
+        ghat(sites, P) {}
 };
 
 template <class B>
@@ -65,7 +77,8 @@ class Block {
     for (Index i = 0; i < kinds_of_hidden; ++i)
       hidden_.push_back(std::make_unique<Population<B>>(shape_.hidden, streams.next(), spec.matching));
     if (spec.experts_sampled) {
-      router_ = std::make_unique<Operator<B>>(experts_, rho_basis_, neurons, phi_basis_, c.router, spec.router, streams.next());
+      router_ = std::make_unique<Operator<B>>(experts_, rho_basis_, neurons, phi_basis_, c.router, spec.router,
+                                              streams.next());
     } else {
       // qbar_i: M explicit vectors over the neurons, W0 = qbar^T (theory section 4, "Q (I)").
       Matrix qbar(neurons.sites(), shape_.experts);
@@ -78,8 +91,10 @@ class Block {
     }
     const typename ExpertMatrix<B>::Populations on{&neurons, &sites_, &hidden_};
     const GaussianConstants B_transposed{c.expert_out.beta2, c.expert_out.chi2};
-    A_ = std::make_unique<ExpertMatrix<B>>(of_A, shape_, on, phi_basis_, c.expert_in, spec.expert_in, spec.tolerance, streams);
-    B_ = std::make_unique<ExpertMatrix<B>>(of_B, shape_, on, D_basis_, B_transposed, spec.expert_out, spec.tolerance, streams);
+    A_ = std::make_unique<ExpertMatrix<B>>(of_A, shape_, on, phi_basis_, c.expert_in, spec.expert_in, spec.tolerance,
+                                           streams);
+    B_ = std::make_unique<ExpertMatrix<B>>(of_B, shape_, on, D_basis_, B_transposed, spec.expert_out, spec.tolerance,
+                                           streams);
   }
 
   const SiteShape& shape() const { return shape_; }
@@ -90,14 +105,14 @@ class Block {
     BlockFields<B>& f = fields_;
     z_ = z;
     phi_basis_.ask(z);
-    router_->forward(z, f.r_parts);                                       // (T2), (T15)
+    router_->forward(z, f.r_parts);  // (T2), (T15)
     add(f.r_parts, f.r);
     apply_gate<B>(spec_.gate, f.r, f.mask, f.G);
-    A_->to_experts(z, f.u_parts);                                         // (T3), (T16)
+    A_->to_experts(z, f.u_parts);  // (T3), (T16)
     add(f.u_parts, f.u);
     activate(f.u, f.v);
     gated(f.G, f.v, f.Gv);
-    B_->from_experts(f.Gv, f.y_parts);                                    // (T4), (T17)
+    B_->from_experts(f.Gv, f.y_parts);  // (T4), (T17)
     add(f.y_parts, y);
   }
 
@@ -106,21 +121,22 @@ class Block {
     BlockFields<B>& f = fields_;
     D_ = D;
     D_basis_.ask(D);
-    B_->to_experts(D, f.zeta_parts);                                      // (T7), (T18)
+    B_->to_experts(D, f.zeta_parts);  // (T7), (T18)
     add(f.zeta_parts, f.zeta);
     const Index SE = shape_.experts, Sa = shape_.hidden;
     const View u = f.u, v = f.v, zeta = f.zeta, ghat = f.ghat, s = f.s, G = f.G;
     PointActivation<Real>{spec_.activation, static_cast<Real>(spec_.activation_scale)}.with_derivative([&](auto slope) {
       B::each(ghat.rows, ghat.cols, [=](Index k, Index p) { ghat(k, p) = slope(u(k, p)) * zeta(k, p); });
     });
-    gated(G, ghat, ghat);                                                 // (T8)
+    gated(G, ghat, ghat);  // (T8)
     B::each(SE, s.cols, [=](Index i, Index p) {
       double mean = 0;
-      for (Index a = 0; a < Sa; ++a) mean += static_cast<double>(v(i * Sa + a, p)) * static_cast<double>(zeta(i * Sa + a, p));
+      for (Index a = 0; a < Sa; ++a)
+        mean += static_cast<double>(v(i * Sa + a, p)) * static_cast<double>(zeta(i * Sa + a, p));
       s(i, p) = static_cast<Real>(mean / static_cast<double>(Sa));
     });
-    gate_backward<B>(spec_.gate, f.mask, G, s, f.rho);                    // (T9)
-    A_->from_experts(ghat, f.xi_A_parts);                                 // (T10), (T19)
+    gate_backward<B>(spec_.gate, f.mask, G, s, f.rho);  // (T9)
+    A_->from_experts(ghat, f.xi_A_parts);               // (T10), (T19)
     rho_basis_.ask(f.rho);
     router_->backward(f.rho, f.xi_Q_parts);
     const Real over_kappa = static_cast<Real>(1 / shape_.kappa);

@@ -16,10 +16,11 @@
 
 namespace {
 
-const moe::ProgramInfo program{"dmft_solve",
-                               "Solves the infinite-size limit (DMFT) of Mixture-of-Experts training: loss, outputs and observables "
-                               "with standard errors.",
-                               "limit.h5"};
+const moe::ProgramInfo program{
+    "dmft_solve",
+    "Solves the infinite-size limit (DMFT) of Mixture-of-Experts training: loss, outputs and observables "
+    "with standard errors.",
+    "limit.h5"};
 
 std::atomic<bool> interrupted{false};
 void on_interrupt(int) {
@@ -27,12 +28,13 @@ void on_interrupt(int) {
   std::signal(SIGINT, SIG_DFL);  // a second Ctrl-C ends the program at once
 }
 
-void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r, const std::string& out) {
+void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r,
+                   const std::string& out) {
   fmt::print("Limit of regime {}, {}, {} lr {}; {}; {} steps.\n", spec.model.regime, spec.model.param,
              moe::to_string(spec.optimizer.name), spec.optimizer.lr,
              data.description.empty() ? spec.data.source : data.description, spec.training.steps);
-  fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons, r.counts.experts,
-             r.counts.hidden, r.replicas, r.matching ? ", moment matching" : ", drawn plainly",
+  fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
+             r.counts.experts, r.counts.hidden, r.replicas, r.matching ? ", moment matching" : ", drawn plainly",
              r.random_limit ? "; the limit is random: errors are over realisations" : "");
   const bool tested = !r.test_loss.mean.empty();
   fmt::print("{:>8}  {:>20}  {:>9}", "step", "loss", "accuracy");
@@ -42,7 +44,8 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
   const std::size_t rows = r.loss.mean.size(), stride = std::max<std::size_t>(1, (rows + 8) / 10);
   for (std::size_t k = 0; k < rows; ++k) {
     if (k % stride != 0 && k + 1 != rows) continue;
-    fmt::print("{:>8}  {:>10.5f} +- {:.5f}  {:>9.4f}", r.eval_steps[k], r.loss.mean[k], r.loss.sem[k], r.accuracy.mean[k]);
+    fmt::print("{:>8}  {:>10.5f} +- {:.5f}  {:>9.4f}", r.eval_steps[k], r.loss.mean[k], r.loss.sem[k],
+               r.accuracy.mean[k]);
     while (next_test < r.test_steps.size() && r.test_steps[next_test] < r.eval_steps[k]) ++next_test;
     if (next_test < r.test_steps.size() && r.test_steps[next_test] == r.eval_steps[k])
       fmt::print("  {:>10.5f} +- {:.5f}  {:>13.4f}", r.test_loss.mean[next_test], r.test_loss.sem[next_test],
@@ -50,8 +53,10 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
     fmt::print("\n");
   }
   fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
-  fmt::print("Look at it: python3 -c \"import h5py; f = h5py.File('{}'); print(f['limit/loss'][:])\", or h5dump -d /limit/loss {}\n", out,
-             out);
+  fmt::print(
+      "Look at it: python3 -c \"import h5py; f = h5py.File('{}'); print(f['limit/loss'][:])\", or h5dump -d "
+      "/limit/loss {}\n",
+      out, out);
 }
 
 int run(int argc, char** argv) {
@@ -62,12 +67,15 @@ int run(int argc, char** argv) {
 
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
-  moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1), call.options.quiet);
+  moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1),
+                         call.options.quiet);
   std::signal(SIGINT, on_interrupt);
   moe::SolveOptions options;
   options.threads = call.options.threads;
   options.interrupt = &interrupted;
-  options.on_step = [&](int, int step, double loss) { progress.advance(1, fmt::format("step {} loss {:.4f}", step, loss)); };
+  options.on_step = [&](int, int step, double loss) {
+    progress.advance(1, fmt::format("step {} loss {:.4f}", step, loss));
+  };
   const moe::LimitResult result = moe::solve_limit(spec, data, options);
   progress.finish();
 

@@ -31,7 +31,7 @@ class ExpertMatrix {
   /// Populations of the expert side that a block owns: all product sites, or the hidden units of each expert / shared by all.
   struct Populations {
     Population<B>* neurons;
-    Population<B>* sites;                          ///< stacked
+    Population<B>* sites;                                 ///< stacked
     std::vector<std::unique_ptr<Population<B>>>* hidden;  ///< per expert: SE of them; shared: one
   };
 

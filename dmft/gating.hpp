@@ -25,14 +25,17 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View mask,
     B::each(experts, P, [=](Index i, Index p) { mask(i, p) = Real(1); });
   switch (spec.kind) {
     case Gate::constant: B::copy(mask, G); return;
-    case Gate::sigmoid: B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * logistic(r(i, p)); }); return;
+    case Gate::sigmoid:
+      B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * logistic(r(i, p)); });
+      return;
     case Gate::softmax: {
       auto highest_matrix = B::Matrix::uninitialized(1, P);
       auto total_matrix = B::Matrix::uninitialized(1, P);
       const typename B::View highest = highest_matrix, total = total_matrix;
       B::column_maxima(r, highest);  // the largest logit is always active
       B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * std::exp(r(i, p) - highest(0, p)); });
-      B::column_sums(experts, P, [=](Index i, Index p) { return G(i, p); }, total);
+      B::column_sums(
+          experts, P, [=](Index i, Index p) { return G(i, p); }, total);
       const Real K = static_cast<Real>(spec.active);
       B::each(experts, P, [=](Index i, Index p) { G(i, p) *= K / total(0, p); });
       return;
@@ -42,7 +45,8 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View mask,
 
 /// rho out of s_i = <v zeta>_a: sigmoid G'(r) s, softmax G_i (s_i - (1/K) sum_j G_j s_j), constant 0. (T9)
 template <class B>
-void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View G, typename B::View s, typename B::View rho) {
+void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View G, typename B::View s,
+                   typename B::View rho) {
   using Real = typename B::Real;
   const Index experts = s.rows, P = s.cols;
   switch (spec.kind) {
@@ -53,7 +57,8 @@ void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View
     case Gate::softmax: {
       auto mean_matrix = B::Matrix::uninitialized(1, P);
       const typename B::View mean = mean_matrix;
-      B::column_sums(experts, P, [=](Index i, Index p) { return G(i, p) * s(i, p); }, mean);
+      B::column_sums(
+          experts, P, [=](Index i, Index p) { return G(i, p) * s(i, p); }, mean);
       const Real inverse_K = Real(1) / static_cast<Real>(spec.active);
       B::each(experts, P, [=](Index i, Index p) { rho(i, p) = G(i, p) * (s(i, p) - inverse_K * mean(0, p)); });
       return;

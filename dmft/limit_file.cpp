@@ -17,9 +17,10 @@ class LimitWriter {
 
   void curve(const std::string& name, const Curve& c, const std::string& description) {
     if (c.mean.empty()) return;
-    file_.dataset(name, {c.mean.size()}, c.mean.data(), description + fmt::format(", mean over {} replicas", result_.replicas),
+    file_.dataset(name, {c.mean.size()}, c.mean.data(),
+                  description + fmt::format(", mean over {} replicas", result_.replicas), {"step"});
+    file_.dataset(name + "_sem", {c.sem.size()}, c.sem.data(), "standard error of that mean (NaN for one replica)",
                   {"step"});
-    file_.dataset(name + "_sem", {c.sem.size()}, c.sem.data(), "standard error of that mean (NaN for one replica)", {"step"});
   }
 
   /// (n, P, X) from matrices (X, P), column-major: their bytes are the row-major (P, X).
@@ -28,8 +29,9 @@ class LimitWriter {
     if (list.empty()) return;
     std::vector<double> flat;
     for (const auto& m : list) flat.insert(flat.end(), m.data(), m.data() + m.size());
-    file_.dataset(name, {list.size(), static_cast<std::size_t>(list[0].cols()), static_cast<std::size_t>(list[0].rows())}, flat.data(),
-                  description, {"step", "sample", last_dimension});
+    file_.dataset(name,
+                  {list.size(), static_cast<std::size_t>(list[0].cols()), static_cast<std::size_t>(list[0].rows())},
+                  flat.data(), description, {"step", "sample", last_dimension});
   }
 
  private:
@@ -70,12 +72,16 @@ void write_limit_file(const std::string& path, const std::string& program, const
   limit.curve("/limit/test_loss", result.test_loss, "test loss, by evaluation-only queries");
   limit.curve("/limit/test_accuracy", result.test_accuracy, "share of test samples classified rightly");
   limit.curve("/limit/batch_loss", result.batch_loss, "loss of each step's own batch");
-  if (!every_step(result.eval_steps)) write_steps(file, "/limit/eval_steps", result.eval_steps, "steps of loss, accuracy and f");
-  if (!result.test_loss.mean.empty()) write_steps(file, "/limit/test_steps", result.test_steps, "steps of test_loss and test_accuracy");
+  if (!every_step(result.eval_steps))
+    write_steps(file, "/limit/eval_steps", result.eval_steps, "steps of loss, accuracy and f");
+  if (!result.test_loss.mean.empty())
+    write_steps(file, "/limit/test_steps", result.test_steps, "steps of test_loss and test_accuracy");
   limit.matrices("/limit/f", result.f, "outputs f on the training set, mean over replicas", "output");
 
   std::vector<double> per_replica;
-  for (const auto& row : result.loss_per_replica) per_replica.insert(per_replica.end(), row.begin(), row.begin() + static_cast<std::ptrdiff_t>(result.loss.mean.size()));
+  for (const auto& row : result.loss_per_replica)
+    per_replica.insert(per_replica.end(), row.begin(),
+                       row.begin() + static_cast<std::ptrdiff_t>(result.loss.mean.size()));
   file.dataset("/limit/loss_per_replica", {result.loss_per_replica.size(), result.loss.mean.size()}, per_replica.data(),
                "training loss of each replica", {"replica", "step"});
 
@@ -99,7 +105,8 @@ void write_limit_file(const std::string& path, const std::string& program, const
   };
   scalar("sample_ratio_defect", result.summary.at("sample_ratio_defect"),
          "largest relative error of a new direction's variance from sample counts out of ratio (theory section 6)");
-  scalar("dense_since_step", result.summary.at("dense_since_step"), "first step after which an expert operator was dense; -1: never");
+  scalar("dense_since_step", result.summary.at("dense_since_step"),
+         "first step after which an expert operator was dense; -1: never");
   for (const char* name : {"smallest_ess_forward", "smallest_ess_backward"})
     if (const auto found = result.summary.find(name); found != result.summary.end())
       scalar(name, found->second, "smallest effective number of experts over tokens and steps");
@@ -112,7 +119,10 @@ void write_limit_file(const std::string& path, const std::string& program, const
   file.attribute("/limit", "moment_matching", result.matching ? "on" : "off");
   file.attribute("/limit", "random_limit", result.random_limit ? "yes: errors are over realisations" : "no");
   file.attribute("/limit", "seconds", result.seconds);
-  file.attribute("/limit", "status", result.failure ? result.failure->what() : result.interrupted ? "interrupted" : "complete");
+  file.attribute("/limit", "status",
+                 result.failure       ? result.failure->what()
+                 : result.interrupted ? "interrupted"
+                                      : "complete");
   std::string warnings;
   for (const auto& w : result.warnings) warnings += w + "\n";
   file.attribute("/limit", "warnings", warnings);

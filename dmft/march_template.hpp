@@ -14,7 +14,9 @@ namespace moe {
 
 namespace detail {
 
-inline bool contains(const std::vector<int>& sorted, int t) { return std::binary_search(sorted.begin(), sorted.end(), t); }
+inline bool contains(const std::vector<int>& sorted, int t) {
+  return std::binary_search(sorted.begin(), sorted.end(), t);
+}
 
 /// Throws NumericsError naming the first field, in the order of the computation, that is not finite.
 template <class B>
@@ -25,9 +27,9 @@ void check_finite(Replica<B>& r, int step) {
   };
   if (std::isfinite(total) && !bad(r.xi())) return;
   BlockFields<B>& f = r.block().fields();
-  const std::pair<const char*, typename B::View> fields[] = {{"h", r.h()},         {"r", f.r},     {"u", f.u},
-                                                             {"y", r.y()},         {"D", r.D()},   {"zeta", f.zeta},
-                                                             {"rho", f.rho},       {"xi", r.xi()}};
+  const std::pair<const char*, typename B::View> fields[] = {{"h", r.h()},   {"r", f.r},    {"u", f.u},
+                                                             {"y", r.y()},   {"D", r.D()},  {"zeta", f.zeta},
+                                                             {"rho", f.rho}, {"xi", r.xi()}};
   for (const auto& [name, view] : fields)
     if (bad(view)) throw NumericsError(step, name, "is not finite any more. Lower optimizer.lr");
   throw NumericsError(step, "f", "is not finite any more. Lower optimizer.lr");
@@ -93,7 +95,8 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     detail::check_finite(replica, t);
     const double loss = replica.loss();
     if (t == 0) first_loss = std::max(loss, 1.0);
-    if (loss > 1e6 * first_loss) throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. Lower optimizer.lr", loss));
+    if (loss > 1e6 * first_loss)
+      throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. Lower optimizer.lr", loss));
     if (!full_batch && t < T) record.batch_loss.push_back(loss);
     if (detail::contains(plan.eval_steps, t)) {
       const Eigen::MatrixXd f = full_batch ? replica.outputs() : replica.evaluate(data.x);
@@ -108,10 +111,12 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     }
     if (detail::contains(plan.observe_steps, t)) record.observables.push_back(observer.measure(replica));
     if (detail::contains(plan.kernel_steps, t))
-      for (const auto& kernel : kernel_table) record.kernels[kernel.name].push_back(Observer<B>::kernel(replica, kernel.name));
+      for (const auto& kernel : kernel_table)
+        record.kernels[kernel.name].push_back(Observer<B>::kernel(replica, kernel.name));
     if (t < T) {
       replica.update();
-      detail::record_diagnostics(replica, record, t, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      detail::record_diagnostics(replica, record, t,
+                                 std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     if (options.on_step) options.on_step(index, t, loss);
   }
@@ -120,11 +125,11 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
 template <class B>
 std::vector<std::string> noisy_gradients(const RunSpec& spec, const Dataset& data, LimitSpec limit) {
   std::vector<std::string> noisy;
-  const auto names = vanishing_gradients(limit);
-  if (names.empty() || is_linear(spec.optimizer.name)) return noisy;
+  if (limit.vanishing.empty() || is_linear(spec.optimizer.name)) return noisy;
   limit.block.matching = false;
   auto rows = batch_rows(spec, static_cast<int>(data.x.cols()), 0);
-  const Eigen::MatrixXd x = rows.empty() ? data.x : detail::columns(data.x, rows), y = rows.empty() ? data.y : detail::columns(data.y, rows);
+  const Eigen::MatrixXd x = rows.empty() ? data.x : detail::columns(data.x, rows),
+                        y = rows.empty() ? data.y : detail::columns(data.y, rows);
   Replica<B> pilot(limit, x.rows(), y.rows(), x.cols(), 0);
   pilot.set_batch(x, y);
   pilot.forward();
@@ -133,13 +138,20 @@ std::vector<std::string> noisy_gradients(const RunSpec& spec, const Dataset& dat
   typename B::Matrix inputs(x.rows(), x.cols()), delta(y.rows(), y.cols());
   B::upload(x, inputs);
   B::upload(loss_delta(spec.training.loss, pilot.outputs(), y), delta);
-  for (const auto& name : names) {
+  for (const Tensor tensor : limit.vanishing) {
     double size = 0, eps = 0;
-    if (name == "input") size = detail::gradient_size<B>(pilot.xi(), inputs), eps = limit.input.eps;
-    if (name == "router") size = detail::gradient_size<B>(f.rho, pilot.phi()), eps = limit.block.router.eps;
-    if (name == "expert_in") size = detail::gradient_size<B>(f.ghat, pilot.phi()), eps = limit.block.expert_in.eps;
-    if (name == "readout") size = detail::gradient_size<B>(pilot.y(), delta), eps = limit.readout.eps;
-    if (eps < size) noisy.push_back(fmt::format("{} ({:.1e})", name, size));
+    switch (tensor) {
+      case Tensor::input: size = detail::gradient_size<B>(pilot.xi(), inputs), eps = limit.input.eps; break;
+      case Tensor::router: size = detail::gradient_size<B>(f.rho, pilot.phi()), eps = limit.block.router.eps; break;
+      case Tensor::expert_in:
+        size = detail::gradient_size<B>(f.ghat, pilot.phi()), eps = limit.block.expert_in.eps;
+        break;
+      case Tensor::expert_out:
+        size = detail::gradient_size<B>(f.Gv, pilot.D()), eps = limit.block.expert_out.eps;
+        break;
+      case Tensor::readout: size = detail::gradient_size<B>(pilot.stream(), delta), eps = limit.readout.eps; break;
+    }
+    if (eps < size) noisy.push_back(fmt::format("{} ({:.1e})", tensor_names[static_cast<std::size_t>(tensor)], size));
   }
   return noisy;
 }

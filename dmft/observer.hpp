@@ -58,8 +58,9 @@ class Observer {
                      static_cast<double>(a.size()));
   }
   static double rms_difference(View a, View b) {
-    return std::sqrt(B::sum(a.rows, a.cols, [=](Index i, Index j) { return (a(i, j) - b(i, j)) * (a(i, j) - b(i, j)); }) /
-                     static_cast<double>(a.size()));
+    return std::sqrt(
+        B::sum(a.rows, a.cols, [=](Index i, Index j) { return (a(i, j) - b(i, j)) * (a(i, j) - b(i, j)); }) /
+        static_cast<double>(a.size()));
   }
   /// Over active (expert, token) pairs and their hidden units.
   double rms_active(View a) const {
@@ -85,11 +86,14 @@ class Observer {
       for (Index a = 0; a < Sa; ++a) s += static_cast<double>(w(i * Sa + a, p)) * static_cast<double>(w(i * Sa + a, p));
       c(i, p) = static_cast<Real>(s);
     });
-    B::column_sums(SE, P, [=](Index i, Index p) { return c(i, p); }, sums);
-    B::column_sums(SE, P, [=](Index i, Index p) { return c(i, p) * c(i, p); }, squares);
+    B::column_sums(
+        SE, P, [=](Index i, Index p) { return c(i, p); }, sums);
+    B::column_sums(
+        SE, P, [=](Index i, Index p) { return c(i, p) * c(i, p); }, squares);
     const Eigen::ArrayXXd first = B::download(sums).array(), second = B::download(squares).array();
     double smallest = static_cast<double>(SE);
-    for (Index p = 0; p < P; ++p) smallest = std::min(smallest, second(0, p) > 0 ? first(0, p) * first(0, p) / second(0, p) : 0.0);
+    for (Index p = 0; p < P; ++p)
+      smallest = std::min(smallest, second(0, p) > 0 ? first(0, p) * first(0, p) / second(0, p) : 0.0);
     return smallest;
   }
   /// exp(H)/K, H the entropy of G_i / sum G, mean over tokens.
@@ -98,11 +102,15 @@ class Observer {
     auto totals = Matrix::uninitialized(1, G.cols);
     auto sums = Matrix::uninitialized(1, G.cols);
     const View total = totals;
-    B::column_sums(G.rows, G.cols, [=](Index i, Index p) { return G(i, p); }, total);
-    B::column_sums(G.rows, G.cols, [=](Index i, Index p) {
-      const Real share = G(i, p) / total(0, p);
-      return share > Real(0) ? -share * std::log(share) : Real(0);
-    }, sums);
+    B::column_sums(
+        G.rows, G.cols, [=](Index i, Index p) { return G(i, p); }, total);
+    B::column_sums(
+        G.rows, G.cols,
+        [=](Index i, Index p) {
+          const Real share = G(i, p) / total(0, p);
+          return share > Real(0) ? -share * std::log(share) : Real(0);
+        },
+        sums);
     const double K = r_->block().shape().kappa * static_cast<double>(G.rows);
     return B::download(sums).array().exp().mean() / K;
   }
@@ -213,7 +221,7 @@ class Observer {
   Replica<B>* r_ = nullptr;
   std::map<std::string, Matrix> initial_;  ///< fields at t = 0
   Eigen::MatrixXd initial_f_;
-  std::map<std::string, double> cache_;    ///< values that come together, of this step
+  std::map<std::string, double> cache_;  ///< values that come together, of this step
 };
 
 }  // namespace moe

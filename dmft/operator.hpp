@@ -103,7 +103,8 @@ class Operator {
   /// The completion (T27) has the right law only with counts in ratio, or with one side absent.
   bool can_become_dense() const {
     if (x_.variance == 0 || y_.variance == 0) return true;
-    const double ratio = x_.variance * static_cast<double>(y_.sites()) / (y_.variance * static_cast<double>(x_.sites()));
+    const double ratio =
+        x_.variance * static_cast<double>(y_.sites()) / (y_.variance * static_cast<double>(x_.sites()));
     return std::abs(ratio - 1) <= 0.02;
   }
 
@@ -116,7 +117,8 @@ class Operator {
     const View xt = y_.basis->vectors(), zt = x_.basis->vectors();
     if (x_.variance > 0 || y_.variance > 0) {
       // Entries of Gamma: s_chi^2 SY = s_beta^2 SX; one-sided operators have the present side's variance.
-      const double gamma2 = x_.variance > 0 ? x_.variance * static_cast<double>(SY) : y_.variance * static_cast<double>(SX);
+      const double gamma2 =
+          x_.variance > 0 ? x_.variance * static_cast<double>(SY) : y_.variance * static_cast<double>(SX);
       W0_ = Matrix::uninitialized(SX, SY);
       B::normal(W0_, next_noise());
       const View W = W0_;
@@ -157,8 +159,9 @@ class Operator {
     Population<B>* population = nullptr;
     QueryBasis<B>* basis = nullptr;
     double variance = 0;  ///< s_chi^2 on X, s_beta^2 on Y: of the images that live here
-    Matrix images;        ///< (sites, known): images of the first `known` vectors of the other side's basis; none if variance = 0
-    Index known = 0;      ///< how many vectors of the OTHER side's basis this operator has taken in
+    Matrix
+        images;  ///< (sites, known): images of the first `known` vectors of the other side's basis; none if variance = 0
+    Index known = 0;  ///< how many vectors of the OTHER side's basis this operator has taken in
     Index sites() const { return population->sites(); }
   };
 
@@ -190,7 +193,8 @@ class Operator {
     // A new direction has variance to.variance (1 - q/S_to) + q from.variance/S_from, q the rank on side `to`.
     if (to.variance > 0 || from.variance > 0) {
       const double q = static_cast<double>(from.known);
-      const double change = q * (from.variance / static_cast<double>(from.sites()) - to.variance / static_cast<double>(to.sites()));
+      const double change =
+          q * (from.variance / static_cast<double>(from.sites()) - to.variance / static_cast<double>(to.sites()));
       defect_ = std::max(defect_, std::abs(change) / (to.variance > 0 ? to.variance : from.variance));
     }
     to.known += fresh;
@@ -252,7 +256,8 @@ class Operator {
 
   /// zt Theta c, or xt Theta^T c. Theta may be smaller than the bases: what was added since the last update has no learned part.
   void learned_answer(Op op, Side& to, View c, Matrix& out) {
-    const Index rows = op == Op::plain ? theta_.rows() : theta_.cols(), inner = op == Op::plain ? theta_.cols() : theta_.rows();
+    const Index rows = op == Op::plain ? theta_.rows() : theta_.cols(),
+                inner = op == Op::plain ? theta_.cols() : theta_.rows();
     if (rows == 0 || inner == 0) {
       out.fill(0);
       return;

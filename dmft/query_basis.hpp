@@ -62,7 +62,8 @@ class QueryBasis {
     B::copy(whitened, vectors_.columns(old, k));
     auto grown = Matrix::uninitialized(old + k, query.cols);
     B::copy(coefficients_, grown.view().row_range(0, old));
-    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), whitened, query, 0, grown.view().row_range(old, k));
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), whitened, query, 0,
+            grown.view().row_range(old, k));
     coefficients_ = std::move(grown);
   }
 

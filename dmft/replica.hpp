@@ -17,6 +17,7 @@ struct LimitSpec {
   Loss loss = Loss::mse;
   UpdateRule input, readout;
   std::uint64_t seed = 0;
+  std::vector<Tensor> vanishing;  ///< tensors whose gradient vanishes with size at t = 0 (theory section 5)
 };
 
 /// The state marches: forward() and backward() of the batch that was set, then update(). Fields are those of the last step.
@@ -32,9 +33,18 @@ class Replica {
       : spec_(spec),
         streams_(spec.seed, index),
         neurons_(spec.block.counts.neurons, streams_.next(), spec.block.matching),
-        x_(D, P), h_(S(), P), phi_(S(), P), y_(S(), P), stream_(S(), P), D0_(S(), P), D_(S(), P), xi_(S(), P),
-        input_gradient_(S(), P), delta_(C, P),
-        W_in_(S(), D, spec.input), w_bar_(S(), C, spec.readout) {
+        x_(D, P),
+        h_(S(), P),
+        phi_(S(), P),
+        y_(S(), P),
+        stream_(S(), P),
+        D0_(S(), P),
+        D_(S(), P),
+        xi_(S(), P),
+        input_gradient_(S(), P),
+        delta_(C, P),
+        W_in_(S(), D, spec.input),
+        w_bar_(S(), C, spec.readout) {
     neurons_.add_user();
     neurons_.draw(W_in_.value(), D > S() / 4);
     scale(W_in_.value(), std::sqrt(spec.block.constants.input_var / static_cast<double>(D)));
@@ -55,19 +65,19 @@ class Replica {
   }
 
   void forward() {
-    preactivation(W_in_.value(), x_, h_);                                      // (T1), (T21)
+    preactivation(W_in_.value(), x_, h_);  // (T1), (T21)
     activate(spec_.block.activation, spec_.block.activation_scale, h_, phi_);
     block_->forward(phi_, y_);
-    to_stream(y_, phi_, stream_);                                              // (T5)
+    to_stream(y_, phi_, stream_);  // (T5)
     f_ = readout(stream_);
   }
 
   void backward() {
     const Eigen::MatrixXd delta = loss_delta(spec_.loss, f_, targets_);
     B::upload(delta, delta_);
-    B::gemm(Op::plain, Op::plain, 1, w_bar_.value(), delta_, 0, D0_);          // (T6)
+    B::gemm(Op::plain, Op::plain, 1, w_bar_.value(), delta_, 0, D0_);  // (T6)
     times_slope(spec_.post_activation, spec_.block.activation_scale, y_, D0_, D_);
-    block_->backward(D_, xi_);                                                 // (T7)-(T10)
+    block_->backward(D_, xi_);  // (T7)-(T10)
     if (spec_.residual) {
       const View xi = xi_, D0 = D0_;
       B::each(xi.rows, xi.cols, [=](Index n, Index p) { xi(n, p) += D0(n, p); });
@@ -76,8 +86,8 @@ class Replica {
 
   void update() {
     times_slope(spec_.block.activation, spec_.block.activation_scale, h_, xi_, input_gradient_);
-    W_in_.update(input_gradient_, x_, 1.0 / static_cast<double>(x_.rows()));   // (T11), (T21)
-    w_bar_.update(stream_, delta_);                                            // (T20)
+    W_in_.update(input_gradient_, x_, 1.0 / static_cast<double>(x_.rows()));  // (T11), (T21)
+    w_bar_.update(stream_, delta_);                                           // (T20)
     block_->update();
   }
 
@@ -120,6 +130,7 @@ class Replica {
   View h() { return h_; }
   View phi() { return phi_; }
   View y() { return y_; }
+  View stream() { return stream_; }
   View D() { return D_; }
   View xi() { return xi_; }
 

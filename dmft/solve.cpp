@@ -83,7 +83,8 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
       return row;
     });
   for (const auto& [name, unused] : records.front().diagnostics)
-    result.diagnostics[name] = statistics_of(records, [key = name](const Record& r) { return r.diagnostics.at(key); }).mean;
+    result.diagnostics[name] =
+        statistics_of(records, [key = name](const Record& r) { return r.diagnostics.at(key); }).mean;
   result.replicas = static_cast<int>(records.size());
   for (const auto& r : records) {
     result.loss_per_replica.push_back(r.loss);
@@ -96,7 +97,8 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
 /// Of runs that ended early: after a failure every replica that recorded anything, cut to the shortest later on; after an interrupt
 /// the replicas that together hold the most steps (those not begun when others were done would leave nothing).
 std::vector<Record> usable(std::vector<Record> records, bool failed) {
-  std::stable_sort(records.begin(), records.end(), [](const Record& a, const Record& b) { return a.loss.size() > b.loss.size(); });
+  std::stable_sort(records.begin(), records.end(),
+                   [](const Record& a, const Record& b) { return a.loss.size() > b.loss.size(); });
   std::size_t keep = 0, best = 0;
   for (std::size_t k = 0; k < records.size(); ++k) {
     const std::size_t held = (k + 1) * records[k].loss.size();
@@ -126,8 +128,9 @@ void warn(const Plan& plan, LimitResult& result) {
     result.warnings.push_back(fmt::format(
         "sample counts: the variance of a new direction was off by {:.1f} % ({}){}", 100 * defect,
         in_ratio_possible ? "counts out of the network's ratio" : "a one-sided matrix has no exact ratio",
-        defect > 0.2 ? "; the counts bias the result: raise sampling.neurons, or leave sampling.experts and sampling.hidden at 0"
-                     : ""));
+        defect > 0.2
+            ? "; the counts bias the result: raise sampling.neurons, or leave sampling.experts and sampling.hidden at 0"
+            : ""));
   const auto smallest = [&](const char* name) {
     const auto& mean = result.observables.at(name).mean;
     double low = HUGE_VAL;
@@ -139,14 +142,16 @@ void warn(const Plan& plan, LimitResult& result) {
     if (!std::isfinite(ess)) continue;
     result.summary[std::string("smallest_") + name] = ess;
     if (plan.limit.block.experts_sampled && ess < 0.05 * result.counts.active)
-      result.warnings.push_back(fmt::format(
-          "{}: a token's average over experts rests on {:.1f} effective samples of {} active ones; networks of practical size "
-          "may be far from this limit (docs/theory.md, section 6)",
-          name, ess, result.counts.active));
+      result.warnings.push_back(
+          fmt::format("{}: a token's average over experts rests on {:.1f} effective samples of {} active ones; "
+                      "networks of practical size "
+                      "may be far from this limit (docs/theory.md, section 6)",
+                      name, ess, result.counts.active));
   }
   if (result.random_limit)
     result.warnings.emplace_back(
-        "regime I with top-K: the limit is a random variable (docs/theory.md, section 6); errors are over realisations");
+        "regime I with top-K: the limit is a random variable (docs/theory.md, section 6); errors are over "
+        "realisations");
 }
 
 }  // namespace
@@ -156,7 +161,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   keep_freed_memory();
   LimitResult result;
   Faults faults;
-  Plan plan{&spec, &data, limit_spec(spec, static_cast<int>(data.x.rows()), faults, result.warnings), {}, {}, {}, {}, {}, true};
+  Plan plan{&spec, &data, limit_spec(spec, static_cast<int>(data.x.rows()), faults, result.warnings), {}, {}, {}, {},
+            {},    true};
   faults.throw_if_any();
   plan.eval_steps = eval_steps(spec.training);
   if (data.x_test.cols() > 0) plan.test_steps = test_steps(spec.training);
@@ -166,7 +172,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   for (const char* needed : {"ess_forward", "ess_backward"})
     if (std::find(plan.observables.begin(), plan.observables.end(), needed) == plan.observables.end())
       plan.observables.emplace_back(needed);
-  plan.keep_f = plan.eval_steps.size() * static_cast<std::size_t>(data.y.size()) * sizeof(double) <= (std::size_t{64} << 20);
+  plan.keep_f =
+      plan.eval_steps.size() * static_cast<std::size_t>(data.y.size()) * sizeof(double) <= (std::size_t{64} << 20);
 
   result.counts = plan.limit.block.counts;
   result.constants = plan.limit.block.constants;
@@ -178,16 +185,27 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
     const auto noisy = noisy_gradients<Cpu<float>>(spec, data, plan.limit);
     if (!noisy.empty()) {
       matching = false;
+      result.warnings.push_back(fmt::format(
+          "eps = {:g} is below the Monte Carlo size of gradients that vanish in the limit: {}. Samples are drawn "
+          "plainly; early "
+          "steps then depend on their number as networks do on N (docs/theory.md, section 5). eps >= 0.02 avoids this",
+          spec.optimizer.eps, fmt::join(noisy, ", ")));
+    } else if (!plan.limit.vanishing.empty() && !is_linear(spec.optimizer.name) && spec.optimizer.eps < 0.02) {
+      std::vector<std::string> names;
+      for (const Tensor tensor : plan.limit.vanishing)
+        names.emplace_back(tensor_names[static_cast<std::size_t>(tensor)]);
       result.warnings.push_back(
-          fmt::format("eps = {:g} is below the Monte Carlo size of gradients that vanish in the limit: {}. Samples are drawn plainly; early "
-                      "steps then depend on their number as networks do on N (docs/theory.md, section 5). eps >= 0.02 avoids this",
-                      spec.optimizer.eps, fmt::join(noisy, ", ")));
+          fmt::format("eps = {:g}: the gradient of {} vanishes with size at t = 0. Here it is zero; networks take full "
+                      "steps of random sign "
+                      "until N^-1/2 is below eps (docs/theory.md, section 5). eps >= 0.02 avoids the difference",
+                      spec.optimizer.eps, fmt::join(names, ", ")));
     }
   }
   plan.limit.block.matching = result.matching = matching;
 
   const int replicas = spec.sampling.replicas;
-  const int all = options.threads > 0 ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int all =
+      options.threads > 0 ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const int workers = std::min(all, replicas);
   std::vector<Record> records(static_cast<std::size_t>(replicas));
   std::atomic<int> next{0};
@@ -219,7 +237,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   }
   if (error) std::rethrow_exception(error);
   result.interrupted = options.interrupt != nullptr && *options.interrupt;
-  const bool failed = std::any_of(records.begin(), records.end(), [](const Record& r) { return r.failure.has_value(); });
+  const bool failed =
+      std::any_of(records.begin(), records.end(), [](const Record& r) { return r.failure.has_value(); });
   if (failed || result.interrupted) records = usable(std::move(records), failed);
   if (records.empty()) throw Error("interrupted before any step was finished");
   collect(plan, records, result);

@@ -26,16 +26,16 @@ struct Curve {
 struct LimitResult {
   SampleCounts counts;
   LimitConstants constants;
-  bool matching = true;               ///< what `auto` came to
-  bool random_limit = false;          ///< regime with explicit experts and top-K: the error is over realisations
+  bool matching = true;       ///< what `auto` came to
+  bool random_limit = false;  ///< regime with explicit experts and top-K: the error is over realisations
   std::vector<int> eval_steps, test_steps, observe_steps, kernel_steps;
   Curve loss, accuracy, test_loss, test_accuracy, batch_loss;
-  std::vector<Eigen::MatrixXd> f;     ///< (C, P) mean over replicas at eval_steps; empty if too large
+  std::vector<Eigen::MatrixXd> f;  ///< (C, P) mean over replicas at eval_steps; empty if too large
   std::map<std::string, Curve> observables;
   std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< (P, P) at kernel_steps, mean over replicas
   std::map<std::string, std::vector<double>> diagnostics;       ///< per training step, mean over replicas
-  std::map<std::string, double> summary;                        ///< scalars: sample-ratio defect, smallest effective sample size, ...
-  std::vector<std::vector<double>> loss_per_replica;            ///< [replica][eval step]
+  std::map<std::string, double> summary;  ///< scalars: sample-ratio defect, smallest effective sample size, ...
+  std::vector<std::vector<double>> loss_per_replica;  ///< [replica][eval step]
   std::vector<std::string> warnings;
   std::optional<NumericsError> failure;  ///< step and field at which the run stopped; curves end before it
   bool interrupted = false;              ///< SolveOptions::interrupt ended the run; curves hold what was computed
@@ -44,17 +44,14 @@ struct LimitResult {
 };
 
 struct SolveOptions {
-  int threads = 0;                                              ///< 0: all cores
+  int threads = 0;                                                  ///< 0: all cores
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
   const std::atomic<bool>* interrupt = nullptr;  ///< set to finish the present steps and return what there is
 };
 
 /// The units in which a replica works, out of description, parameterization and data dimension D. Faults: tables without a limit,
-/// optimizers without one (signSGD where a gradient vanishes), combinations that cannot run.
+/// combinations that cannot run.
 LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std::string>& warnings);
-
-/// Gradients whose limit vanishes at t = 0, so that an entrywise rule with smaller eps sees O(S^-1/2) noise (theory section 5).
-std::vector<std::string> vanishing_gradients(const LimitSpec& spec);
 
 /// Solves. Throws ConfigError; a run that diverges returns with `failure` set and what was computed before.
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options = {});

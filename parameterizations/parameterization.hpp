@@ -14,7 +14,7 @@ struct TensorRule {
   PowerLaw std;
   PowerLaw lr;
   PowerLaw eps;
-  bool shared = false;    ///< experts start equal
+  bool shared = false;       ///< experts start equal
   bool names_depth = false;  ///< lr or eps names L itself, so (T29) does not apply
 };
 

@@ -24,8 +24,8 @@ void set_operation_threads(int threads);
 
 namespace detail {
 /// One piece of C = alpha op(A) op(B) + beta C, column-major: oneDNN's sgemm for float, Eigen for double.
-void gemm_piece(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
-                float beta, float* C, Index ldc);
+void gemm_piece(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B,
+                Index ldb, float beta, float* C, Index ldc);
 void gemm_piece(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B,
                 Index ldb, double beta, double* C, Index ldc);
 /// Below this many elements an operation stays on the calling thread.
@@ -112,8 +112,8 @@ struct Cpu {
       const Real* Ap = A.data + (by_rows ? (a == Op::plain ? first : first * A.ld) : 0);
       const Real* Bp = B.data + (by_rows ? 0 : (b == Op::plain ? first * B.ld : first));
       Real* Cp = C.data + (by_rows ? first : first * C.ld);
-      detail::gemm_piece(a, b, by_rows ? count : m, by_rows ? n : count, k, static_cast<Real>(alpha), Ap, A.ld, Bp, B.ld,
-                         static_cast<Real>(beta), Cp, C.ld);
+      detail::gemm_piece(a, b, by_rows ? count : m, by_rows ? n : count, k, static_cast<Real>(alpha), Ap, A.ld, Bp,
+                         B.ld, static_cast<Real>(beta), Cp, C.ld);
     }
   }
 
@@ -146,11 +146,20 @@ struct Cpu {
     for (Index j = 0; j < out.cols; ++j)
       for (Index first = 0; first < pairs_per_column; first += piece) {
         const Index count = std::min(piece, pairs_per_column - first);
-        NormalBits<Real> bits[piece];
-        for (Index p = 0; p < count; ++p) bits[p] = normal_bits<Real>(key, static_cast<std::uint64_t>(first + p + j * pairs_per_column));
-        Real even[piece], odd[piece];
+        Real radius[piece], angle[piece], even[piece], odd[piece];
+        for (Index p = 0; p < count; ++p) {
+          const NormalBits<Real> bits =
+              normal_bits<Real>(key, static_cast<std::uint64_t>(first + p + j * pairs_per_column));
+          radius[p] = bits.radius;
+          angle[p] = bits.angle;
+        }
+        // Box-Muller as in normal_from_bits, in loops of one function each: g++ merges sin and cos into a call it cannot vectorise.
 #pragma omp simd
-        for (Index p = 0; p < count; ++p) normal_from_bits(bits[p], even[p], odd[p]);
+        for (Index p = 0; p < count; ++p) radius[p] = std::sqrt(Real(-2) * std::log(radius[p]));
+#pragma omp simd
+        for (Index p = 0; p < count; ++p) even[p] = radius[p] * std::cos(angle[p]);
+#pragma omp simd
+        for (Index p = 0; p < count; ++p) odd[p] = radius[p] * std::sin(angle[p]);
         for (Index p = 0; p < count; ++p) {
           out(2 * (first + p), j) = even[p];
           if (2 * (first + p) + 1 < out.rows) out(2 * (first + p) + 1, j) = odd[p];
@@ -195,7 +204,8 @@ struct Cpu {
   template <class Rule>
   static void entrywise_update(View z, View x, View value, const Rule& rule) {
     const Index rows = value.rows, cols = value.cols, P = z.cols;
-    const Index piece_rows = std::min<Index>(rows, 2048), piece_cols = std::clamp<Index>((1 << 15) / piece_rows, 1, cols);
+    const Index piece_rows = std::min<Index>(rows, 2048),
+                piece_cols = std::clamp<Index>((1 << 15) / piece_rows, 1, cols);
     const Index row_pieces = (rows + piece_rows - 1) / piece_rows, col_pieces = (cols + piece_cols - 1) / piece_cols;
 #pragma omp parallel if (rows * cols > detail::parallel_threshold)
     {

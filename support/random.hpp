@@ -23,7 +23,8 @@ struct StreamKey {
 namespace detail {
 MOE_HD inline r123::Philox4x32::ctr_type philox(const StreamKey& k, std::uint64_t index) {
   // 32 bits of the counter hold the draw, 64 the index, 32 the stream; the key holds seed and replica folded together.
-  r123::Philox4x32::ctr_type c = {{static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), k.draw, k.stream}};
+  r123::Philox4x32::ctr_type c = {
+      {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32), k.draw, k.stream}};
   r123::Philox4x32::key_type key = {{static_cast<std::uint32_t>(k.seed) ^ (k.replica * 0x9E3779B9u),
                                      static_cast<std::uint32_t>(k.seed >> 32) ^ (k.replica + 0x85EBCA6Bu)}};
   return r123::Philox4x32()(c, key);
@@ -42,7 +43,8 @@ template <class Real>
 MOE_HD inline NormalBits<Real> normal_bits(const StreamKey& key, std::uint64_t index) {
   const auto c = detail::philox(key, index);
   // 53-bit radius argument, 32-bit angle: the tail of the normal reaches 8.5 sigma.
-  const double u = (static_cast<double>(c[0]) * 2097152.0 + static_cast<double>(c[1] >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+  const double u =
+      (static_cast<double>(c[0]) * 2097152.0 + static_cast<double>(c[1] >> 11) + 0.5) * (1.0 / 9007199254740992.0);
   return {static_cast<Real>(u), static_cast<Real>(6.283185307179586476925 * detail::unit_open(c[2]))};
 }
 
@@ -61,6 +63,8 @@ MOE_HD inline void normal_pair(const StreamKey& key, std::uint64_t index, Real o
 }
 
 /// Uniform 32-bit integer at `index`.
-MOE_HD inline std::uint32_t uniform_bits(const StreamKey& key, std::uint64_t index) { return detail::philox(key, index)[0]; }
+MOE_HD inline std::uint32_t uniform_bits(const StreamKey& key, std::uint64_t index) {
+  return detail::philox(key, index)[0];
+}
 
 }  // namespace moe

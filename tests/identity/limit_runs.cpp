@@ -1,0 +1,234 @@
+// Identities of whole solves: threads, precision, replicas' errors, evaluation-only answers, what is kept of a run that ends early.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "dmft/limit_file.hpp"
+#include "support/hdf5.hpp"
+#include "tests/limit_fixture.hpp"
+#include "tests/temporary_folder.hpp"
+
+namespace {
+
+using enum moe::OptimizerKind;
+
+moe::LimitResult solve(const moe::RunSpec& s, const moe::Dataset& d, int threads = 2) {
+  moe::SolveOptions options;
+  options.threads = threads;
+  return moe::solve_limit(s, d, options);
+}
+
+bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t k = 0; k < a.size(); ++k)
+    if (!(a[k] == b[k] || (std::isnan(a[k]) && std::isnan(b[k])))) return false;
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "solve: one and two threads give the same numbers, bit for bit [replicas side by side, and threads inside one "
+    "replica] [threads]") {
+  for (const int replicas : {1, 3})
+    for (const auto& [regime, optimizer] : {std::pair{"II", sgd}, std::pair{"I", adam}}) {
+      moe::RunSpec s = limit_fixture::spec(regime, "mssp", optimizer, 0.2, 4);
+      s.sampling.precision = moe::Precision::float32;
+      s.sampling.replicas = replicas;
+      s.sampling.neurons = 1200;
+      moe::Dataset d = limit_fixture::data(40, 6, 1);
+      d.x_test = limit_fixture::data(20, 6, 1, 2).x;
+      d.y_test = limit_fixture::data(20, 6, 1, 2).y;
+      const moe::LimitResult one = solve(s, d, 1), two = solve(s, d, 2);
+      CHECK(same_bits(one.loss.mean, two.loss.mean));
+      CHECK(same_bits(one.loss.sem, two.loss.sem));
+      CHECK(same_bits(one.test_loss.mean, two.test_loss.mean));
+      for (const auto& [name, curve] : one.observables)
+        CHECK_MESSAGE(same_bits(curve.mean, two.observables.at(name).mean), name);
+    }
+}
+
+TEST_CASE("solve: another seed agrees within the standard errors of both, which are not too large either [check (3)]") {
+  for (const auto& [regime, param] :
+       {std::pair{"I", "mup"}, std::pair{"II", "mssp"}, std::pair{"III", "mssp"}, std::pair{"III", "mup"}}) {
+    moe::RunSpec s = limit_fixture::spec(regime, param, sgd, 0.5, 8);
+    s.sampling.neurons = std::string(regime) == "III" ? 120 : 300;
+    s.sampling.replicas = 12;
+    const moe::Dataset d = limit_fixture::data(6, 5, 1);
+    const moe::LimitResult a = solve(s, d);
+    s.sampling.seed = 77;
+    const moe::LimitResult b = solve(s, d);
+    for (std::size_t t = 1; t < a.loss.mean.size(); ++t) {
+      const double error = std::hypot(a.loss.sem[t], b.loss.sem[t]);
+      INFO(regime, " ", param, " step ", t, ": ", a.loss.mean[t], " and ", b.loss.mean[t], ", error ", error);
+      CHECK(std::abs(a.loss.mean[t] - b.loss.mean[t]) <
+            4.5 * error);  // 32 correlated comparisons, 22 degrees of freedom
+      CHECK(a.loss.mean[t] != b.loss.mean[t]);
+      CHECK(error < 0.02 * a.loss.mean[0]);
+    }
+  }
+}
+
+TEST_CASE(
+    "solve: the training set as a test set has the training loss, by evaluation-only queries [check (10), every "
+    "structure]") {
+  for (const auto& [regime, param] : {std::pair{"I", "mssp"}, std::pair{"II", "mssp"}, std::pair{"II", "mup"},
+                                      std::pair{"III", "mssp"}, std::pair{"III", "mup"}})
+    for (const auto optimizer : {sgd, adamw})
+      for (const double tolerance :
+           {1e-6, 0.3}) {  // 0.3 drops directions: the fresh noise then stands for what was dropped
+        moe::RunSpec s = limit_fixture::spec(regime, param, optimizer, 0.1, 5);
+        s.optimizer.weight_decay = 0.3;
+        s.sampling.neurons = 120;
+        s.sampling.replicas = 2;
+        s.sampling.tolerance = tolerance;
+        s.training.test_every = 1;
+        moe::Dataset d = limit_fixture::data(5, 5, 1);
+        d.x_test = d.x;
+        d.y_test = d.y;
+        const moe::LimitResult r = solve(s, d);
+        for (std::size_t t = 0; t < r.loss.mean.size(); ++t) {
+          INFO(regime, " ", param, " step ", t, " tolerance ", tolerance);
+          CHECK(std::abs(r.test_loss.mean[t] - r.loss.mean[t]) <=
+                3 * tolerance * tolerance + 20 * tolerance / std::sqrt(120.0) * 0.1 + 1e-9);
+        }
+      }
+}
+
+TEST_CASE("solve: float32 and float64 agree within the Monte Carlo error, tolerance 0.01 and 0.001 likewise") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 0.5, 10);
+  s.sampling.replicas = 8;
+  s.sampling.tolerance = 0.01;
+  const moe::Dataset d = limit_fixture::data(8, 6, 1);
+  const moe::LimitResult reference = solve(s, d);
+  moe::RunSpec single = s, fine = s;
+  single.sampling.precision = moe::Precision::float32;
+  fine.sampling.tolerance = 0.001;
+  for (const auto& other : {solve(single, d), solve(fine, d)})
+    for (std::size_t t = 0; t < reference.loss.mean.size(); ++t)
+      CHECK(std::abs(other.loss.mean[t] - reference.loss.mean[t]) <=
+            4 * std::hypot(other.loss.sem[t], reference.loss.sem[t]) + 1e-5);
+}
+
+TEST_CASE("solve: terms add up to their wholes and vanish where a part is absent [observables]") {
+  moe::RunSpec s = limit_fixture::spec("II", "mup", sgd, 0.5, 5);
+  s.output.observables = {"all"};
+  const moe::LimitResult r = solve(s, limit_fixture::data(6, 5, 1));
+  for (std::size_t t = 0; t < r.loss.mean.size(); ++t) {
+    CHECK(r.observables.at("rms_y_init").mean[t] == 0);  // II muP: B(0) is absent in the limit
+    CHECK(r.observables.at("rms_y_propagating").mean[t] == 0);
+    CHECK(r.observables.at("rms_zeta_init").mean[t] == 0);
+    CHECK(r.observables.at("rms_y").mean[t] == doctest::Approx(r.observables.at("rms_y_effective").mean[t]));
+    CHECK(r.observables.at("load_max").mean[t] == 1);
+    CHECK(r.observables.at("ess_forward").mean[t] <= r.counts.experts);
+    CHECK(r.observables.at("router_entropy").mean[t] <= 1 + 1e-9);
+  }
+  CHECK(r.observables.at("change_h").mean[0] == 0);
+  CHECK(r.observables.at("change_h").mean[5] > 0);
+  CHECK(r.observables.at("rms_u_init").mean[0] == doctest::Approx(r.observables.at("rms_u_all").mean[0]));
+}
+
+TEST_CASE("solve: divergence names step and field, keeps the curves before it, and the file says so") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 1e12, 30);
+  s.model.activation = moe::Activation::relu;
+  const moe::Dataset d = limit_fixture::data(6, 5, 1);
+  const moe::LimitResult r = solve(s, d);
+  REQUIRE(r.failure);
+  CHECK(r.failure->step >= 1);
+  CHECK_FALSE(r.failure->field.empty());
+  CHECK(static_cast<int>(r.loss.mean.size()) >= 1);
+  CHECK(static_cast<int>(r.loss.mean.size()) <= r.failure->step);
+  CHECK(r.eval_steps.size() == r.loss.mean.size());
+  CHECK(std::isfinite(r.loss.mean.back()));
+  const TemporaryFolder folder;
+  const std::string path = folder / "diverged.h5";
+  moe::write_limit_file(path, "dmft_solve", s, d, r);
+  const moe::H5Reader file(path);
+  CHECK(file.attribute_text("/limit", "status").find("step") != std::string::npos);
+  CHECK(file.read("/limit/loss").values.size() == r.loss.mean.size());
+}
+
+TEST_CASE("solve: an interrupt finishes the step and returns what there is") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 0.1, 500);
+  std::atomic<bool> interrupt{false};
+  moe::SolveOptions options;
+  options.threads = 1;
+  options.interrupt = &interrupt;
+  options.on_step = [&](int, int step, double) {
+    if (step == 7) interrupt = true;
+  };
+  const moe::LimitResult r = moe::solve_limit(s, limit_fixture::data(6, 5, 1), options);
+  CHECK(r.interrupted);
+  CHECK(r.loss.mean.size() == 8);
+  CHECK(r.replicas == 1);
+}
+
+TEST_CASE("solve: what auto matching comes to, and the warnings that go with it") {
+  const moe::Dataset d = limit_fixture::data(6, 5, 1);
+  const auto warned = [](const moe::LimitResult& r, const std::string& word) {
+    for (const auto& w : r.warnings)
+      if (w.find(word) != std::string::npos) return true;
+    return false;
+  };
+  moe::RunSpec plain = limit_fixture::spec("II", "mssp", sgd, 0.1, 1);
+  CHECK(solve(plain, d).matching);
+  CHECK_FALSE(solve(plain, d).random_limit);
+  moe::RunSpec random = limit_fixture::spec("I", "mup", sgd, 0.1, 1);
+  random.model.routing = moe::Routing::topk;
+  const moe::LimitResult r = solve(random, d);
+  CHECK_FALSE(r.matching);
+  CHECK(r.random_limit);
+  CHECK(warned(r, "realisations"));
+  moe::RunSpec small_eps = limit_fixture::spec("II", "mup", adam, 0.1, 1);
+  small_eps.optimizer.eps = 1e-8;
+  CHECK(warned(solve(small_eps, d),
+               "random sign"));  // B is absent: zeta is exactly zero here, of order N^-1/2 in networks
+  CHECK(solve(small_eps, d).matching);
+  small_eps.model.param = "mssp";  // no gradient vanishes there
+  CHECK(solve(small_eps, d).matching);
+  CHECK(solve(small_eps, d).warnings.empty());
+  small_eps.model.regime = "I";  // rho does, and the samples hold its noise
+  CHECK_FALSE(solve(small_eps, d).matching);
+  CHECK(warned(solve(small_eps, d), "drawn plainly"));
+  moe::RunSpec crooked = plain;
+  crooked.sampling.experts = 20;
+  crooked.training.steps = 6;
+  CHECK(warned(solve(crooked, d), "bias the result"));
+}
+
+TEST_CASE("limit file: names, shapes, attributes of the interface") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", adam, 0.1, 4);
+  s.output.kernels_at = {0, 4};
+  s.training.test_every = 2;
+  moe::Dataset d = limit_fixture::data(6, 5, 3);
+  d.x_test = limit_fixture::data(4, 5, 3, 2).x;
+  d.y_test = limit_fixture::data(4, 5, 3, 2).y;
+  const moe::LimitResult r = solve(s, d);
+  const TemporaryFolder folder;
+  const std::string path = folder / "limit.h5";
+  moe::write_limit_file(path, "dmft_solve", s, d, r);
+  const moe::H5Reader file(path);
+  using Shape = std::vector<std::size_t>;
+  CHECK(file.attribute_text("/", "format") == "moe-dmft");
+  CHECK(file.attribute_text("/", "kind") == "limit");
+  CHECK(file.attribute_number("/", "format_version") == 1);
+  CHECK(file.read("/limit/loss").shape == Shape{5});
+  CHECK(file.read("/limit/loss_sem").shape == Shape{5});
+  CHECK(file.read("/limit/f").shape == Shape{5, 6, 3});
+  CHECK(file.read("/limit/f").values[1 * 18 + 2 * 3 + 1] == r.f[1](1, 2));
+  CHECK(file.read("/limit/test_loss").shape == Shape{3});
+  CHECK(file.read("/limit/test_steps").values == std::vector<double>{0, 2, 4});
+  CHECK(file.read("/limit/kernels/Phi").shape == Shape{2, 6, 6});
+  CHECK(file.read("/limit/kernels/steps").values == std::vector<double>{0, 4});
+  CHECK(file.read("/limit/observables/rms_h").shape == Shape{5});
+  CHECK(file.read("/limit/observables/rms_y_init_sem").shape == Shape{5});
+  CHECK(file.read("/data/x").shape == Shape{6, 5});
+  CHECK(file.read("/limit/diagnostics/rank_phi").shape == Shape{4});
+  CHECK(file.attribute_text("/limit", "status") == "complete");
+  CHECK_FALSE(file.has("/limit/eval_steps"));
+}

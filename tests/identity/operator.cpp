@@ -1,0 +1,208 @@
+// Identities of one Gaussian operator, (T24), (T25), (T27): adjointness, linearity, stored answers, the dense form.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "tests/operator_fixture.hpp"
+
+namespace {
+
+using Eigen::MatrixXd;
+using moe::OptimizerKind;
+using operator_fixture::Asked;
+using operator_fixture::gaussian;
+using operator_fixture::Index;
+using operator_fixture::rule;
+
+constexpr Index SX = 60, SY = 90, P = 3;
+/// Float64 rounding of ~100 operations of size S, amplified by the smallest direction that the bases keep (1e-9 of a query, in practice
+/// 1e-3 here): 1e-16 * 100 * 1e3.
+constexpr double rounding = 1e-11;
+
+struct Case {
+  const char* name;
+  moe::GaussianConstants constants;
+};
+const std::vector<Case> structures = {
+    {"two-sided", {1.0, 1.5}}, {"only s_chi", {1.3, 0.0}}, {"only s_beta", {0.0, 0.7}}, {"absent", {0.0, 0.0}}};
+
+double relative(const MatrixXd& a, const MatrixXd& b) {
+  return (a - b).norm() / std::max(1e-300, std::max(a.norm(), b.norm()));
+}
+
+/// A few steps of training in which queries depend on past answers; returns the queries and answers of each step.
+struct History {
+  std::vector<MatrixXd> x, z, Wx, Wz;
+};
+History train(Asked& W, int steps) {
+  History h;
+  MatrixXd x = gaussian(SY, P, 5, 1), z = gaussian(SX, P, 5, 2);
+  for (int t = 0; t < steps; ++t) {
+    h.x.push_back(x);
+    h.Wx.push_back(W.forward(x));
+    z = (z + 0.5 * h.Wx.back()).array().tanh();
+    h.z.push_back(z);
+    h.Wz.push_back(W.backward(z));
+    W.update();
+    x = (gaussian(SY, P, 6, static_cast<std::uint32_t>(t)) + h.Wz.back()).array().tanh();
+  }
+  return h;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "operator: <z, W x> = <W^T z, x> for any evaluation query within what was asked [every structure, learned part "
+    "included]") {
+  for (const auto& c : structures)
+    for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam}) {
+      CAPTURE(c.name);
+      Asked W(SX, SY, c.constants, rule(kind, 0.3), 1e-9, false, 11);
+      const History h = train(W, 4);
+      // Combinations of past queries: nothing new is asked, so both directions are fixed by the past.
+      MatrixXd x = h.x[0] + 0.3 * h.x[3], z = 0.7 * h.z[1] - h.z[2];
+      const MatrixXd left = z.transpose() * W.evaluate_forward(x) / SX,
+                     right = W.evaluate_backward(z).transpose() * x / SY;
+      const double scale = std::max(left.cwiseAbs().maxCoeff(), 1e-3);
+      CHECK((left - right).cwiseAbs().maxCoeff() <= 1e-9 * scale);
+    }
+}
+
+TEST_CASE("operator: adjointness is exact for stored queries that are new to it as well") {
+  for (const auto& c : structures) {
+    CAPTURE(c.name);
+    Asked W(SX, SY, c.constants, rule(OptimizerKind::sgd, 0.3), 1e-9, false, 12);
+    train(W, 3);
+    const MatrixXd x = gaussian(SY, P, 8, 1), z = gaussian(SX, P, 8, 2);
+    const MatrixXd Wx = W.forward(x), Wz = W.backward(z);
+    const MatrixXd left = z.transpose() * Wx / SX, right = Wz.transpose() * x / SY;
+    CHECK((left - right).cwiseAbs().maxCoeff() <= 1e-12);
+  }
+}
+
+TEST_CASE("operator: linear in its queries, and asking again gives the same answer") {
+  for (const auto& c : structures) {
+    CAPTURE(c.name);
+    Asked W(SX, SY, c.constants, rule(OptimizerKind::sgd, 0.2), 1e-9, false, 13);
+    const History h = train(W, 3);
+    const MatrixXd a = W.forward(h.x[0]), b = W.forward(h.x[2]), sum = W.forward(2.0 * h.x[0] - 3.0 * h.x[2]);
+    CHECK((sum - (2.0 * a - 3.0 * b)).norm() <= 1e-10 * (1 + sum.norm()));
+    CHECK((W.forward(h.x[0]) - a).norm() <= 1e-10 * (1 + a.norm()));
+    CHECK((W.evaluate_forward(h.x[0]) - a).norm() <= 1e-9 * (1 + a.norm()));
+  }
+}
+
+TEST_CASE("operator: the dense form reproduces all stored answers and continues the same training [(T27)]") {
+  for (const auto& c : structures)
+    for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam, OptimizerKind::adamw}) {
+      CAPTURE(c.name);
+      CAPTURE(static_cast<int>(kind));
+      moe::UpdateRule r = rule(kind, 0.3);
+      r.decay = kind == OptimizerKind::adamw ? 0.97 : 1.0;
+      Asked W(SX, SY, c.constants, r, 1e-9, false, 14), V(SX, SY, c.constants, r, 1e-9, false, 14);
+      const History h = train(W, 4);
+      train(V, 4);
+      REQUIRE(V.op().can_become_dense());
+      V.become_dense();
+      for (std::size_t t = 0; t < h.x.size(); ++t) {
+        CHECK((V.evaluate_forward(h.x[t]) - W.evaluate_forward(h.x[t])).norm() <= rounding * (1 + h.Wx[t].norm()));
+        CHECK((V.evaluate_backward(h.z[t]) - W.evaluate_backward(h.z[t])).norm() <= rounding * (1 + h.Wz[t].norm()));
+      }
+      // One more update inside the known directions: velocity and moments must have come along.
+      for (Asked* o : {&W, &V}) {
+        o->forward(h.x[1]);
+        o->backward(h.z[2]);
+        o->update();
+      }
+      CHECK(relative(V.evaluate_forward(h.x[0]) + MatrixXd::Ones(SX, P),
+                     W.evaluate_forward(h.x[0]) + MatrixXd::Ones(SX, P)) <= 1e-11);
+    }
+}
+
+TEST_CASE(
+    "operator: learned part is the sum of outer products of stored queries, (T15)-(T19), momentum and decay included") {
+  for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum}) {
+    Asked W(SX, SY, {0.0, 0.0}, rule(kind, 0.25), 1e-10, false, 15);
+    const History h = train(W, 5);
+    MatrixXd velocity = MatrixXd::Zero(SX, SY), learned = velocity;
+    for (std::size_t t = 0; t < h.x.size(); ++t) {
+      velocity = (kind == OptimizerKind::momentum ? 0.8 : 0.0) * velocity + h.z[t] * h.x[t].transpose();
+      learned += 0.25 * velocity;
+    }
+    const MatrixXd x = gaussian(SY, P, 3, 3), z = gaussian(SX, P, 3, 4);
+    CHECK(relative(W.evaluate_forward(x), learned * x / SY) <= 1e-9);
+    CHECK(relative(W.evaluate_backward(z), learned.transpose() * z / SX) <= 1e-9);
+  }
+}
+
+TEST_CASE("operator: Adam and AdamW on pairs equal the optimizer on an explicit array, (T22), (T23)") {
+  for (const double decay : {1.0, 0.9}) {
+    moe::UpdateRule r = rule(decay == 1.0 ? OptimizerKind::adam : OptimizerKind::adamw, 0.25);
+    r.decay = decay;
+    Asked W(SX, SY, {0.0, 0.0}, r, 1e-10, false, 16);
+    const History h = train(W, 5);
+    MatrixXd m = MatrixXd::Zero(SX, SY), v = m, learned = m;
+    for (std::size_t t = 0; t < h.x.size(); ++t) {
+      const MatrixXd g = h.z[t] * h.x[t].transpose();
+      m = 0.9 * m + 0.1 * g;
+      v = 0.95 * v + 0.05 * g.cwiseProduct(g);
+      const double k = static_cast<double>(t + 1);
+      const Eigen::ArrayXXd step =
+          (m.array() / (1 - std::pow(0.9, k))) / ((v.array() / (1 - std::pow(0.95, k))).sqrt() + 0.1);
+      learned = decay * learned + 0.25 * step.matrix();
+    }
+    const MatrixXd x = gaussian(SY, P, 3, 3);
+    CHECK(relative(W.evaluate_forward(x), learned * x / SY) <= 1e-12);
+  }
+}
+
+TEST_CASE("operator: tolerance drops small directions, rank stays at the dimension of what is asked") {
+  Asked W(SX, SY, {1.0, 1.5}, rule(OptimizerKind::sgd, 0.1), 0.05, false, 17);
+  const MatrixXd directions = gaussian(SY, 2, 4, 1);
+  for (std::uint32_t t = 0; t < 6; ++t) {
+    const MatrixXd mix = gaussian(2, P, 4, 10 + t), noise = 1e-3 * gaussian(SY, P, 4, 20 + t);
+    W.forward(directions * mix + noise);
+  }
+  CHECK(W.rank_x() == 2);
+  Asked fine(SX, SY, {1.0, 1.5}, rule(OptimizerKind::sgd, 0.1), 1e-6, false, 17);
+  for (std::uint32_t t = 0; t < 6; ++t)
+    fine.forward(directions * gaussian(2, P, 4, 10 + t) + 1e-3 * gaussian(SY, P, 4, 20 + t));
+  CHECK(fine.rank_x() > 12);
+}
+
+TEST_CASE("operator: counts out of the network's ratio are reported and refuse the dense form") {
+  Asked in_ratio(SX, SY, {1.0, 1.5}, rule(OptimizerKind::sgd, 0.1), 1e-9, false, 18);
+  Asked out_of_ratio(SX, SY, {1.0, 3.0}, rule(OptimizerKind::sgd, 0.1), 1e-9, false, 18);
+  train(in_ratio, 4);
+  train(out_of_ratio, 4);
+  CHECK(in_ratio.op().sample_ratio_defect() <= 1e-12);
+  // q (s_beta^2/SY - s_chi^2/SX) with q = 9 when the fourth block is asked forward; backward r = 12 relative to s_beta^2.
+  CHECK(out_of_ratio.op().sample_ratio_defect() == doctest::Approx(9 * (3.0 / SY - 1.0 / SX)).epsilon(1e-9));
+  CHECK(in_ratio.op().can_become_dense());
+  CHECK_FALSE(out_of_ratio.op().can_become_dense());
+}
+
+TEST_CASE("population: drawn vectors are exactly orthonormal with matching, up to half the sites, and plain without") {
+  using operator_fixture::B;
+  for (const bool matching : {true, false}) {
+    moe::Population<B> population(200, {3, 0, 1, 0}, matching);
+    population.add_user();
+    MatrixXd all(200, 0);
+    for (const Index k : {7, 40, 53, 20}) {  // the last draw would pass 100 = 200/2
+      B::Matrix drawn(200, k);
+      population.draw(drawn);
+      MatrixXd joined(200, all.cols() + k);
+      joined << all, B::download(drawn);
+      all = joined;
+    }
+    const MatrixXd gram = all.leftCols(100).transpose() * all.leftCols(100) / 200.0;
+    const double off = (gram - MatrixXd::Identity(100, 100)).cwiseAbs().maxCoeff();
+    if (matching)
+      CHECK(off <= 1e-12);
+    else
+      CHECK(off > 0.05);
+    // The plain draw behind the list is not orthogonal to it.
+    CHECK((all.leftCols(100).transpose() * all.rightCols(20) / 200.0).cwiseAbs().maxCoeff() > 0.05);
+  }
+}

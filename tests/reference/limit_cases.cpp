@@ -1,0 +1,76 @@
+// Limits of small problems against an independent float64 implementation of the causal sweep (tests/data/limits, with its own
+// standard errors and allowances for finite sample counts).
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "dmft/solve.hpp"
+#include "support/config.hpp"
+#include "support/hdf5.hpp"
+
+namespace {
+
+struct Worst {
+  double ratio = 0;
+  std::size_t step = 0;
+  void see(double deviation, double allowed, std::size_t t) {
+    if (deviation / allowed > ratio) ratio = deviation / allowed, step = t;
+  }
+};
+
+void compare(const std::string& name, int neurons, moe::Precision precision = moe::Precision::float32) {
+  const std::string stem = std::string(MOE_SOURCE_DIR) + "/tests/data/limits/" + name;
+  moe::RunSpec spec = moe::read_config(stem + ".toml");
+  spec.sampling.replicas = 8;
+  spec.sampling.seed = 1;
+  spec.sampling.precision = precision;
+  if (neurons > 0) spec.sampling.neurons = neurons;
+  const moe::LimitResult ours = moe::solve_limit(spec, moe::load_dataset(spec));
+  REQUIRE_FALSE(ours.failure);
+  const moe::H5Reader file(stem + ".h5");
+  const auto loss = file.read("expected/loss").values, sem = file.read("expected/loss_sem").values;
+  const double allowance = file.read("expected/allowance").values.at(0);
+  REQUIRE(ours.loss.mean.size() == loss.size());
+  Worst worst;
+  for (std::size_t t = 0; t < loss.size(); ++t)
+    worst.see(std::abs(ours.loss.mean[t] - loss[t]), 4 * std::hypot(sem[t], ours.loss.sem[t]) + allowance, t);
+  INFO(name, ": loss at step ", worst.step, " is ", ours.loss.mean[worst.step], " +- ", ours.loss.sem[worst.step],
+       ", reference ", loss[worst.step], " +- ", sem[worst.step]);
+  CHECK(worst.ratio <= 1);
+  // The allowance must not be the whole test: at its steepest the curve moves by more than ten times what is allowed.
+  CHECK(loss.front() - loss.back() > 10 * (4 * std::hypot(sem[10], ours.loss.sem[10]) + allowance) * 0.5);
+
+  int compared = 0;
+  for (const auto& member : file.members("expected/observables")) {
+    if (member.ends_with("_sem")) continue;
+    const auto values = file.read("expected/observables/" + member).values,
+               errors = file.read("expected/observables/" + member + "_sem").values;
+    REQUIRE(ours.observables.contains(member));
+    const moe::Curve& curve = ours.observables.at(member);
+    // Terms of a sum are measured by the sum.
+    const std::string whole = member.starts_with("rms_y_") ? "rms_y" : member;
+    const auto scale = file.read("expected/observables/" + whole).values;
+    const double largest = *std::max_element(scale.begin(), scale.end());
+    Worst at;
+    for (std::size_t t = 0; t < values.size(); ++t)
+      at.see(std::abs(curve.mean[t] - values[t]),
+             0.03 * scale[t] + 0.02 * largest + 4 * std::hypot(errors[t], curve.sem[t]), t);
+    INFO(name, ": ", member, " at step ", at.step, " is ", curve.mean[at.step], ", reference ", values[at.step]);
+    CHECK(at.ratio <= 1);
+    ++compared;
+  }
+  CHECK(compared >= 10);
+}
+
+}  // namespace
+
+TEST_CASE("limit equals the independent reference [I mssp sgd soft]") { compare("I_mssp_sgd_soft", 0); }
+TEST_CASE("limit equals the independent reference [II mssp sgd soft]") { compare("II_mssp_sgd_soft", 0); }
+TEST_CASE("limit equals the independent reference [II mssp adam topk]") { compare("II_mssp_adam_topk", 0); }
+TEST_CASE("limit equals the independent reference [III mssp sgd soft]") { compare("III_mssp_sgd_soft", 0); }
+TEST_CASE("limit equals the independent reference [III mup sgd topk]") { compare("III_mup_sgd_topk", 0); }
+TEST_CASE("limit equals the independent reference in float64 too [II mssp sgd soft]") {
+  compare("II_mssp_sgd_soft", 0, moe::Precision::float64);
+}
