@@ -13,7 +13,7 @@ double log_sum_exp(const Eigen::Ref<const Eigen::VectorXd>& f) {
 }  // namespace
 
 double loss_value(Loss loss, const Eigen::MatrixXd& f, const Eigen::MatrixXd& y) {
-  const double P = static_cast<double>(f.cols());
+  const auto P = static_cast<double>(f.cols());
   if (loss == Loss::mse) return 0.5 * (f - y).squaredNorm() / P;
   double total = 0;
   for (Eigen::Index p = 0; p < f.cols(); ++p) total += y.col(p).sum() * log_sum_exp(f.col(p)) - y.col(p).dot(f.col(p));
@@ -21,7 +21,7 @@ double loss_value(Loss loss, const Eigen::MatrixXd& f, const Eigen::MatrixXd& y)
 }
 
 Eigen::MatrixXd loss_delta(Loss loss, const Eigen::MatrixXd& f, const Eigen::MatrixXd& y) {
-  const double P = static_cast<double>(f.cols());
+  const auto P = static_cast<double>(f.cols());
   if (loss == Loss::mse) return (y - f) / P;
   Eigen::MatrixXd delta(f.rows(), f.cols());
   for (Eigen::Index p = 0; p < f.cols(); ++p)

@@ -91,7 +91,7 @@ class Observer {
     B::column_sums(
         SE, P, [=](Index i, Index p) { return c(i, p) * c(i, p); }, squares);
     const Eigen::ArrayXXd first = B::download(sums).array(), second = B::download(squares).array();
-    double smallest = static_cast<double>(SE);
+    auto smallest = static_cast<double>(SE);
     for (Index p = 0; p < P; ++p)
       smallest = std::min(smallest, second(0, p) > 0 ? first(0, p) * first(0, p) / second(0, p) : 0.0);
     return smallest;

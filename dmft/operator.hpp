@@ -97,7 +97,7 @@ class Operator {
   /// From here on dense is cheaper: r + q > SX SY / (SX + SY).
   bool dense_pays() const {
     if (dense_) return false;
-    const double SX = static_cast<double>(x_.sites()), SY = static_cast<double>(y_.sites());
+    const auto SX = static_cast<double>(x_.sites()), SY = static_cast<double>(y_.sites());
     return static_cast<double>(x_.basis->rank() + y_.basis->rank()) > SX * SY / (SX + SY);
   }
   /// The completion (T27) has the right law only with counts in ratio, or with one side absent.
@@ -192,7 +192,7 @@ class Operator {
     }
     // A new direction has variance to.variance (1 - q/S_to) + q from.variance/S_from, q the rank on side `to`.
     if (to.variance > 0 || from.variance > 0) {
-      const double q = static_cast<double>(from.known);
+      const auto q = static_cast<double>(from.known);
       const double change =
           q * (from.variance / static_cast<double>(from.sites()) - to.variance / static_cast<double>(to.sites()));
       defect_ = std::max(defect_, std::abs(change) / (to.variance > 0 ? to.variance : from.variance));

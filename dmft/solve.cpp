@@ -23,7 +23,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 Curve statistics(const std::vector<std::vector<double>>& rows, std::size_t length) {
   Curve curve;
-  const double n = static_cast<double>(rows.size());
+  const auto n = static_cast<double>(rows.size());
   for (std::size_t t = 0; t < length; ++t) {
     double mean = 0, square = 0;
     for (const auto& row : rows) mean += row[t] / n;
@@ -52,7 +52,7 @@ std::vector<Eigen::MatrixXd> mean_matrices(const std::vector<const std::vector<E
   for (std::size_t t = 0; t < length; ++t) {
     Eigen::MatrixXd total = (*lists.front())[t];
     for (std::size_t k = 1; k < lists.size(); ++k) total += (*lists[k])[t];
-    mean.push_back(total / static_cast<double>(lists.size()));
+    mean.emplace_back(total / static_cast<double>(lists.size()));
   }
   return mean;
 }
@@ -69,6 +69,7 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
   result.batch_loss = statistics_of(records, [](const Record& r) { return r.batch_loss; });
   const auto lists = [&](auto get) {
     std::vector<const std::vector<Eigen::MatrixXd>*> all;
+    all.reserve(records.size());
     for (const auto& r : records) all.push_back(get(r));
     return all;
   };
@@ -192,6 +193,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
           spec.optimizer.eps, fmt::join(noisy, ", ")));
     } else if (!plan.limit.vanishing.empty() && !is_linear(spec.optimizer.name) && spec.optimizer.eps < 0.02) {
       std::vector<std::string> names;
+      names.reserve(plan.limit.vanishing.size());
       for (const Tensor tensor : plan.limit.vanishing)
         names.emplace_back(tensor_names[static_cast<std::size_t>(tensor)]);
       result.warnings.push_back(

@@ -22,7 +22,7 @@ void gemm_piece(Op a, Op b, Index m, Index n, Index k, float alpha, const float*
   // oneDNN is row-major: C^T = op(B)^T op(A)^T in its eyes. It must stay on this thread: with a team of its own it may split the
   // inner dimension by the number of threads, and the result would depend on that.
   const char ta = a == Op::plain ? 'N' : 'T', tb = b == Op::plain ? 'N' : 'T';
-  const int team = omp_in_parallel() ? 1 : omp_get_max_threads();
+  const int team = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
   if (team > 1) omp_set_num_threads(1);
   const dnnl_status_t status = dnnl_sgemm(tb, ta, n, m, k, alpha, B, ldb, A, lda, beta, C, ldc);
   if (team > 1) omp_set_num_threads(team);
