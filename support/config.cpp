@@ -33,7 +33,7 @@ WrittenValue written(const toml::node& node) {
     using Node = std::remove_cvref_t<decltype(value)>;
     if constexpr (std::is_same_v<Node, toml::table>) {
       WrittenValue::Table table;
-      for (auto&& [key, inner] : value) table.emplace_back(std::string(key.str()), written(inner));
+      for (auto&& [key, inner] : value) table.push_back({std::string(key.str()), written(inner)});
       result.value = std::move(table);
     } else if constexpr (std::is_same_v<Node, toml::array>) {
       WrittenValue::List list;

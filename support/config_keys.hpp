@@ -9,7 +9,6 @@
 #include <map>
 #include <optional>
 #include <string>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -72,10 +71,17 @@ struct ForeignValue {
 
 /// A value as written by a user, before it is known to fit its key.
 struct WrittenValue {
+  struct Entry;
   using List = std::vector<WrittenValue>;
-  using Table = std::vector<std::pair<std::string, WrittenValue>>;
+  using Table = std::vector<Entry>;
   std::variant<bool, std::int64_t, double, std::string, List, Table, ForeignValue> value;
   std::string text() const;
+};
+
+/// One key of a table. No std::pair: it would ask for the complete type too early.
+struct WrittenValue::Entry {
+  std::string name;
+  WrittenValue value;
 };
 
 /// What is wrong with a value and what to do about it.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 
 #include "support/config_keys.hpp"
 #include "support/nearest.hpp"
@@ -149,7 +150,7 @@ WrittenValue power_law_in(const std::string& text) {
   for (const std::string& piece : pieces(without(text, '{', '}'))) {
     const auto equals = piece.find('=');
     if (equals == std::string::npos) return {text};
-    table.emplace_back(trimmed(piece.substr(0, equals)), number_in(trimmed(piece.substr(equals + 1))));
+    table.push_back({trimmed(piece.substr(0, equals)), number_in(trimmed(piece.substr(equals + 1)))});
   }
   return {table};
 }
@@ -271,7 +272,7 @@ std::string WrittenValue::text() const {
                },
                [](const Table& table) {
                  return fmt::format("{{{}}}",
-                                    list_text(table, [](const auto& e) { return e.first + " = " + e.second.text(); }));
+                                    list_text(table, [](const auto& e) { return e.name + " = " + e.value.text(); }));
                },
                [](const ForeignValue& other) { return other.text; }},
       value);
