@@ -74,9 +74,7 @@ Samples of_limit(const moe::RunSpec& s, const moe::Dataset& d, bool drop_respons
 
 /// Largest |z| over means and variances of all samples; checks each below 4.2 (20 comparisons of 8 laws: one false alarm in 250 choices of
 /// the seeds, which are fixed).
-double compare(const Law& law, int seeds, bool drop_responses = false) {
-  const moe::RunSpec s = describe(law, seeds);
-  const moe::Dataset d = limit_fixture::data(4, 5, 1);
+double compare(const Law& law, const moe::RunSpec& s, const moe::Dataset& d, bool drop_responses = false) {
   const Samples networks = of_networks(s, d), limit = of_limit(s, d, drop_responses);
   double worst = 0;
   REQUIRE(networks.size() == limit.size());
@@ -92,6 +90,31 @@ double compare(const Law& law, int seeds, bool drop_responses = false) {
     CHECK(std::abs(zv) < 4.2);
   }
   return worst;
+}
+
+double compare(const Law& law, int seeds, bool drop_responses = false) {
+  return compare(law, describe(law, seeds), limit_fixture::data(4, 5, 1), drop_responses);
+}
+
+/// Every parameter away from its neutral value: multipliers, prefactors, scales, post-activation, residual, decay, several outputs.
+void compare_far_from_neutral(const Law& law, moe::Activation activation, int seeds) {
+  moe::RunSpec s = describe(law, seeds);
+  s.model.activation = activation;
+  s.model.activation_scale = activation == moe::Activation::tanh ? 1.4 : 1.0;
+  s.model.post_activation = moe::Activation::tanh;
+  s.model.active_fraction = 0.5;
+  s.model.experts_per_width = 0.75;
+  s.model.expert_width_per_width = 1.25;
+  s.model.experts = 4;
+  s.model.expert_width = 3;
+  s.model.residual = true;
+  s.model.aggregation = {{"const", 0.8}, {"K", -1.0}};
+  s.model.output_scale = 1.3;
+  s.model.init_scale = {{0.9, 1.2, 1.1, 0.8, 1.25}};
+  s.optimizer.lr_scale = {{0.8, 1.5, 0.9, 1.2, 0.7}};
+  s.optimizer.weight_decay = 0.5;
+  s.training.loss = moe::Loss::cross_entropy;
+  compare(law, s, limit_fixture::data(4, 5, 3));
 }
 
 using enum moe::OptimizerKind;
@@ -120,6 +143,27 @@ TEST_CASE("plain sweep has the law of finite networks of N = neurons [III mssp s
 }
 TEST_CASE("plain sweep has the law of finite networks of N = neurons [III mssp adam soft, N=16]") {
   compare({"III", "mssp", adam, Routing::soft, Gate::sigmoid, 16, 0.1}, 300);
+}
+TEST_CASE(
+    "plain sweep has the law of finite networks, every parameter away from neutral [I mup momentum topk, gelu, N=20]") {
+  compare_far_from_neutral({"I", "mup", momentum, Routing::topk, Gate::sigmoid, 20, 0.2}, moe::Activation::gelu, 400);
+}
+TEST_CASE(
+    "plain sweep has the law of finite networks, every parameter away from neutral [II mssp adamw topk, tanh, N=20]") {
+  compare_far_from_neutral({"II", "mssp", adamw, Routing::topk, Gate::softmax, 20, 0.1}, moe::Activation::tanh, 400);
+}
+TEST_CASE(
+    "plain sweep has the law of finite networks, every parameter away from neutral [II mssp sgd soft, relu, N=20]") {
+  compare_far_from_neutral({"II", "mssp", sgd, Routing::soft, Gate::softmax, 20, 0.3}, moe::Activation::relu, 400);
+}
+TEST_CASE(
+    "plain sweep has the law of finite networks, every parameter away from neutral [III mssp adamw topk, gelu, N=12]") {
+  compare_far_from_neutral({"III", "mssp", adamw, Routing::topk, Gate::sigmoid, 12, 0.1}, moe::Activation::gelu, 300);
+}
+TEST_CASE("plain sweep has the law of finite networks with shared experts in regime I [sgd topk, N=24]") {
+  compare({"I", MOE_SOURCE_DIR "/tests/data/tables/shared_in_every_regime.toml", sgd, Routing::topk, Gate::sigmoid, 24,
+           0.7},
+          500);
 }
 TEST_CASE("without its response terms the sweep does not have the law of networks [II mssp sgd soft, N=24]") {
   CHECK(compare({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.5}, 500, true) > 8);
