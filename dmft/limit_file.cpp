@@ -85,7 +85,7 @@ void write_limit_file(const std::string& path, const std::string& program, const
   file.dataset("/limit/loss_per_replica", {result.loss_per_replica.size(), result.loss.mean.size()}, per_replica.data(),
                "training loss of each replica", {"replica", "step"});
 
-  const auto wanted = selected_observables(spec.output);
+  const auto wanted = selected_observables(spec);
   for (const auto& info : observable_table)
     for (const auto& name : wanted)
       if (name == info.name) limit.curve("/limit/observables/" + name, result.observables.at(name), info.description);

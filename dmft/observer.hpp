@@ -20,8 +20,9 @@ struct Loads {
 };
 Loads expert_loads(const Eigen::MatrixXd& mask, double kappa);
 
-/// Measures after forward() and backward() of a step. Fields at t = 0 are kept for what compares with them; under mini-batches the
-/// samples differ from step to step, so change_* are not defined and v(0) is asked for anew.
+/// Measures after forward() and backward() of a step, on the samples of that step; the first time at t = 0. With a fixed batch the
+/// fields at t = 0 are kept for what compares with them. Under mini-batches the samples differ from step to step: change_* are not
+/// defined (and throw), and v(0) is that of the present samples at the initial weights, an evaluation-only query.
 template <class B>
 class Observer {
  public:
@@ -121,9 +122,8 @@ class Observer {
   void aggregation_terms() {
     if (cache_.contains("rms_y_init")) return;
     BlockFields<B>& f = fields();
-    const bool at_start = fixed_batch_ && first_measurement_;
     auto y_init = Matrix::uninitialized(r_->y().rows, r_->y().cols);
-    if (at_start) {  // v(t) = v(0): the stored answer
+    if (first_measurement_) {  // v(t) = v(0): the stored answer
       B::copy(f.y_parts.init, y_init);
     } else if (fixed_batch_) {
       r_->block().initial_aggregate(initial_.at("v"), y_init);
@@ -182,7 +182,7 @@ class Observer {
     if (name == "ess_backward") return effective_sample_size(f.ghat);
     if (name.starts_with("change_")) {
       const std::string field = name.substr(7);
-      if (!fixed_batch_) return std::nan("");
+      if (!fixed_batch_) throw Error("observable " + name + " is not defined under mini-batches");
       if (field == "f") return std::sqrt((r_->outputs() - initial_f_).array().square().mean());
       return rms_difference(now(field), initial_.at(field));
     }

@@ -168,8 +168,13 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   plan.eval_steps = eval_steps(spec.training);
   if (data.x_test.cols() > 0) plan.test_steps = test_steps(spec.training);
   plan.observe_steps = observe_steps(spec);
+  if (const auto undefined = undefined_observables(spec); !undefined.empty())
+    result.warnings.push_back(
+        fmt::format("output.observables: {} left out: the samples differ from step to step under mini-batches "
+                    "(training.batch = {})",
+                    fmt::join(undefined, ", "), spec.training.batch));
   plan.kernel_steps = kernel_steps(spec);
-  plan.observables = selected_observables(spec.output);
+  plan.observables = selected_observables(spec);
   for (const char* needed : {"ess_forward", "ess_backward"})
     if (std::find(plan.observables.begin(), plan.observables.end(), needed) == plan.observables.end())
       plan.observables.emplace_back(needed);

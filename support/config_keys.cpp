@@ -154,7 +154,7 @@ std::vector<Key> rows() {
   k.push_back(key("output.observables", MEMBER(output.observables), "standard, all, none or a list of names", {},
                   observable_words()));
   k.push_back(key("output.observe_every", MEMBER(output.observe_every),
-                  "steps between observations; unsaid with mini-batches: eval_every", at_least_one));
+                  "steps between observations; unsaid with mini-batches: steps/100", at_least_one));
   k.push_back(key("output.weights", MEMBER(output.weights), "store the trained weights of networks"));
   k.push_back(key("output.kernels_at", MEMBER(output.kernels_at), "steps at which to store kernels", not_negative));
   return k;

@@ -1,5 +1,6 @@
 /// The one list of observables (theory section 7): same names and definitions in the limit and in finite networks.
-/// RMS over units and samples unless said.
+/// RMS over units and samples unless said. The samples at step t are the training set, under mini-batches the batch of step t; at
+/// t = T the batch that step T would take. v(0) of (T26) is that of the same samples at the initial weights.
 #pragma once
 
 #include <array>
@@ -70,16 +71,29 @@ inline constexpr std::array kernel_table = {
     ObservableInfo{"ghatghat", "<ghat ghat> over (expert, hidden unit)", true},
 };
 
+/// change_* compares with t = 0 on the same samples: not defined under mini-batches.
+inline bool needs_fixed_samples(const std::string& observable) { return observable.starts_with("change_"); }
+
 /// Names selected by [output] observables, in table order; `standard`, `all`, `none` or a list. validate() has checked them.
-inline std::vector<std::string> selected_observables(const OutputSpec& output) {
-  const auto& want = output.observables;
+/// What is not defined under mini-batches is left out there.
+inline std::vector<std::string> selected_observables(const RunSpec& spec) {
+  const auto& want = spec.output.observables;
   const bool all = want.size() == 1 && want[0] == "all", standard = want.size() == 1 && want[0] == "standard";
   std::vector<std::string> names;
   for (const auto& o : observable_table) {
     bool named = all || (standard && o.standard);
     for (const auto& w : want) named = named || w == o.name;
+    if (spec.training.batch > 0 && needs_fixed_samples(o.name)) continue;
     if (named) names.emplace_back(o.name);
   }
+  return names;
+}
+
+/// Observables that [output] observables names one by one although they are not defined under mini-batches: for warnings.
+inline std::vector<std::string> undefined_observables(const RunSpec& spec) {
+  std::vector<std::string> names;
+  for (const auto& name : spec.output.observables)
+    if (spec.training.batch > 0 && needs_fixed_samples(name)) names.push_back(name);
   return names;
 }
 

@@ -115,7 +115,7 @@ struct NetworkSpec {
 
 struct OutputSpec {
   std::vector<std::string> observables = {"standard"};  ///< one of standard | all | none, or a list of names
-  int observe_every = 1;
+  int observe_every = 1;  ///< not said (see origin) under mini-batches: max(1, steps/100), support/schedule.hpp
   bool weights = false;
   std::vector<int> kernels_at;
 };

@@ -11,7 +11,7 @@ namespace moe {
 /// 0, every, 2 every, ... and always the last step T.
 inline std::vector<int> steps_every(int every, int T) {
   std::vector<int> steps;
-  for (int t = 0; t < T; t += std::max(1, every)) steps.push_back(t);
+  for (long t = 0; t < T; t += std::max(1, every)) steps.push_back(static_cast<int>(t));  // t + every may exceed int
   steps.push_back(T);
   return steps;
 }
@@ -27,11 +27,12 @@ inline int test_interval(const TrainingSpec& training) {
   return training.test_every > 0 ? training.test_every : std::max(eval_interval(training), training.steps / 20);
 }
 
-/// output.observe_every; with mini-batches and nothing said, the eval interval, because observables are those of the
-/// whole training set.
+/// output.observe_every; with mini-batches and nothing said, steps/100 (at least 1), so that observing, which costs about a step,
+/// stays cheap in long runs.
 inline int observe_interval(const RunSpec& spec) {
   const bool said = spec.output.observe_every != 1 || spec.origin.contains("output.observe_every");
-  return said ? spec.output.observe_every : eval_interval(spec.training);
+  if (said || spec.training.batch == 0) return spec.output.observe_every;
+  return std::max(1, spec.training.steps / 100);
 }
 
 inline std::vector<int> eval_steps(const TrainingSpec& t) { return steps_every(eval_interval(t), t.steps); }

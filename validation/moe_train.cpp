@@ -8,9 +8,11 @@
 
 #include "data/dataset.hpp"
 #include "support/config.hpp"
+#include "support/observable.hpp"
 #include "support/progress.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
+#include "validation/network_memory.hpp"
 
 namespace {
 
@@ -82,7 +84,13 @@ int run(int argc, char** argv) {
   if (call.options.device == moe::Device::cuda)
     faults.add("--device cuda: finite networks are trained on the CPU. Say --device cpu or leave it out.");
   faults.throw_if_any();
+  if (const auto undefined = moe::undefined_observables(spec); !undefined.empty())
+    fmt::print(stderr,
+               "moe_train: output.observables: {} left out: the samples differ from step to step under mini-batches "
+               "(training.batch = {})\n",
+               fmt::join(undefined, ", "), spec.training.batch);
 
+  moe::require_network_memory(spec, data, call.options.threads);
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the training, not after it
   const long updates = static_cast<long>(spec.network.widths.size()) * spec.network.seeds * spec.training.steps;
   moe::Progress progress("training", updates, call.options.quiet);

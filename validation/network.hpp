@@ -35,8 +35,8 @@ struct NetworkWeights {
 };
 
 /// Everything one training run produced. Values at step t are of the state before update t (t = 0: initialisation).
-/// Losses and observables are those of the whole training set, also under mini-batches. Where a run has failed, the
-/// vectors end early.
+/// Losses are those of the whole training set, observables and kernels those of the samples of step t: under mini-batches
+/// its own batch (support/observable.hpp). Where a run has failed, the vectors end early.
 struct NetworkRun {
   NetworkShape shape;
   std::uint64_t seed = 0;
@@ -46,7 +46,7 @@ struct NetworkRun {
   std::vector<double> batch_loss;                               ///< (T) under mini-batches, else empty
   std::vector<Eigen::MatrixXd> f;                               ///< (C, P) at eval_steps, if kept
   std::map<std::string, std::vector<double>> observables;       ///< by name, at observe_steps
-  std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< by name, (P, P) at kernel_steps
+  std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< by name, (P, P) at kernel_steps, P samples a step
   NetworkWeights final_weights;
   std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
 };

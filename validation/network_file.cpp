@@ -162,10 +162,11 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
 
   const std::vector<int> kernels_at = kernel_steps(spec);
   if (!kernels_at.empty()) {
+    const Index P_step = spec.training.batch > 0 ? Index{spec.training.batch} : P;
     static const std::vector<MatrixXd> none;
     for (const auto& info : kernel_table)
       group.matrices(
-          std::string("kernels/") + info.name, kernels_at.size(), P, P, info.description,
+          std::string("kernels/") + info.name, kernels_at.size(), P_step, P_step, info.description,
           {"seed", "step", "sample", "sample"}, [&](const auto& r) -> auto& {
             const auto found = r.kernels.find(info.name);
             return found == r.kernels.end() ? none : found->second;

@@ -43,7 +43,7 @@ class SingleThreaded {
   int before_;
 };
 
-/// What t = 0 leaves behind for (T26) and for changes since.
+/// What t = 0 leaves behind for (T26) and for changes since. Forward pass and fields are kept where the samples stay the same.
 struct InitialState {
   NetworkWeights weights;
   network::Forward forward;
@@ -71,7 +71,7 @@ class Trainer {
         model_{spec.model, spec.training.loss, shape, constants_.aggregation},
         weights_(std::move(weights)),
         optimizer_(spec.optimizer, constants_.lr, constants_.eps),
-        names_(selected_observables(spec.output)) {
+        names_(selected_observables(spec)) {
     run_.shape = shape;
     if (!names_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
@@ -80,13 +80,15 @@ class Trainer {
   }
 
   NetworkRun run() {
+    const int T = spec_.training.steps;
     try {
-      for (int t = 0; t < spec_.training.steps; ++t) {
-        evaluate(t);
-        update(t);
+      for (int t = 0; t <= T; ++t) {
+        pass(t);
+        record(t);
+        if (t == T) break;
+        optimizer_.step(weights_, backward_->weights);
         if (options_.on_step) options_.on_step(t + 1, last_loss_);
       }
-      evaluate(spec_.training.steps);
     } catch (const NumericsError& failure) {
       run_.failure = failure;
     }
@@ -99,39 +101,59 @@ class Trainer {
     return std::binary_search(steps.begin(), steps.end(), t);
   }
   bool mini_batches() const { return spec_.training.batch > 0; }
+  const MatrixXd& x() const { return mini_batches() ? batch_x_ : data_.x; }
+  const MatrixXd& y() const { return mini_batches() ? batch_y_ : data_.y; }
+
+  /// Forward and backward on the samples of step t: the whole set, or its own batch (at t = T the one that it would take).
+  void pass(int t) {
+    if (mini_batches()) {
+      const std::vector<int> rows = batch_rows(spec_, static_cast<int>(data_.x.cols()), t);
+      batch_x_ = data_.x(Eigen::all, rows);
+      batch_y_ = data_.y(Eigen::all, rows);
+    }
+    forward_ = network::forward(model_, weights_, x(), t);
+    last_loss_ = require_loss(network::loss_value(model_.loss, forward_->f, y()), t);
+    backward_ = network::backward(model_, weights_, *forward_, y(), t, t < spec_.training.steps);
+  }
 
   /// Everything that is recorded of the state before update t.
-  void evaluate(int t) {
-    train_forward_.reset();
-    train_backward_.reset();
-    const bool observed = contains(observe_at_, t), kernels = contains(kernels_at_, t);
-    const bool evaluated = contains(eval_at_, t);
-    if (evaluated || observed || kernels || (!mini_batches() && t < spec_.training.steps))
-      train_forward_ = network::forward(model_, weights_, data_.x, t);
-    if (evaluated) {
-      last_loss_ = require_loss(network::loss_value(model_.loss, train_forward_->f, data_.y), t);
+  void record(int t) {
+    if (mini_batches() && t < spec_.training.steps) run_.batch_loss.push_back(last_loss_);
+    if (contains(eval_at_, t)) {
+      const MatrixXd f = mini_batches() ? outputs(data_.x, t) : forward_->f;
       run_.eval_steps.push_back(t);
-      run_.loss.push_back(last_loss_);
-      run_.accuracy.push_back(network::accuracy(train_forward_->f, data_.y));
-      if (options_.keep_outputs) run_.f.push_back(train_forward_->f);
+      run_.loss.push_back(require_loss(network::loss_value(model_.loss, f, data_.y), t));
+      run_.accuracy.push_back(network::accuracy(f, data_.y));
+      if (options_.keep_outputs) run_.f.push_back(f);
     }
     if (contains(test_at_, t)) {
-      const MatrixXd f = network::forward(model_, weights_, data_.x_test, t).f;
+      const MatrixXd f = outputs(data_.x_test, t);
       run_.test_steps.push_back(t);
       run_.test_loss.push_back(network::loss_value(model_.loss, f, data_.y_test));
       run_.test_accuracy.push_back(network::accuracy(f, data_.y_test));
     }
+    const bool observed = contains(observe_at_, t), kernels = contains(kernels_at_, t);
     if (observed || kernels) record_fields(t, observed, kernels);
   }
 
+  /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
+  MatrixXd outputs(const MatrixXd& inputs, int t) const {
+    constexpr Eigen::Index piece = 256;
+    MatrixXd f(model_.shape.C, inputs.cols());
+    for (Eigen::Index first = 0; first < inputs.cols(); first += piece) {
+      const Eigen::Index n = std::min(piece, inputs.cols() - first);
+      f.middleCols(first, n) = network::forward(model_, weights_, inputs.middleCols(first, n), t).f;
+    }
+    return f;
+  }
+
   void record_fields(int t, bool observed, bool kernels) {
-    // The gradient of the weights is needed only where this backward pass serves the full-batch update too.
-    const bool updates = !mini_batches() && t < spec_.training.steps;
-    train_backward_ = network::backward(model_, weights_, *train_forward_, data_.y, t, updates);
-    const network::NormalisedFields fields = network::normalised(model_.shape, *train_backward_);
-    const network::Snapshot now{weights_, *train_forward_, fields};
-    if (t == 0) initial_.emplace(weights_, *train_forward_, fields);
+    const network::NormalisedFields fields = network::normalised(model_.shape, *backward_);
+    const network::Snapshot now{weights_, *forward_, fields};
     if (observed) {
+      if (!initial_) initial_.emplace(weights_, *forward_, fields);  // t = 0 is always observed
+      // Under mini-batches v(0) of (T26) is that of these samples at the initial weights; nothing else is compared with t = 0.
+      if (mini_batches()) initial_->forward = network::forward(model_, initial_->weights, x(), t);
       const network::Snapshot initial{initial_->weights, initial_->forward, initial_->fields};
       const std::vector<double> values = network::observe(names_, model_, initial, now);
       run_.observe_steps.push_back(t);
@@ -141,22 +163,6 @@ class Trainer {
       run_.kernel_steps.push_back(t);
       for (const auto& info : kernel_table) run_.kernels[info.name].push_back(network::kernel(info.name, now));
     }
-  }
-
-  /// Update t: gradient of the loss of the whole set or of this step's batch.
-  void update(int t) {
-    if (!mini_batches()) {
-      if (!train_backward_) train_backward_ = network::backward(model_, weights_, *train_forward_, data_.y, t);
-      optimizer_.step(weights_, train_backward_->weights);
-      return;
-    }
-    const std::vector<int> rows = batch_rows(spec_, static_cast<int>(data_.x.cols()), t);
-    const MatrixXd x = data_.x(Eigen::all, rows), y = data_.y(Eigen::all, rows);
-    const network::Forward fields = network::forward(model_, weights_, x, t);
-    const network::Backward gradient = network::backward(model_, weights_, fields, y, t);
-    last_loss_ = require_loss(network::loss_value(model_.loss, fields.f, y), t);
-    run_.batch_loss.push_back(last_loss_);
-    optimizer_.step(weights_, gradient.weights);
   }
 
   static double require_loss(double loss, int t) {
@@ -175,9 +181,10 @@ class Trainer {
   std::vector<std::string> names_;
   std::vector<int> observe_at_, kernels_at_, eval_at_, test_at_;
 
-  std::optional<network::Forward> train_forward_;    ///< whole training set at the present step
-  std::optional<network::Backward> train_backward_;  ///< its gradients
-  std::optional<InitialState> initial_;              ///< t = 0, whole training set
+  MatrixXd batch_x_, batch_y_;                 ///< samples of the present step, mini-batches only
+  std::optional<network::Forward> forward_;    ///< on the samples of the present step
+  std::optional<network::Backward> backward_;  ///< and their gradients
+  std::optional<InitialState> initial_;        ///< t = 0
   double last_loss_ = std::numeric_limits<double>::quiet_NaN();
   NetworkRun run_;
 };

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "support/hdf5.hpp"
+#include "support/observable.hpp"
 #include "tests/network_fixture.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
@@ -109,7 +110,8 @@ TEST_CASE(
   CHECK(run.test_steps == std::vector<int>{0, 3, 6});
   CHECK(run.loss.size() == 3);
   CHECK(run.test_loss.size() == 3);
-  CHECK(run.observables.at("rms_h").size() == 3);
+  CHECK(run.observe_steps == std::vector<int>{0, 1, 2, 3, 4, 5, 6});
+  CHECK(run.observables.at("rms_h").size() == 7);
 
   // Full-batch training on rows 0, 1, 2 makes the same first update; its losses at t = 0, 1 are those of that batch.
   moe::Dataset first = data;
@@ -131,4 +133,43 @@ TEST_CASE(
   options.initial = &trained;
   full.training.steps = 0;
   CHECK(run.batch_loss[1] == doctest::Approx(moe::train_network(full, first, 16, 0, options).loss[0]).epsilon(1e-13));
+}
+
+TEST_CASE("network mini-batches: observables and kernels at step t are those of its own batch, change_* are left out") {
+  moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 6);
+  spec.training.batch = 3;
+  spec.output.kernels_at = {0, 6};
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const moe::NetworkRun run = moe::train_network(spec, data, 16, 0);
+  for (const auto& info : moe::observable_table)
+    CHECK_MESSAGE(run.observables.contains(info.name) != std::string(info.name).starts_with("change_"), info.name);
+
+  // t = 6: the batch that step 6 would take, rows 18, 19, 20 mod 8, at the trained weights.
+  moe::Dataset last = data;
+  last.x = data.x.middleCols(2, 3);
+  last.y = data.y.middleCols(2, 3);
+  moe::RunSpec full = spec;
+  full.training.batch = 0;
+  full.training.steps = 0;
+  full.output.kernels_at = {0};
+  moe::TrainOptions options;
+  options.initial = &run.final_weights;
+  const moe::NetworkRun there = moe::train_network(full, last, 16, 0, options);
+  for (const char* name : {"rms_h", "rms_r", "rms_u", "rms_y", "rms_f", "rms_zeta", "rms_rho", "rms_xi", "load_max"})
+    CHECK_MESSAGE(run.observables.at(name).back() == doctest::Approx(there.observables.at(name)[0]).epsilon(1e-12),
+                  name);
+  CHECK(run.kernels.at("Phi").back().rows() == 3);
+  CHECK((run.kernels.at("ghatghat").back() - there.kernels.at("ghatghat")[0]).norm() <=
+        1e-12 * there.kernels.at("ghatghat")[0].norm());
+
+  // v(0) of (T26) is that of the same samples at the initial weights: y_init + y_propagating = (1/K) sum G B(0) v(t).
+  moe::RunSpec none = full;
+  const moe::NetworkRun start = moe::train_network(none, last, 16, 0);
+  CHECK(run.observables.at("rms_y_propagating")[0] == 0);
+  CHECK(run.observables.at("rms_y_effective")[0] == 0);
+  CHECK(run.observables.at("rms_y_propagating").back() > 1e-4);
+  // Gates hardly move in six steps, so y_init is close to the initial y of this batch, and is not that of another.
+  const double initial_y = start.observables.at("rms_y")[0];
+  CHECK(std::abs(run.observables.at("rms_y_init").back() - initial_y) < 0.02 * initial_y);
+  CHECK(std::abs(run.observables.at("rms_y_init")[0] - initial_y) > 0.05 * initial_y);
 }
