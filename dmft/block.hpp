@@ -59,7 +59,6 @@ class Block {
   Block(const BlockSpec& spec, Population<B>& neurons, StreamNumbers& streams, Index P)
       : spec_(spec),
         shape_{spec.counts.experts, spec.counts.hidden, spec.counts.kappa()},
-        neurons_(&neurons),
         phi_basis_(neurons.sites(), spec.tolerance),
         D_basis_(neurons.sites(), spec.tolerance),
         rho_basis_(shape_.experts, spec.tolerance),
@@ -219,7 +218,6 @@ class Block {
 
   BlockSpec spec_;
   SiteShape shape_;
-  Population<B>* neurons_;
   QueryBasis<B> phi_basis_, D_basis_, rho_basis_;
   Population<B> experts_, sites_;
   std::vector<std::unique_ptr<Population<B>>> hidden_;

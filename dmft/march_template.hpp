@@ -53,6 +53,7 @@ void record_diagnostics(Replica<B>& r, Record& record, int step, double elapsed)
       operators += 1;
     });
   };
+  record.defect = std::max(record.defect, block.router().sample_ratio_defect());
   of(block.expert_in(), rank_experts_in);
   of(block.expert_out(), rank_experts_out);
   if (dense > 0 && record.dense_since < 0) record.dense_since = step;
