@@ -22,6 +22,7 @@ struct Term {
   double exponent;  ///< predicted
   bool per_change =
       false;  ///< divide by rms(v(t) - v(0)): under muP learning is delayed the longer the larger the network
+  bool at_start = false;  ///< measured at t = 0 instead
 };
 
 struct Setting {
