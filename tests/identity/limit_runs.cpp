@@ -133,6 +133,20 @@ TEST_CASE("solve: terms add up to their wholes and vanish where a part is absent
   CHECK(r.observables.at("rms_u_init").mean[0] == doctest::Approx(r.observables.at("rms_u_all").mean[0]));
 }
 
+TEST_CASE("solve: with a zero readout muP stands still in regime II, and MSSP learns [theory section 7]") {
+  const moe::Dataset d = limit_fixture::data(6, 5, 1);
+  for (const char* param : {"mup", "mssp"}) {
+    moe::RunSpec s = limit_fixture::spec("II", param, sgd, 0.5, 6);
+    s.model.readout_init = moe::ReadoutInit::zero;
+    const moe::LimitResult r = solve(s, d);
+    INFO(std::string(param));
+    if (std::string(param) == "mup")
+      CHECK(r.loss.mean.back() == r.loss.mean.front());
+    else
+      CHECK(r.loss.mean.back() < 0.95 * r.loss.mean.front());
+  }
+}
+
 TEST_CASE("solve: divergence names step and field, keeps the curves before it, and the file says so") {
   moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 1e12, 30);
   s.model.activation = moe::Activation::relu;

@@ -57,7 +57,7 @@ TEST_CASE(
     "included]") {
   for (const auto& c : structures)
     for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam}) {
-      CAPTURE(c.name);
+      INFO(std::string(c.name));
       Asked W(SX, SY, c.constants, rule(kind, 0.3), 1e-9, false, 11);
       const History h = train(W, 4);
       // Combinations of past queries: nothing new is asked, so both directions are fixed by the past.
@@ -71,7 +71,7 @@ TEST_CASE(
 
 TEST_CASE("operator: adjointness is exact for stored queries that are new to it as well") {
   for (const auto& c : structures) {
-    CAPTURE(c.name);
+    INFO(std::string(c.name));
     Asked W(SX, SY, c.constants, rule(OptimizerKind::sgd, 0.3), 1e-9, false, 12);
     train(W, 3);
     const MatrixXd x = gaussian(SY, P, 8, 1), z = gaussian(SX, P, 8, 2);
@@ -83,7 +83,7 @@ TEST_CASE("operator: adjointness is exact for stored queries that are new to it 
 
 TEST_CASE("operator: linear in its queries, and asking again gives the same answer") {
   for (const auto& c : structures) {
-    CAPTURE(c.name);
+    INFO(std::string(c.name));
     Asked W(SX, SY, c.constants, rule(OptimizerKind::sgd, 0.2), 1e-9, false, 13);
     const History h = train(W, 3);
     const MatrixXd a = W.forward(h.x[0]), b = W.forward(h.x[2]), sum = W.forward(2.0 * h.x[0] - 3.0 * h.x[2]);
@@ -96,7 +96,7 @@ TEST_CASE("operator: linear in its queries, and asking again gives the same answ
 TEST_CASE("operator: the dense form reproduces all stored answers and continues the same training [(T27)]") {
   for (const auto& c : structures)
     for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam, OptimizerKind::adamw}) {
-      CAPTURE(c.name);
+      INFO(std::string(c.name));
       CAPTURE(static_cast<int>(kind));
       moe::UpdateRule r = rule(kind, 0.3);
       r.decay = kind == OptimizerKind::adamw ? 0.97 : 1.0;

@@ -165,6 +165,16 @@ TEST_CASE("plain sweep has the law of finite networks with shared experts in reg
            0.7},
           500);
 }
+TEST_CASE("plain sweep has the law of finite networks with a zero readout [II mssp sgd, residual, N=24]") {
+  const Law law{"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.7};
+  moe::RunSpec s = describe(law, 500);
+  s.model.readout_init = moe::ReadoutInit::zero;
+  s.model.residual = true;
+  compare(law, s, limit_fixture::data(4, 5, 1));
+}
+TEST_CASE("plain sweep has the law of finite networks under signSGD, where no gradient vanishes [II mssp, N=24]") {
+  compare({"II", "mssp", signsgd, Routing::soft, Gate::sigmoid, 24, 0.03}, 500);
+}
 TEST_CASE("without its response terms the sweep does not have the law of networks [II mssp sgd soft, N=24]") {
   CHECK(compare({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.5}, 500, true) > 8);
 }
