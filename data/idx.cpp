@@ -15,7 +15,7 @@ constexpr std::uint32_t labels_magic = 0x00000801, images_magic = 0x00000803;  /
 constexpr std::uint32_t max_samples = 10'000'000;
 constexpr std::uint32_t side = 28, num_pixels = side * side;
 constexpr int num_classes = 10;
-constexpr const char* remedy = "Fetch the file again: `apt install --reinstall dataset-fashion-mnist`.";
+constexpr const char* remedy = "Fetch the file again: `sudo apt-get install --reinstall dataset-fashion-mnist`.";
 
 /// An IDX file, plain or gzip (gzread passes plain bytes through).
 class IdxFile {
@@ -82,8 +82,8 @@ std::string find_file(const std::string& folder, const std::string& name) {
     if (fs::is_regular_file(candidate, ec)) return candidate.string();
   }
   throw IoError(fmt::format(
-      "io: fashion-mnist needs {}.gz in {}, and it is not there. Install Debian's copy with `sudo apt install "
-      "dataset-fashion-mnist`, or set data.path to a folder with the four IDX files.",
+      "io: fashion-mnist needs {}.gz in {}, and it is not there. Type `./run install dataset-fashion-mnist` (Debian's "
+      "package, 30 MB), or set data.path to a folder with the four IDX files.",
       name, folder));
 }
 

@@ -143,7 +143,7 @@ TEST_CASE("fashion-mnist is read from IDX files, plain or gzip") {
 TEST_CASE("fashion-mnist without files names Debian's package and the command") {
   const TemporaryFolder folder;
   const std::string message = message_of<IoError>([&] { fashion_mnist_source(folder.path().string()); });
-  CHECK(contains(message, "apt install dataset-fashion-mnist"));
+  CHECK(contains(message, "./run install dataset-fashion-mnist"));
   CHECK(contains(message, "data.path"));
 }
 
