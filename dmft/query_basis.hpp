@@ -38,12 +38,6 @@ class QueryBasis {
     subtract(coefficients_, residual);
     // The largest eigenvalue of the Gram matrix is at most its trace.
     if (mean_square(residual) * static_cast<double>(query.cols) <= threshold * threshold) return;
-    Matrix correction;
-    project(residual, correction);
-    subtract(correction, residual);
-    const View c = coefficients_, dc = correction;
-    B::each(c.rows, c.cols, [=](Index i, Index j) { c(i, j) += dc(i, j); });
-
     const Eigen::MatrixXd combine = new_directions(B::gram(residual), threshold, sites_ - rank());
     const Index k = combine.cols(), old = rank();
     if (k == 0) return;
@@ -52,7 +46,9 @@ class QueryBasis {
     auto fresh = Matrix::uninitialized(sites_, k);
     auto whitened = Matrix::uninitialized(sites_, k);
     B::gemm(Op::plain, Op::plain, 1, residual, weights, 0, fresh);
-    // Small residuals carry the rounding of large queries: clean the new vectors once more, against the basis and each other.
+    // A residual at the tolerance carries the rounding of the query 1/tolerance times enlarged: clean the new vectors once more, against
+    // the basis and each other.
+    Matrix correction;
     project(fresh, correction);
     subtract(correction, fresh);
     auto whiten = Matrix::uninitialized(k, k);
