@@ -81,7 +81,7 @@ struct Effort {
 };
 
 struct Outcome {
-  int resolved = 0, shrinking = 0;
+  int resolved = 0, well_resolved = 0;
 };
 
 /// Checks that no resolved deviation grows or stays; resolved: beyond 3 standard errors at the smallest width.
@@ -115,10 +115,12 @@ Outcome approach(const grid::Case& which, const Effort& effort) {
       CHECK(std::abs(y.back()) < 4 * e.back());
       continue;
     }
-    ++outcome.resolved;
+    const bool well_resolved = std::abs(y[0]) > 12 * e[0];
+    outcome.resolved += 1, outcome.well_resolved += well_resolved ? 1 : 0;
     // Corrections of higher order make the apparent power larger than 1 (or 1/2) at small widths, never make a deviation stay.
     CHECK(-fit.exponent + 3 * fit.error > 0.4);
-    if (-fit.exponent > 3 * fit.error) ++outcome.shrinking;
+    // At 12 errors and a = 3/4 or more the exponent itself is known to a quarter.
+    if (well_resolved) CHECK(-fit.exponent > 3 * fit.error);
   }
   return outcome;
 }
@@ -127,12 +129,12 @@ void approach(const std::vector<grid::Case>& cases, const Effort& effort) {
   Outcome total;
   for (const auto& which : cases) {
     const Outcome one = approach(which, effort);
-    total.resolved += one.resolved, total.shrinking += one.shrinking;
+    total.resolved += one.resolved, total.well_resolved += one.well_resolved;
   }
-  MESSAGE(fmt::format("{} cases: {} resolved deviations, of which {} shrink by three errors", cases.size(),
-                      total.resolved, total.shrinking));
-  CHECK(total.resolved >= static_cast<int>(cases.size()));
-  CHECK(total.shrinking >= 0.8 * total.resolved);
+  MESSAGE(fmt::format("{} cases: {} resolved deviations, {} of them beyond 12 errors", cases.size(), total.resolved,
+                      total.well_resolved));
+  CHECK(total.resolved >= 2 * static_cast<int>(cases.size()));
+  CHECK(total.well_resolved >= static_cast<int>(cases.size()));
 }
 
 using enum moe::OptimizerKind;
@@ -146,15 +148,22 @@ TEST_CASE(
     "deviation of networks from the limit shrinks with N [I mssp sgd, II mup sgd topk, III mssp adam; N = 16 to 64] "
     "[slow]") {
   approach({{"I", "mssp", sgd, Routing::soft, Gate::sigmoid, Loss::mse},
-            {"II", "mup", sgd, Routing::topk, Gate::softmax, Loss::cross_entropy},
+            {"II", "mup", sgd, Routing::topk, Gate::sigmoid, Loss::cross_entropy},
             {"III", "mssp", adam, Routing::soft, Gate::sigmoid, Loss::mse}},
-           {{16, 32, 64}, 256, 512, 8});
+           {{16, 32, 64}, 2048, 512, 48});
 }
 
-TEST_CASE("deviation of networks from the limit shrinks with N [slice of the grid, N = 32 to 256]" *
+TEST_CASE("deviation of networks from the limit shrinks with N [slice of the grid, N to 256 or 128]" *
           doctest::test_suite("long")) {
   std::vector<grid::Case> cases;
   for (const auto& which : grid::slice())
     if (!which.random_limit()) cases.push_back(which);
-  approach(cases, {{32, 64, 128, 256}, 512, 1024, 8});
+  // A network's cost grows as N^3 in III, as N^2 or less otherwise.
+  std::vector<grid::Case> cubic;
+  const auto from =
+      std::stable_partition(cases.begin(), cases.end(), [](const auto& which) { return which.regime != "III"; });
+  cubic.assign(from, cases.end());
+  cases.erase(from, cases.end());
+  approach(cases, {{32, 64, 128, 256}, 512, 1024, 16});
+  approach(cubic, {{16, 32, 64, 128}, 1024, 1024, 16});
 }
