@@ -62,9 +62,10 @@ void confirm(const Setting& setting, const std::vector<int>& widths, int seeds) 
       values += fmt::format(" {:.4f}({:.4f})", m.mean, m.mean_error);
     }
     const power_law::Fit fit = power_law::fit(x, y, e);
-    const std::string line = fmt::format("{} {} {}{} at t = {}: exponent {:.3f} +- {:.3f}, predicted {}; values{}",
-                                         setting.regime, setting.param, term.name, term.per_change ? " / change_v" : "",
-                                         setting.step, fit.exponent, fit.error, term.exponent, values);
+    const std::string line =
+        fmt::format("{} {} {}{} at t = {}: exponent {:.3f} +- {:.3f}, predicted {}; values{}", setting.regime,
+                    setting.param, term.name, term.per_change ? " / change_v" : "", term.at_start ? 0 : setting.step,
+                    fit.exponent, fit.error, term.exponent, values);
     MESSAGE(line);
     INFO(line);
     CHECK(fit.error < 0.15);  // else the fit says nothing
