@@ -151,7 +151,7 @@ class Trainer {
     const network::NormalisedFields fields = network::normalised(model_.shape, *backward_);
     const network::Snapshot now{weights_, *forward_, fields};
     if (observed) {
-      if (!initial_) initial_.emplace(weights_, *forward_, fields);  // t = 0 is always observed
+      if (!initial_) initial_ = InitialState{weights_, *forward_, fields};  // t = 0 is always observed
       // Under mini-batches v(0) of (T26) is that of these samples at the initial weights; nothing else is compared with t = 0.
       if (mini_batches()) initial_->forward = network::forward(model_, initial_->weights, x(), t);
       const network::Snapshot initial{initial_->weights, initial_->forward, initial_->fields};
@@ -221,7 +221,7 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
   };
   // The last width is usually the largest: it starts first, so that no worker is left alone with it at the end.
   std::vector<Job> jobs;
-  const std::size_t seeds = static_cast<std::size_t>(spec.network.seeds);
+  const auto seeds = static_cast<std::size_t>(spec.network.seeds);
   for (std::size_t w = spec.network.widths.size(); w-- > 0;)
     for (std::size_t s = 0; s < seeds; ++s) jobs.push_back({w, s});
 
@@ -243,7 +243,7 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
       }
     }
   };
-  const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  const std::size_t cores = std::max(1U, std::thread::hardware_concurrency());
   const std::size_t workers = std::min(jobs.size(), threads > 0 ? static_cast<std::size_t>(threads) : cores);
   {
     std::vector<std::jthread> pool;
