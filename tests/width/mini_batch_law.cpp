@@ -23,7 +23,8 @@ using enum moe::BatchOrder;
 using moe::Gate;
 using moe::Routing;
 
-constexpr int T = 8, batch = 4, train = 10;
+// Fresh rows of many dimensions: each batch asks new directions, of the dense form as well. Step 7 starts over.
+constexpr int T = 8, batch = 4, train = 30, inputs = 16;
 
 struct Law {
   std::string regime, param;
@@ -117,7 +118,7 @@ void agree(const std::string& what, const std::vector<double>& networks, const s
 /// 46 comparisons of 8 laws at 4.4 standard errors: one false alarm in 250 choices of the seeds, which are fixed.
 void compare(const Law& law, int seeds) {
   const moe::RunSpec s = describe(law, seeds);
-  const moe::Dataset d = limit_fixture::data(train, 5, 1);
+  const moe::Dataset d = limit_fixture::data(train, inputs, 1);
   Forms forms;
   const Samples networks = of_networks(s, d), limit = of_limit(s, d, forms);
   REQUIRE(networks.size() == limit.size());
@@ -209,7 +210,7 @@ TEST_CASE(
   s.sampling.tolerance = 0.3;  // directions are dropped: v(0) by a new query would not be the stored v
   s.training.batch = batch;
   s.output.observables = {"all"};
-  const moe::Dataset d = limit_fixture::data(train, 5, 1);
+  const moe::Dataset d = limit_fixture::data(train, inputs, 1);
   const moe::LimitResult r = moe::solve_limit(s, d);
   for (const auto& info : moe::observable_table)
     CHECK_MESSAGE(r.observables.contains(info.name) != std::string(info.name).starts_with("change_"), info.name);
