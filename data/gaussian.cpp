@@ -23,6 +23,7 @@ void normal_row(const StreamKey& key, std::size_t row, std::size_t columns, doub
 
 LabelledSource gaussian_source(const RunSpec& spec, Faults& faults) {
   constexpr int max_dimension = 1 << 17, max_classes = 1 << 10;
+  constexpr std::int64_t max_numbers = std::int64_t{1} << 31, max_samples = 10'000'000;
   const DataSpec& data = spec.data;
   LabelledSource source;
   source.random_order = true;
@@ -38,6 +39,15 @@ LabelledSource gaussian_source(const RunSpec& spec, Faults& faults) {
     faults.add("data.classes", std::to_string(data.classes), spec.place("data.classes"),
                "is neither 0 nor between 2 and " + std::to_string(max_classes),
                "Give the number of the teacher's classes.");
+    possible = false;
+  }
+  // Every label is computed from its input: what cannot be held is refused before hours are spent on it.
+  if (const std::int64_t samples = std::int64_t{data.train} + data.test;
+      possible && (samples > max_samples || samples > max_numbers / data.dimension)) {
+    faults.add("data.train", std::to_string(data.train), spec.place("data.train"),
+               "and data.test = " + std::to_string(data.test) + " are more than " +
+                   std::to_string(std::min(max_samples, max_numbers / data.dimension)) + " samples together",
+               "Lower them.");
     possible = false;
   }
   if (!possible || data.train < 1 || data.test < 0) return source;

@@ -9,10 +9,12 @@
 
 #include "data/dataset.hpp"
 #include "dmft/limit_file.hpp"
+#include "dmft/memory_estimate.hpp"
 #include "dmft/solve.hpp"
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "support/progress.hpp"
+#include "support/resources.hpp"
 
 namespace {
 
@@ -22,20 +24,25 @@ const moe::ProgramInfo program{
     "with standard errors.",
     "limit.h5"};
 
+constexpr double gigabyte = 1 << 30;
+
 std::atomic<bool> interrupted{false};
 void on_interrupt(int) {
   interrupted = true;
-  std::signal(SIGINT, SIG_DFL);  // a second Ctrl-C ends the program at once
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);  // a second one ends the program at once
 }
 
 void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r,
-                   const std::string& out) {
+                   const moe::MemoryEstimate& memory, const std::string& out) {
   fmt::print("Limit of regime {}, {}, {} lr {}; {}; {} steps.\n", spec.model.regime, spec.model.param,
              moe::to_string(spec.optimizer.name), spec.optimizer.lr,
              data.description.empty() ? spec.data.source : data.description, spec.training.steps);
   fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
              r.counts.experts, r.counts.hidden, r.replicas, r.matching ? ", moment matching" : ", drawn plainly",
              r.random_limit ? "; the limit is random: errors are over realisations" : "");
+  if (memory.total() > gigabyte)
+    fmt::print("Memory: at most about {}, {} replica{} at once.\n", moe::bytes_text(memory.total()), memory.concurrent,
+               memory.concurrent > 1 ? "s" : "");
   const bool tested = !r.test_loss.mean.empty();
   fmt::print("{:>8}  {:>20}  {:>9}", "step", "loss", "accuracy");
   if (tested) fmt::print("  {:>20}  {:>13}", "test loss", "test accuracy");
@@ -54,9 +61,27 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
   }
   fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
   fmt::print(
-      "Look at it: python3 -c \"import h5py; f = h5py.File('{}'); print(f['limit/loss'][:])\", or h5dump -d "
-      "/limit/loss {}\n",
-      out, out);
+      "Plot it: python3 -c \"import h5py, matplotlib.pyplot as p; f = h5py.File('{}')['limit']; "
+      "p.errorbar(range(len(f['loss'])), "
+      "f['loss'][:], f['loss_sem'][:]); p.savefig('loss.png')\"\n",
+      out);
+}
+
+/// Refuses what this machine cannot hold, in memory or in the folder of the result.
+moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data, int threads,
+                                      const std::string& out) {
+  moe::Faults faults;
+  std::vector<std::string> warnings;  // solve_limit reports them
+  const moe::LimitSpec limit = moe::limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  faults.throw_if_any();
+  const moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
+  moe::require_memory(estimate, spec, limit);
+  if (const double free = moe::free_disk(out); estimate.output > free)
+    throw moe::IoError(fmt::format(
+        "io: the result will have about {}, and the file system of {} has {} left. Free some, or choose another file "
+        "with --out.",
+        moe::bytes_text(estimate.output), out, moe::bytes_text(free)));
+  return estimate;
 }
 
 int run(int argc, char** argv) {
@@ -67,9 +92,10 @@ int run(int argc, char** argv) {
 
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
-  moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1),
+  const moe::MemoryEstimate memory = require_resources(spec, data, call.options.threads, out);
+  moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
                          call.options.quiet);
-  std::signal(SIGINT, on_interrupt);
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   moe::SolveOptions options;
   options.threads = call.options.threads;
   options.interrupt = &interrupted;
@@ -81,7 +107,7 @@ int run(int argc, char** argv) {
 
   moe::write_limit_file(out, program.name, spec, data, result);
   for (const auto& warning : result.warnings) fmt::print(stderr, "dmft_solve: warning: {}\n", warning);
-  if (!call.options.quiet) print_summary(spec, data, result, out);
+  if (!call.options.quiet) print_summary(spec, data, result, memory, out);
   if (result.failure) {
     fmt::print(stderr, "dmft_solve: {}. What was computed before is in {}\n", result.failure->what(), out);
     return 1;

@@ -11,6 +11,7 @@
 
 #include "dmft/march.hpp"
 #include "support/observable.hpp"
+#include "support/resources.hpp"
 #include "support/schedule.hpp"
 
 namespace moe {
@@ -189,6 +190,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   if (spec.sampling.matching == Matching::automatic) {
     if (result.random_limit) matching = false;
     const auto noisy = noisy_gradients<Cpu<float>>(spec, data, plan.limit);
+    return_freed_memory();  // the pilot's arrays, which the threads below could not use
     if (!noisy.empty()) {
       matching = false;
       result.warnings.push_back(fmt::format(

@@ -40,6 +40,10 @@ std::string resolve_target(const std::string& path) {
   const fs::file_status status = fs::status(target, ec);
   if (fs::exists(status) && !fs::is_regular_file(status))
     fail_write(path, "the name is taken", fs::is_directory(status) ? "it is a folder" : "it is not a regular file");
+  // Renaming would replace it all the same, and root may write anywhere: what was made read-only was made so on purpose.
+  const fs::perms writable = fs::perms::owner_write | fs::perms::group_write | fs::perms::others_write;
+  if (fs::exists(status) && (status.permissions() & writable) == fs::perms::none)
+    fail_write(path, "the name is taken", "the file is read-only");
   fs::path folder = target.parent_path();
   if (folder.empty()) folder = ".";
   if (!fs::is_directory(folder, ec))

@@ -43,28 +43,35 @@ void on_report(const char* report) {
   if (is_ours(report)) keep(report);
 }
 
-/// Whole pages of the counters become memory that children share. What lies in pages with other data stays private.
-void share_counters() {
-  constexpr std::uintptr_t page = 4096;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(&__start___sancov_cntrs) + page - 1) / page * page;
-  const auto end = reinterpret_cast<std::uintptr_t>(&__stop___sancov_cntrs) / page * page;
-  if (begin >= end) fuzz::fail("no whole page of coverage counters", "");
-  const std::string before(reinterpret_cast<const char*>(begin), end - begin);
-  void* mapped = ::mmap(reinterpret_cast<void*>(begin), end - begin, PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-  if (mapped == MAP_FAILED) fuzz::fail("cannot share the coverage counters", std::strerror(errno));
-  std::memcpy(mapped, before.data(), before.size());
+/// The reading process's coverage counters as it leaves, in pages of their own that it shares with the fuzzer.
+constexpr std::size_t page = 4096, most_counters = 4 * page;
+__attribute__((section("__libfuzzer_extra_counters"), aligned(page))) std::uint8_t child_counters[most_counters];
+
+void* share(void* at, std::size_t bytes, int flags) {
+  void* shared = ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | flags, -1, 0);
+  if (shared == MAP_FAILED) fuzz::fail("cannot share memory", std::strerror(errno));
+  return shared;
 }
 
 }  // namespace
 
 void __ubsan_on_report() { keep("undefined behaviour in our code; run the input with the child's stderr kept"); }
 
+/// The linker sends our calls of _exit here (--wrap): the reading process ends with one.
+extern "C" {
+[[noreturn]] void __real__exit(int status);
+[[noreturn]] void __wrap__exit(int status);
+}
+void __wrap__exit(int status) {
+  const auto count = static_cast<std::size_t>(&__stop___sancov_cntrs - &__start___sancov_cntrs);
+  std::memcpy(child_counters, &__start___sancov_cntrs, std::min(count, most_counters));
+  __real__exit(status);
+}
+
 extern "C" int LLVMFuzzerInitialize(int*, char***) {
-  shared_report =
-      static_cast<char*>(::mmap(nullptr, report_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  shared_report = static_cast<char*>(share(nullptr, report_bytes, 0));
+  share(child_counters, most_counters, MAP_FIXED);
   __asan_set_error_report_callback(on_report);
-  share_counters();
   return 0;
 }
 

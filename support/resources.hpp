@@ -1,0 +1,28 @@
+/// What the machine has left for this process: memory and room for a file.
+#pragma once
+
+#include <string>
+
+namespace moe {
+
+/// Bytes, and who grants them: "MemAvailable", "the control group", "the address space limit (ulimit -v)".
+struct AvailableMemory {
+  double bytes = 0;
+  std::string source;
+};
+
+/// The least of what the kernel calls available (PROC/meminfo), what the limits of this process's control groups leave
+/// (version 2 and version 1, every level up to the root; file pages that can be dropped count as free), and what
+/// RLIMIT_AS leaves. Infinite where nothing can be read. The arguments are for tests.
+AvailableMemory available_memory(const std::string& proc = "/proc", const std::string& cgroups = "/sys/fs/cgroup");
+
+/// Bytes that an unprivileged user may still write into the folder of `path`; infinite where the system does not say.
+double free_disk(const std::string& path);
+
+/// Hands what is freed at present back to the system, even where the C library was told to keep it (keep_freed_memory).
+void return_freed_memory();
+
+/// "1.5 GiB", "23 MiB".
+std::string bytes_text(double bytes);
+
+}  // namespace moe

@@ -1,0 +1,134 @@
+/// What a solve is said to need against what it takes: the peak memory of dmft_solve itself.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "data/dataset.hpp"
+#include "dmft/memory_estimate.hpp"
+#include "dmft/solve.hpp"
+#include "support/config.hpp"
+#include "support/resources.hpp"
+#include "tests/program.hpp"
+#include "validation/network_memory.hpp"
+
+using namespace moe;
+
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool sanitized = true;
+#else
+constexpr bool sanitized = false;
+#endif
+
+const std::string common =
+    "[data]\nsource = \"gaussian\"\ndimension = 64\ntrain = 64\ntest = 0\nclasses = 2\n"
+    "[output]\nobservables = \"none\"\n";
+
+struct Case {
+  const char* name;
+  const char* text;  ///< on top of `common`
+};
+
+double measured(const std::string& program, const std::string& text, int threads) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "run.toml", text);
+  const ProgramRun run = run_program(program, {"--config", folder / "run.toml", "--out", folder / "a.h5", "--threads",
+                                               std::to_string(threads), "--quiet"});
+  CAPTURE(run.text);
+  REQUIRE(run.status == 0);
+  return run.peak_bytes;
+}
+
+double estimated(const std::string& text, int threads) {
+  const RunSpec spec = read_config_text(text, "test");
+  const Dataset data = load_dataset(spec);
+  Faults faults;
+  std::vector<std::string> warnings;
+  const LimitSpec limit = limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  return memory_estimate(limit, solve_sizes(spec, data, threads)).total();
+}
+
+}  // namespace
+
+TEST_CASE("memory estimate against the peak of dmft_solve, 0.8 to 2 times [regimes, optimizers, batches] [slow]") {
+  if (sanitized) return;  // they need memory of their own
+  // Learning rates at which most queries bring a new direction: what the estimate takes for granted.
+  const Case cases[] = {
+      {"II adam, pairs",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 4\n"
+       "[sampling]\nneurons = 1024\nreplicas = 1\n"},
+      {"II sgd, bases",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"sgd\"\nlr = 2\n[training]\nsteps = 3\n"
+       "[sampling]\nneurons = 2048\nreplicas = 1\ntolerance = 0.0001\n"},
+      {"III sgd, two replicas",
+       "[model]\nregime = \"III\"\n[optimizer]\nname = \"sgd\"\n[training]\nsteps = 4\n"
+       "[sampling]\nneurons = 192\nreplicas = 2\n"},
+      {"III adam",
+       "[model]\nregime = \"III\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 3\n"
+       "[sampling]\nneurons = 160\nreplicas = 1\n"},
+      {"I adam, float64",
+       "[model]\nregime = \"I\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 3\n"
+       "[sampling]\nneurons = 1024\nreplicas = 1\nprecision = \"float64\"\n"},
+  };
+  const std::string tiny = "[training]\nsteps = 1\n[sampling]\nneurons = 16\nreplicas = 1\n";
+  const double base = measured("dmft_solve", common + tiny, 1) - estimated(common + tiny, 1);
+  for (const Case& c : cases) {
+    const int threads = 2;
+    const double took = measured("dmft_solve", common + c.text, threads) - base;
+    const double said = estimated(common + c.text, threads);
+    MESSAGE(fmt::format("{}: {} estimated, {} measured, ratio {:.2f}", c.name, bytes_text(said), bytes_text(took),
+                        said / took));
+    CHECK(took > 20e6);  // well above what the base fluctuates by
+    CHECK(said > 0.8 * took);
+    CHECK(said < 2.0 * took);
+  }
+}
+
+TEST_CASE("memory estimate of networks against the peak of moe_train, 0.8 to 2 times [sgd, adam] [slow]") {
+  if (sanitized) return;
+  const auto of = [](int width, const char* optimizer) {
+    return common +
+           fmt::format("[optimizer]\nname = \"{}\"\n[training]\nsteps = 2\n[network]\nwidths = [{}]\nseeds = 1\n",
+                       optimizer, width);
+  };
+  const double base = measured("moe_train", of(16, "sgd"), 1);
+  for (const char* optimizer : {"sgd", "adam"}) {
+    const std::string text = of(1024, optimizer);
+    const RunSpec spec = read_config_text(text, "test");
+    const double took = measured("moe_train", text, 1) - base;
+    const double said = network_bytes(spec, load_dataset(spec), 1024);
+    MESSAGE(fmt::format("{}: {} estimated, {} measured, ratio {:.2f}", optimizer, bytes_text(said), bytes_text(took),
+                        said / took));
+    CHECK(said > 0.8 * took);
+    CHECK(said < 2.0 * took);
+  }
+}
+
+TEST_CASE("available memory is the least of machine and control groups [version 1, version 2, nested, none]") {
+  const TemporaryFolder folder;
+  write_bytes(folder / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n");
+  const auto available = [&] { return available_memory(folder / "proc", folder / "cgroup"); };
+  CHECK(available().bytes == 4000.0 * 1024);
+  CHECK(available().source == "MemAvailable");
+
+  write_bytes(folder / "proc/self/cgroup", "0::/user/job\n");
+  write_bytes(folder / "cgroup/user/job/memory.max", "max\n");
+  write_bytes(folder / "cgroup/user/job/memory.current", "1000000\n");
+  CHECK(available().bytes == 4000.0 * 1024);
+  write_bytes(folder / "cgroup/user/memory.max", "3000000\n");
+  write_bytes(folder / "cgroup/user/memory.current", "2500000\n");
+  write_bytes(folder / "cgroup/user/memory.stat", "anon 5\ninactive_file 200000\n");
+  CHECK(available().bytes == 700'000);
+  CHECK(available().source == "the control group");
+
+  write_bytes(folder / "proc/self/cgroup", "5:cpu:/x\n4:memory:/docker/abc\n");
+  write_bytes(folder / "cgroup/memory/docker/abc/memory.limit_in_bytes", "9223372036854771712\n");
+  write_bytes(folder / "cgroup/memory/docker/abc/memory.usage_in_bytes", "100\n");
+  CHECK(available().source == "MemAvailable");
+  write_bytes(folder / "cgroup/memory/docker/abc/memory.limit_in_bytes", "1100\n");
+  CHECK(available().bytes == 1000);
+  write_bytes(folder / "cgroup/memory/docker/abc/memory.usage_in_bytes", "2000\n");
+  CHECK(available().bytes == 0);
+}

@@ -1,0 +1,172 @@
+/// dmft_solve as a user meets it when something is wrong: what it says, its exit status, and what it leaves behind.
+#include <doctest/doctest.h>
+#include <sys/mount.h>
+
+#include <sched.h>
+
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "support/hdf5.hpp"
+#include "tests/program.hpp"
+
+using namespace moe;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// A run of a second or so.
+const std::vector<std::string> small = {"--source",  "gaussian", "--dimension", "6",   "--train",     "8",
+                                        "--test",    "0",        "--loss",      "mse", "--classes",   "2",
+                                        "--neurons", "32",       "--steps",     "3",   "--optimizer", "sgd"};
+
+std::vector<std::string> with(std::vector<std::string> more) {
+  std::vector<std::string> all = small;
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+/// Refused with `status`, saying every piece, before anything was solved.
+void check_refused(const ProgramRun& run, int status, const std::vector<std::string>& pieces) {
+  CAPTURE(run.text);
+  CHECK(run.status == status);
+  for (const std::string& piece : pieces) CHECK(contains(run.text, piece));
+  CHECK_FALSE(contains(run.text, "solving"));
+}
+
+}  // namespace
+
+TEST_CASE("dmft_solve: the small run of these tests is sound") {
+  const TemporaryFolder folder;
+  const ProgramRun run = run_program("dmft_solve", with({"--out", folder / "a.h5"}));
+  CAPTURE(run.text);
+  CHECK(run.status == 0);
+  CHECK(H5Reader(folder / "a.h5").attribute_text("/limit", "status") == "complete");
+  CHECK(folder.file_count() == 1);
+}
+
+TEST_CASE("dmft_solve: output that cannot be written is refused before the solve [folder missing, folder, read-only]") {
+  const TemporaryFolder folder;
+  check_refused(run_program("dmft_solve", with({"--out", folder / "none/a.h5"})), 1,
+                {folder / "none", "does not exist", "--out"});
+  check_refused(run_program("dmft_solve", with({"--out", folder.path().string()})), 1, {"it is a folder"});
+  write_bytes(folder / "kept.h5", "kept");
+  fs::permissions(folder / "kept.h5", fs::perms::owner_read);
+  check_refused(run_program("dmft_solve", with({"--out", folder / "kept.h5"})), 1, {"kept.h5", "read-only"});
+  CHECK(read_bytes(folder / "kept.h5") == "kept");
+  check_refused(run_program("dmft_solve", with({"--out", "/proc/a.h5"})), 1, {"/proc/a.h5"});
+}
+
+TEST_CASE("dmft_solve: unknown keys and bad values are all listed, status 2") {
+  const TemporaryFolder folder;
+  write_bytes(folder / "run.toml", "[model]\nregimen = \"II\"\n[optimizer]\nlr = -1\n[data]\ntrain = 0\n");
+  check_refused(run_program("dmft_solve", {"--config", folder / "run.toml", "--out", folder / "a.h5"}), 2,
+                {"model.regimen", "model.regime", "optimizer.lr", "data.train", "run.toml:2"});
+  check_refused(run_program("dmft_solve", with({"--nuerons", "64"})), 2, {"nuerons"});
+  CHECK_FALSE(fs::exists(folder / "a.h5"));
+}
+
+TEST_CASE("dmft_solve: numbers near the end of their type are refused or counted, never wrapped") {
+  const TemporaryFolder folder;
+  const std::string most = "2147483647";
+  for (const std::string key : {"--neurons", "--train", "--dimension"}) {
+    CAPTURE(key);
+    const ProgramRun run = run_program("dmft_solve", with({key, most, "--out", folder / "a.h5"}));
+    check_refused(run, 2, {most});
+  }
+  // Largest sizes that are allowed: the arrays would be far beyond any machine.
+  const ProgramRun large = run_program("dmft_solve", with({"--neurons", "16777216", "--out", folder / "a.h5"}));
+  check_refused(large, 2, {"memory:", "available", "sampling.neurons = 16777216"});
+  const ProgramRun experts =
+      run_program("dmft_solve", with({"--set", "sampling.experts=16777216", "--out", folder / "a.h5"}));
+  check_refused(experts, 2, {"memory:", "expert"});
+  const ProgramRun steps = run_program("dmft_solve", with({"--steps", most, "--out", folder / "a.h5"}));
+  check_refused(steps, 2, {"memory:", "training.steps"});
+  CHECK(folder.file_count() == 0);
+}
+
+// A limit on the file size stands for a disk that fills while the result is written: writes fail likewise.
+TEST_CASE("dmft_solve: a disk that fills up is told, status 1, and no broken file stays") {
+  const TemporaryFolder folder;
+  const ProgramRun run = run_program("dmft_solve", with({"--out", folder / "a.h5"}), [] {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{4000, 4000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  });
+  CAPTURE(run.text);
+  CHECK(run.status == 1);
+  CHECK(contains(run.text, folder / "a.h5"));
+  CHECK(contains(run.text, "cannot write"));
+  CHECK(folder.file_count() == 0);
+}
+
+TEST_CASE("dmft_solve: a file system that is too small for the result is told before the solve") {
+  const TemporaryFolder folder;
+  bool mounted = true;
+  const std::string disk = folder / "disk";
+  fs::create_directories(disk);
+  // A file system of 64 KiB, seen by the child alone. The result holds 400 inputs of dimension 60.
+  const ProgramRun run =
+      run_program("dmft_solve", with({"--train", "400", "--dimension", "60", "--out", disk + "/a.h5"}), [&] {
+        if (::unshare(CLONE_NEWNS) != 0 || ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+            ::mount("moe-test", disk.c_str(), "tmpfs", 0, "size=64k") != 0)
+          ::_exit(99);
+      });
+  mounted = run.status != 99;
+  if (!mounted) {
+    MESSAGE("no file system can be mounted here: the case is not tested");
+    return;
+  }
+  check_refused(run, 1, {"io: the result will have about", "left", "--out"});
+}
+
+TEST_CASE("dmft_solve: Ctrl-C and SIGTERM finish the step, write and say so, status 1") {
+  for (const int signal : {SIGINT, SIGTERM}) {
+    CAPTURE(signal);
+    const TemporaryFolder folder;
+    // Millions of steps: only the signal ends it. Few records, so that it fits into memory.
+    RunningProgram program(
+        "dmft_solve", with({"--steps", "2000000", "--replicas", "2", "--eval-every", "100", "--observables", "none",
+                            "--set", "output.observe_every=1000000", "--out", folder / "a.h5"}));
+    std::this_thread::sleep_for(std::chrono::seconds(3));
+    program.send(signal);
+    const ProgramRun run = program.wait();
+    CAPTURE(run.text);
+    CHECK(run.status == 1);
+    CHECK(contains(run.text, "interrupted; what was computed is in " + (folder / "a.h5")));
+    const H5Reader file(folder / "a.h5");
+    CHECK(file.attribute_text("/limit", "status") == "interrupted");
+    CHECK(file.read("/limit/loss").values.size() >= 1);
+    CHECK(folder.file_count() == 1);
+  }
+}
+
+TEST_CASE("dmft_solve: a run that diverges names step and field, status 1, and keeps its curves") {
+  const TemporaryFolder folder;
+  const ProgramRun run = run_program(
+      "dmft_solve", with({"--lr", "1e6", "--activation", "relu", "--steps", "50", "--out", folder / "a.h5"}));
+  CAPTURE(run.text);
+  CHECK(run.status == 1);
+  CHECK(contains(run.text, "step "));
+  CHECK(contains(run.text, "What was computed before is in " + (folder / "a.h5")));
+  const H5Reader file(folder / "a.h5");
+  CHECK(contains(file.attribute_text("/limit", "status"), "step "));
+  const std::size_t kept = file.read("/limit/loss").values.size();
+  CHECK(kept >= 1);
+  CHECK(kept < 51);
+}
+
+TEST_CASE("programs: a data set that is not installed is told with what to type") {
+  if (fs::exists("/usr/share/datasets/fashion-mnist")) {
+    MESSAGE("dataset-fashion-mnist is installed: the case is not tested");
+    return;
+  }
+  for (const char* name : {"dmft_solve", "moe_train"}) {
+    const ProgramRun run = run_program(name, {"--source", "fashion-mnist"});
+    CAPTURE(run.text);
+    CHECK(run.status == 1);
+    CHECK(contains(run.text, "./run install dataset-fashion-mnist"));
+  }
+}
