@@ -197,6 +197,6 @@ TEST_CASE("limit: at fixed eta T the loss converges at first order in eta [II ms
 }
 TEST_CASE("limit: at fixed eta T the loss converges at first order in eta [I mssp, III mssp sgd]" *
           doctest::test_suite("long")) {
-  small_steps(I_mssp, 128);
-  small_steps({"III", "mssp", sgd, Routing::soft, Gate::sigmoid, Loss::mse}, 128);
+  small_steps(I_mssp, 24);
+  small_steps({"III", "mssp", sgd, Routing::soft, Gate::sigmoid, Loss::mse}, 36);
 }
