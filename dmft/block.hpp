@@ -178,12 +178,10 @@ class Block {
   }
 
   /// (1/K) sum_i G_i B_i(0) w_i of given hidden features w (sites, P) with the gates of this step: an evaluation-only query (T26).
-  void initial_aggregate(View w, View y) {
+  void initial_aggregate(View w, Matrix& y) {
     auto Gw = Matrix::uninitialized(w.rows, w.cols);
-    Answer<B> parts(y.rows, w.cols);
     gated(fields_.G, w, Gw);
-    B_->evaluate_from_experts(Gw, parts);
-    B::copy(parts.init, y);
+    B_->evaluate_initial_from_experts(Gw, y);
   }
 
   /// Everything for diagnostics.

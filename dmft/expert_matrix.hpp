@@ -66,6 +66,25 @@ class ExpertMatrix {
   void evaluate_to_experts(View x, Answer<B>& out) { broadcast(x, out, true); }
   void evaluate_from_experts(View z, Answer<B>& out) { aggregate(z, out, true); }
 
+  /// The initial matrices alone on an evaluation-only query, sites -> neurons: init (neurons, P).
+  void evaluate_initial_from_experts(View z, Matrix& init) {
+    if (structure_ == Structure::per_expert) {
+      auto one = Matrix::uninitialized(neurons_, z.cols);
+      init.fill(0);
+      for (Index i = 0; i < shape_.experts; ++i) {
+        op(i).evaluate_initial_backward(expert(z, i), one);
+        accumulate(one, static_cast<Real>(1 / (shape_.kappa * static_cast<double>(shape_.experts))), init);
+      }
+    } else if (structure_ == Structure::shared) {
+      auto mean = Matrix::uninitialized(shape_.hidden, z.cols);
+      mean_over_experts(z, mean);
+      op(0).evaluate_initial_backward(mean, init);
+    } else {
+      op(0).evaluate_initial_backward(z, init);
+      scale(init, static_cast<Real>(1 / shape_.kappa));
+    }
+  }
+
   /// Gradient sum_mu z_mu x_mu^T per expert; z (sites, P) and x (neurons, P) are the step's stored queries.
   void update(View z, View x) {
     if (structure_ == Structure::per_expert) {

@@ -62,6 +62,8 @@ class Operator {
   /// Evaluation-only queries: drawn jointly over the block, nothing stored (theory section 6). Ask the stored ones first.
   void evaluate_forward(View x, Answer<B>& out) { answer(y_, x_, Op::plain, x, out, true); }
   void evaluate_backward(View z, Answer<B>& out) { answer(x_, y_, Op::transposed, z, out, true); }
+  /// W(0) alone on an evaluation-only backward query.
+  void evaluate_initial_backward(View z, Matrix& init) { evaluate_initial(x_, y_, Op::transposed, z, init); }
 
   /// One optimizer step with the gradient sum_mu z_mu x_mu^T of the step's stored queries z (SX, P), x (SY, P).
   void update(View z, View x) {
@@ -214,36 +216,46 @@ class Operator {
 
   /// The answer on side `to` to a query on side `from`; `op` says whether the dense arrays act plainly or transposed.
   void answer(Side& from, Side& to, Op op, View query, Answer<B>& out, bool evaluation_only) {
+    Matrix own;
+    if (!dense_ && evaluation_only) from.basis->project(query, own);
+    if (!dense_ && !evaluation_only) synchronise(from, to);
+    const View c = dense_ || evaluation_only ? own.view() : from.basis->coefficients();
+    initial_answer(from, to, op, query, c, out.init, evaluation_only);
+    if (!pairs_.empty())
+      B::gemm(op, Op::plain, 1.0 / static_cast<double>(query.rows), pairs_.value(), query, 0, out.learned);
+    else if (dense_)
+      out.learned.fill(0);
+    else
+      learned_answer(op, to, c, out.learned);
+    add_decay(out);
+  }
+
+  void evaluate_initial(Side& from, Side& to, Op op, View query, Matrix& init) {
+    Matrix own;
+    if (!dense_) from.basis->project(query, own);
+    initial_answer(from, to, op, query, own, init, true);
+  }
+
+  /// W(0) acting on the query; c: its coefficients (not used once dense).
+  void initial_answer(Side& from, Side& to, Op op, View query, View c, Matrix& init, bool evaluation_only) {
     const double per_site = 1.0 / static_cast<double>(query.rows);
-    if (!pairs_.empty()) B::gemm(op, Op::plain, per_site, pairs_.value(), query, 0, out.learned);
     if (dense_) {
       if (W0_.empty())
-        out.init.fill(0);
+        init.fill(0);
       else
-        B::gemm(op, Op::plain, per_site, W0_, query, 0, out.init);
-      if (pairs_.empty()) out.learned.fill(0);
-      add_decay(out);
+        B::gemm(op, Op::plain, per_site, W0_, query, 0, init);
       return;
     }
-    Matrix own;
-    if (!evaluation_only)
-      synchronise(from, to);
-    else
-      from.basis->project(query, own);
-    const View c = evaluation_only ? own.view() : from.basis->coefficients();
-    const View answered = to.basis->vectors().columns(0, from.known);
     if (to.variance > 0)
-      B::gemm(Op::plain, Op::plain, 1, to.images, c, 0, out.init);
+      B::gemm(Op::plain, Op::plain, 1, to.images, c, 0, init);
     else
-      out.init.fill(0);
+      init.fill(0);
     if (from.variance > 0 && from.known > 0) {  // <be_j, x>: the Stein estimate of the response
       auto response = Matrix::uninitialized(from.known, query.cols);
       B::gemm(Op::transposed, Op::plain, per_site, from.images, query, 0, response);
-      B::gemm(Op::plain, Op::plain, 1, answered, response, 1, out.init);
+      B::gemm(Op::plain, Op::plain, 1, to.basis->vectors().columns(0, from.known), response, 1, init);
     }
-    if (evaluation_only && to.variance > 0) add_new_randomness(from, to, query, c, out.init);
-    if (pairs_.empty()) learned_answer(op, to, c, out.learned);
-    add_decay(out);
+    if (evaluation_only && to.variance > 0) add_new_randomness(from, to, query, c, init);
   }
 
   /// AdamW: W(t) = c(t) W(0) + Delta, so W(t) - W(0) holds (c(t) - 1) W(0) as well.

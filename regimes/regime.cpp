@@ -16,7 +16,7 @@ namespace {
 /// The co-scaling regimes. One row: growth of N, M, N_e, K, D, L along the path; what is sampled; default neurons.
 const std::array<Regime, 3> regimes = {{
     {"I", {1, 0, 1, 0, 0, 0}, false, true, 1024},
-    {"II", {1, 1, 0, 1, 0, 0}, true, false, 1024},
+    {"II", {1, 1, 0, 1, 0, 0}, true, false, 768},
     {"III", {1, 1, 1, 1, 0, 0}, true, true, 256},
 }};
 static_assert(regime_names.size() == std::tuple_size_v<decltype(regimes)>, "the configuration names every regime");

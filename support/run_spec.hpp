@@ -100,7 +100,7 @@ struct SamplingSpec {
   int experts = 0;  ///< 0 = true ratio
   int hidden = 0;   ///< 0 = true ratio
   Matching matching = Matching::automatic;
-  int replicas = 4;
+  int replicas = 6;
   std::uint64_t seed = 0;
   double tolerance = 0.01;
   Precision precision = Precision::float32;
