@@ -180,7 +180,7 @@ class TableReader {
 PerTensor<PartialRule> merged(const Sections& sections, const std::string& regime, const std::string& optimizer) {
   PerTensor<PartialRule> rules;
   for (const std::string& section :
-       {regime + "." + optimizer, regime + ".any", "any." + optimizer, std::string("any.any")}) {
+       {fmt::format("{}.{}", regime, optimizer), regime + ".any", "any." + optimizer, std::string("any.any")}) {
     const auto found = sections.find(section);
     if (found == sections.end()) continue;
     for (std::size_t i = 0; i < rules.values.size(); ++i) {
