@@ -89,33 +89,6 @@ Units units_of(OptimizerKind optimizer) {
   return units;
 }
 
-/// The variances of section 4 as power laws, for the structure that regime and table give every matrix.
-struct VarianceLaws {
-  PowerLaw input, readout;
-  PowerLaw router_chi, router_beta, explicit_router;
-  PowerLaw in_chi, in_beta, out_chi, out_beta;
-};
-
-VarianceLaws variance_laws(const Absorbed& absorbed, const Parameterization& param, const Regime& regime) {
-  const auto& var = absorbed.variance;
-  // Sampled experts that start independent are stacked: their matrices side by side are one matrix with M N_e rows or
-  // columns.
-  const auto stacked = [&](Tensor t) { return regime.experts_sampled && !param.rule[t].shared; };
-  const PowerLaw in_sites = stacked(Tensor::expert_in) ? law(0, 1, 1) : law(0, 0, 1);
-  const PowerLaw out_experts = stacked(Tensor::expert_out) ? law(0, 1) : law(0);
-  VarianceLaws laws;
-  laws.input = law(0, 0, 0, 0, 1) * var[Tensor::input];
-  laws.readout = law(2) * var[Tensor::readout];
-  laws.router_chi = law(1) * var[Tensor::router];
-  laws.router_beta = law(2, -1) * var[Tensor::router];
-  laws.explicit_router = law(2) * var[Tensor::router];
-  laws.in_chi = law(1) * var[Tensor::expert_in];
-  laws.in_beta = law(2) * in_sites.pow(-1) * var[Tensor::expert_in];
-  laws.out_chi = law(0, 0, 1) * out_experts.pow(-1) * var[Tensor::expert_out];
-  laws.out_beta = law(-1, 0, 2) * var[Tensor::expert_out];
-  return laws;
-}
-
 std::string tensor_name(Tensor t) { return tensor_names[static_cast<std::size_t>(t)]; }
 
 std::string joined(const std::vector<Tensor>& tensors) {
@@ -158,10 +131,32 @@ void report_growth(const RunSpec& spec, const Parameterization& param, const Reg
 
 }  // namespace
 
-std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime) {
+NormalLaws normal_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime) {
   const Absorbed absorbed = absorb(spec, param);
-  const VarianceLaws var = variance_laws(absorbed, param, regime);
   const Units units = units_of(spec.optimizer.name);
+  const auto& var = absorbed.variance;
+  // Sampled experts that start independent are stacked: their matrices side by side are one matrix with M N_e rows or
+  // columns.
+  const auto stacked = [&](Tensor t) { return regime.experts_sampled && !param.rule[t].shared; };
+  const PowerLaw in_sites = stacked(Tensor::expert_in) ? law(0, 1, 1) : law(0, 0, 1);
+  const PowerLaw out_experts = stacked(Tensor::expert_out) ? law(0, 1) : law(0);
+  NormalLaws laws;
+  laws.input = law(0, 0, 0, 0, 1) * var[Tensor::input];
+  laws.readout = law(2) * var[Tensor::readout];
+  laws.router = {law(1) * var[Tensor::router], law(2, -1) * var[Tensor::router]};
+  laws.explicit_router = law(2) * var[Tensor::router];
+  laws.expert_in = {law(1) * var[Tensor::expert_in], law(2) * in_sites.pow(-1) * var[Tensor::expert_in]};
+  laws.expert_out = {law(0, 0, 1) * out_experts.pow(-1) * var[Tensor::expert_out],
+                     law(-1, 0, 2) * var[Tensor::expert_out]};
+  for (std::size_t i = 0; i < laws.lr.values.size(); ++i) {
+    laws.lr.values[i] = absorbed.lr.values[i] * units.lr.values[i];
+    laws.eps.values[i] = absorbed.eps.values[i] * units.eps.values[i];
+  }
+  return laws;
+}
+
+std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime) {
+  const NormalLaws normal = normal_laws(spec, param, regime);
   const Path path(spec, regime, 1);
   std::vector<SizeLaw> laws;
   const auto add = [&](Tensor t, const char* quantity, const PowerLaw& value) {
@@ -170,27 +165,27 @@ std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& para
   for (std::size_t i = 0; i < tensor_names.size(); ++i) {
     const auto t = static_cast<Tensor>(i);
     switch (t) {
-      case Tensor::input: add(t, "D Var W_in", var.input); break;
+      case Tensor::input: add(t, "D Var W_in", normal.input); break;
       case Tensor::router:
         if (regime.experts_sampled) {
-          add(t, "s_chi^2", var.router_chi);
-          add(t, "s_beta^2", var.router_beta);
+          add(t, "s_chi^2", normal.router.chi2);
+          add(t, "s_beta^2", normal.router.beta2);
         } else {
-          add(t, "N^2 Var Q", var.explicit_router);
+          add(t, "N^2 Var Q", normal.explicit_router);
         }
         break;
       case Tensor::expert_in:
-        add(t, "s_chi^2", var.in_chi);
-        add(t, "s_beta^2", var.in_beta);
+        add(t, "s_chi^2", normal.expert_in.chi2);
+        add(t, "s_beta^2", normal.expert_in.beta2);
         break;
       case Tensor::expert_out:
-        add(t, "s_chi^2", var.out_chi);
-        add(t, "s_beta^2", var.out_beta);
+        add(t, "s_chi^2", normal.expert_out.chi2);
+        add(t, "s_beta^2", normal.expert_out.beta2);
         break;
-      case Tensor::readout: add(t, variance_readout, var.readout); break;
+      case Tensor::readout: add(t, variance_readout, normal.readout); break;
     }
-    add(t, rate_quantity, absorbed.lr[t] * units.lr[t]);
-    if (!is_linear(spec.optimizer.name)) add(t, eps_quantity, absorbed.eps[t] * units.eps[t]);
+    add(t, rate_quantity, normal.lr[t]);
+    if (!is_linear(spec.optimizer.name)) add(t, eps_quantity, normal.eps[t]);
   }
   return laws;
 }
@@ -247,15 +242,18 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
                       param.name, item.quantity, tensor_name(item.tensor), path.limit(item.law), item.law.text(),
                       spec.model.param, spec.place("model.param")));
 
-  const VarianceLaws var = variance_laws(absorb(spec, param), param, regime);
-  constants.input_var = path.limit(var.input);
-  constants.readout_var = path.limit(var.readout);
+  const NormalLaws normal = normal_laws(spec, param, regime);
+  const auto sides = [&](const NormalLaws::Sides& of) {
+    return GaussianConstants{path.limit(of.chi2), path.limit(of.beta2)};
+  };
+  constants.input_var = path.limit(normal.input);
+  constants.readout_var = path.limit(normal.readout);
   if (regime.experts_sampled)
-    constants.router = {path.limit(var.router_chi), path.limit(var.router_beta)};
+    constants.router = sides(normal.router);
   else
-    constants.explicit_router_var = path.limit(var.explicit_router);
-  constants.expert_in = {path.limit(var.in_chi), path.limit(var.in_beta)};
-  constants.expert_out = {path.limit(var.out_chi), path.limit(var.out_beta)};
+    constants.explicit_router_var = path.limit(normal.explicit_router);
+  constants.expert_in = sides(normal.expert_in);
+  constants.expert_out = sides(normal.expert_out);
 
   if (spec.optimizer.name == OptimizerKind::signsgd) {
     const auto vanishing = vanishing_gradients(spec, regime, constants);

@@ -60,6 +60,20 @@ struct LimitConstants {
 LimitConstants limit_constants(const RunSpec& spec, const Parameterization& param, const Regime& regime, int D,
                                Faults& faults);
 
+/// The variances, learning rates and eps of theory sections 3 and 4 as power laws in the sizes, with init_scale, lr_scale,
+/// aggregation and output scale taken in.
+struct NormalLaws {
+  struct Sides {
+    PowerLaw chi2, beta2;
+  };
+  PowerLaw input;    ///< D Var W_in
+  PowerLaw readout;  ///< N^2 Var W_out
+  Sides router, expert_in, expert_out;
+  PowerLaw explicit_router;  ///< N^2 Var Q
+  PerTensor<PowerLaw> lr, eps;
+};
+NormalLaws normal_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime);
+
 /// A quantity of the limit as a power law in the sizes, before it is taken along the regime's path: for tables of
 /// exponents.
 struct SizeLaw {

@@ -1,0 +1,511 @@
+/// Symbolic signal propagation: the training of section 1 to 5 of docs/theory.md with every number replaced by its size in N, so that a
+/// few steps give the size exponent of everything (docs/parameterizations.md). Written once over a number of regimes/size.hpp.
+///
+/// A field is kept as its parts along the independent random directions that the network holds: the columns of W_in, the readout, and
+/// the Gaussian answers of Q, A, B to each new query. Sums over a population are then of the order of their number (law of large
+/// numbers) along a direction that both factors share, and of its square root (central limit theorem) otherwise; and a matrix
+/// answers by (T12), (T13): s_chi |x| Gaussian, plus s_beta times the part of x along an earlier backward answer in the
+/// direction of what that one was asked (the response), and the same with sides exchanged.
+#pragma once
+
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "regimes/size.hpp"
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+/// The step that stands for "late": by then the sizes of any table that has a limit have settled.
+inline constexpr int late_step = 6;
+
+/// What a matrix answers per unit of query: s_chi forward, s_beta backward (section 4), square roots of the variances.
+template <class S>
+struct Gains {
+  S chi, beta;
+};
+
+/// Sizes of everything that enters, in the units of section 3, and what the formulas depend on besides.
+template <class S>
+struct SignalSetup {
+  S neurons, experts, hidden;  ///< N, M, N_e along the path
+  S input, readout;            ///< D^(1/2) std W_in, N std W_out
+  Gains<S> router, expert_in, expert_out;
+  PerTensor<S> lr, eps;  ///< normalised
+  bool expert_in_shared = false, expert_out_shared = false;
+  bool linear = true;          ///< SGD, momentum
+  bool gate_varies = true;     ///< false: constant gate, or one softmax weight that is 1
+  bool gate_relative = false;  ///< softmax: what all experts have in common does not move it
+  bool topk = false;
+  bool residual = false;
+  bool loss_bounded = true;  ///< cross entropy: -dL/df is at most of order one
+  Activation activation = Activation::tanh, post_activation = Activation::identity;
+};
+
+namespace signal {
+
+inline constexpr int times = late_step + 1;
+inline constexpr int max_parts = 2 + 3 * times;
+
+/// Parts of a field by direction. Where a bounded activation saturates, few sites carry the RMS: `rest` holds what their averages do not see.
+template <class S>
+struct Field {
+  std::array<S, max_parts> part{};
+  S rest{};
+
+  S rms() const {
+    S sum = rest;
+    for (const S& p : part) sum = sum + p;
+    return sum;
+  }
+  Field operator+(const Field& other) const {
+    Field sum;
+    for (int d = 0; d < max_parts; ++d) sum.part[d] = part[d] + other.part[d];
+    sum.rest = rest + other.rest;
+    return sum;
+  }
+  Field operator*(const S& factor) const {
+    Field f;
+    for (int d = 0; d < max_parts; ++d) f.part[d] = part[d] * factor;
+    f.rest = rest * factor;
+    return f;
+  }
+  Field unit() const {
+    const S whole = rms();
+    Field f;
+    for (int d = 0; d < max_parts; ++d) f.part[d] = share(part[d], whole);
+    f.rest = share(rest, whole);
+    return f;
+  }
+};
+
+/// Mean of a b over a population.
+template <class S>
+S overlap(const Field<S>& a, const Field<S>& b, const S& population) {
+  S sum = a.rms() * b.rms() / sqrt(population);
+  for (int d = 0; d < max_parts; ++d) sum = sum + a.part[d] * b.part[d];
+  return sum;
+}
+
+/// Value, mean slope and RMS slope of an activation as factors of an argument of size |x|, and the change of its slope.
+template <class S>
+struct Slopes {
+  Slopes(Activation activation, const S& size) : activation_(activation), size_(size), inside_(S::one()) {
+    if (activation == Activation::tanh) inside_ = bounded(S::one() / size);  // share of sites that do not saturate
+  }
+  Field<S> value(const Field<S>& x) const { return x * inside_; }
+  Field<S> change(const Field<S>& dx) const {
+    Field<S> d = dx * inside_;
+    const S change = dx.rms();
+    d.rest = d.rest + smaller(change, sqrt(change)) * sqrt(inside_);
+    return activation_ == Activation::tanh ? d : dx;
+  }
+  Field<S> times_slope(const Field<S>& x) const {
+    Field<S> d = x * inside_;
+    if (activation_ == Activation::tanh) d.rest = d.rest + x.rms() * sqrt(inside_);
+    return d;
+  }
+  /// RMS of phi'(x + dx) - phi'(x).
+  S slope_change(const S& dx) const {
+    switch (activation_) {
+      case Activation::tanh: return bounded(dx * (size_ + dx)) * sqrt(inside_);
+      case Activation::relu: return sqrt(share(dx, size_ + dx));
+      case Activation::gelu: return bounded(dx);
+      case Activation::identity: break;
+    }
+    return {};
+  }
+
+ private:
+  Activation activation_;
+  S size_, inside_;
+};
+
+/// One of Q, A, B: initial part, what it was asked, and learned part. "forward" answers live on side X, "backward" ones on Y.
+template <class S>
+class Matrix {
+ public:
+  /// Directions of its answers begin at `forward_parts` on side X and at `backward_parts` on side Y, one a step.
+  Matrix(const Gains<S>& gains, int forward_parts, int backward_parts)
+      : gains_(gains), forward_parts_(forward_parts), backward_parts_(backward_parts) {}
+
+  /// The next query is the last one plus `increment`.
+  void ask_forward(const Field<S>& increment) { forward_.push_back(increment); }
+  void ask_backward(const Field<S>& increment) { backward_.push_back(increment); }
+
+  /// W(0) x for an x made of the increments first, first + 1, ... of the queries so far.
+  Field<S> forward(const Field<S>& x, int first = 0) const {
+    return answer(x, first, gains_.chi, gains_.beta, forward_, forward_parts_, backward_, backward_parts_);
+  }
+  Field<S> backward(const Field<S>& z, int first = 0) const {
+    return answer(z, first, gains_.beta, gains_.chi, backward_, backward_parts_, forward_, forward_parts_);
+  }
+
+  /// One update with gradient z x^T, (T15) to (T19) or (T22).
+  void learn(const Field<S>& z, const Field<S>& x, const S& lr, const S& eps, bool linear) {
+    if (linear)
+      learned_.push_back({lr, z, x});
+    else
+      learned_.push_back({lr * bounded(z.rms() * x.rms() / eps), z.unit(), x.unit()});
+  }
+  Field<S> learned_forward(const Field<S>& x, const S& population) const {
+    Field<S> sum;
+    for (const auto& u : learned_) sum = sum + u.left * (u.size * overlap(u.right, x, population));
+    return sum;
+  }
+  Field<S> learned_backward(const Field<S>& z, const S& population) const {
+    Field<S> sum;
+    for (const auto& u : learned_) sum = sum + u.right * (u.size * overlap(u.left, z, population));
+    return sum;
+  }
+
+ private:
+  struct Update {
+    S size;
+    Field<S> left, right;
+  };
+
+  /// (T12): Gaussian `gain` |x|; response `other_gain` times the part of x along an answer of the other side.
+  static Field<S> answer(const Field<S>& x, int first, const S& gain, const S& other_gain,
+                         const std::vector<Field<S>>& asked, int own_parts, const std::vector<Field<S>>& others,
+                         int other_parts) {
+    Field<S> sum;
+    for (std::size_t j = 0; j < others.size(); ++j) {
+      const S along = x.part[other_parts + static_cast<int>(j)];
+      if (!along.is_zero()) sum = sum + others[j].unit() * (other_gain * along);
+    }
+    for (int s = first; s < static_cast<int>(asked.size()); ++s)
+      sum.part[own_parts + s] = sum.part[own_parts + s] + gain * asked[s].rms();
+    return sum;
+  }
+
+  Gains<S> gains_;
+  int forward_parts_, backward_parts_;
+  std::vector<Field<S>> forward_, backward_;
+  std::vector<Update> learned_;
+};
+
+}  // namespace signal
+
+/// Sizes by name at one step: the observables of support/observable.hpp and the atomic quantities listed in regimes/exponents.hpp.
+template <class S>
+using NamedSizes = std::vector<std::pair<const char*, S>>;
+
+/// Trains symbolically for late_step steps. Result: sizes at t = 0, 1, ..., late_step, the same names in the same order at each.
+template <class S>
+class SignalPropagation {
+ public:
+  explicit SignalPropagation(const SignalSetup<S>& setup) : c_(setup) {}
+
+  std::vector<NamedSizes<S>> run() {
+    std::vector<NamedSizes<S>> steps;
+    for (t_ = 0; t_ <= late_step; ++t_) {
+      out_.clear();
+      forward();
+      backward();
+      gradients();
+      steps.push_back(out_);
+      update();
+    }
+    return steps;
+  }
+
+ private:
+  using Field = signal::Field<S>;
+  using Matrix = signal::Matrix<S>;
+  using Slopes = signal::Slopes<S>;
+  static constexpr int T = signal::times;
+  // Directions of neurons; of hidden units of experts; of experts.
+  static constexpr int along_input = 0, along_readout = 1, along_y = 2, along_xi_A = 2 + T, along_xi_Q = 2 + 2 * T;
+  static constexpr int along_u = 0, along_zeta = T;
+  static constexpr int common = 0, along_r = 1, along_s = 1 + T;
+
+  void record(const char* name, const S& value) { out_.emplace_back(name, value); }
+  void record(const char* name, const Field& field) { record(name, field.rms()); }
+  static Field along(int direction, const S& size) {
+    Field f;
+    f.part[direction] = size;
+    return f;
+  }
+
+  /// (1/K) sum over experts of a field over (expert, unit), for a matrix that all experts share.
+  Field average_over_experts(Field f) const {
+    const S averaging = S::one() / sqrt(c_.experts);
+    const S whole = f.rms();
+    for (int d = 0; d < 2 * T; ++d) {
+      const bool kept = d < along_zeta ? c_.expert_in_shared : c_.expert_out_shared;
+      if (!kept) f.part[d] = f.part[d] * averaging;
+    }
+    f.rest = f.rest * averaging + whole * averaging;
+    return f;
+  }
+
+  void forward() {
+    const bool start = t_ == 0;
+    // (T1), (T21)
+    const Field h = along(along_input, c_.input) + h_learned_;
+    at_h_ = Slopes(c_.activation, h.rms());
+    const Field dphi = at_h_.change(h_learned_);
+    phi_ = at_h_.value(h);
+    if (!start) phi_ = phi_ + dphi;
+    record("rms_h", h);
+    record("rms_phi", phi_);
+    record("change_h", h_learned_);
+    record("change_phi", dphi);
+    phi_increment_ = start ? phi_ : dphi;
+
+    // (T2), (T15)
+    router_.ask_forward(phi_increment_);
+    const Field r_init = router_.forward(phi_), r_propagating = start ? Field{} : router_.forward(phi_, 1);
+    const Field r_learned = router_.learned_forward(phi_, c_.neurons);
+    const Field r = r_init + r_learned, dr = r_propagating + r_learned;
+    record("rms_r", r);
+    record("rms_r_init", r_init);
+    record("r_propagating", r_propagating);
+    record("rms_r_effective", r_learned);
+    record("change_r", dr);
+    gate(r, dr);
+
+    // (T3), (T16)
+    expert_in_.ask_forward(phi_increment_);
+    const Field u_init = expert_in_.forward(phi_), u_propagating = start ? Field{} : expert_in_.forward(phi_, 1);
+    const Field u_learned = expert_in_.learned_forward(phi_, c_.neurons);
+    const Field u = u_init + u_learned, du = u_propagating + u_learned;
+    at_u_ = Slopes(c_.activation, u.rms());
+    du_ = du.rms();
+    dv_ = at_u_.change(du);
+    v_ = at_u_.value(u);
+    if (start) v_start_ = v_;
+    if (!start) v_ = v_ + dv_;
+    for (const char* name : {"rms_u", "rms_u_all"}) record(name, u);
+    record("rms_u_init", u_init);
+    record("u_propagating", u_propagating);
+    record("rms_u_effective", u_learned);
+    record("change_u", du);
+    for (const char* name : {"rms_v", "rms_v_all"}) record(name, v_);
+    record("change_v", dv_);
+
+    aggregate();
+    read_out();
+  }
+
+  /// Gates: a constant of order one plus what varies from expert to expert.
+  void gate(const Field& r, const Field& dr) {
+    const S size = r.rms();
+    gate_ = {};
+    gate_change_ = {};
+    r_inside_ = bounded(S::one() / size);
+    r_size_ = size;
+    dr_ = dr.rms();
+    if (c_.topk) {
+      gate_ = r.unit();
+      if (!dr_.is_zero()) gate_change_ = sqrt(share(dr_, size));
+    }
+    if (!c_.gate_varies) return;
+    gate_ = gate_ + r * r_inside_;
+    gate_change_ = gate_change_ + bounded(dr_);
+  }
+
+  /// (T4), (T17), (T26)
+  void aggregate() {
+    const bool start = t_ == 0, shared = c_.expert_out_shared;
+    // The gates of time t multiply v(0) too: what has changed of them is asked with the propagating part.
+    const auto asked = [&](const Field& f) { return shared ? average_over_experts(f) : f; };
+    Field regated;
+    regated.rest = gate_change_ * v_start_.rms();
+    Gv_ = v_;
+    Gv_increment_ = start ? v_ : dv_ + regated;
+    expert_out_.ask_forward(asked(Gv_increment_));
+    const S gain = c_.expert_out.chi;
+    Field y_init = along(along_y, gain * asked(v_start_).rms());
+    if (!start) y_init = y_init + along(along_y + t_, gain * asked(regated).rms());
+    Field y_propagating;
+    if (!start) {
+      y_propagating = expert_out_.forward(asked(dv_), 1);
+      // Of the newest increment only the part that comes from dv belongs here.
+      y_propagating.part[along_y + t_] = gain * asked(dv_).rms();
+    }
+    const Field y_learned = expert_out_.learned_forward(Gv_, units_);
+    y_ = y_init + y_propagating + y_learned;
+    dy_ = y_propagating + y_learned + (start ? Field{} : along(along_y + t_, gain * asked(regated).rms()));
+    record("rms_y", y_);
+    record("rms_y_init", y_init);
+    record("rms_y_propagating", y_propagating);
+    record("rms_y_effective", y_learned);
+    record("change_y", dy_);
+    // Each B_i v_i by itself: the sum over independent experts is smaller by M^(1/2) in its Gaussian part.
+    const S one_expert = shared ? S::one() : sqrt(c_.experts);
+    record("expert_output_init", y_init.rms() * one_expert);
+    record("expert_output_propagating", start ? S{} : y_propagating.rms() + gain * asked(dv_).rms() * one_expert);
+    record("expert_output_effective", y_learned);
+  }
+
+  /// (T5), (T20)
+  void read_out() {
+    at_y_ = Slopes(c_.post_activation, y_.rms());
+    stream_ = at_y_.value(y_);
+    Field dstream = at_y_.change(dy_);
+    if (t_ > 0) stream_ = stream_ + dstream;
+    if (c_.residual) {
+      stream_ = stream_ + phi_;
+      if (t_ > 0) dstream = dstream + phi_increment_;
+    }
+    const Field start = along(along_readout, c_.readout);
+    f_ = overlap(start + readout_learned_, stream_, c_.neurons);
+    df_ = S{};
+    if (t_ > 0) {
+      const S learned = overlap(readout_learned_, stream_, c_.neurons);
+      df_ = learned + overlap(start, dstream, c_.neurons);
+      record("f_effective", learned);
+    } else {
+      record("f_effective", S{});
+    }
+    record("rms_f", f_);
+    record("change_f", df_);
+  }
+
+  void backward() {
+    const bool start = t_ == 0;
+    // (T6); a loss that is not bounded pulls with the size of f.
+    delta_ = c_.loss_bounded ? S::one() : S::one() + f_;
+    const S ddelta = c_.loss_bounded ? bounded(df_) : df_;
+    const Field readout_start = along(along_readout, c_.readout);
+    const Field D0 = (readout_start + readout_learned_) * delta_;
+    const Field dD0 = readout_learned_ * delta_ + readout_start * ddelta;
+    D_ = at_y_.times_slope(D0);
+    Field dD;
+    if (!start) {
+      dD = at_y_.times_slope(dD0);
+      dD.rest = dD.rest + D0.rms() * at_y_.slope_change(dy_.rms());
+    }
+    record("rms_D", D_);
+    record("change_D", dD);
+
+    // (T7), (T18)
+    expert_out_.ask_backward(start ? D_ : dD);
+    const Field zeta_init = expert_out_.backward(D_);
+    const Field zeta_learned = expert_out_.learned_backward(D_, c_.neurons);
+    const Field zeta = zeta_init + zeta_learned;
+    const Field dzeta = start ? Field{} : expert_out_.backward(D_, 1) + zeta_learned;
+    record("rms_zeta", zeta);
+    record("rms_zeta_init", zeta_init);
+    record("rms_zeta_effective", zeta_learned);
+    record("change_zeta", dzeta);
+
+    // (T8)
+    ghat_ = at_u_.times_slope(zeta);
+    Field dghat;
+    if (!start) {
+      dghat = at_u_.times_slope(dzeta);
+      dghat.rest = dghat.rest + zeta.rms() * (at_u_.slope_change(du_) + gate_change_);
+    }
+    logits(zeta, dzeta);
+
+    // (T10), (T19)
+    const auto asked = [&](const Field& f) { return c_.expert_in_shared ? average_over_experts(f) : f; };
+    expert_in_.ask_backward(asked(start ? ghat_ : dghat));
+    const Field A_init = expert_in_.backward(asked(ghat_));
+    const Field A_learned = expert_in_.learned_backward(ghat_, units_);
+    const Field Q_init = router_.backward(rho_), Q_learned = router_.learned_backward(rho_, c_.experts);
+    xi_ = A_init + A_learned + Q_init + Q_learned;
+    Field dxi;
+    if (!start) dxi = expert_in_.backward(asked(ghat_), 1) + A_learned + router_.backward(rho_, 1) + Q_learned;
+    if (c_.residual) {
+      xi_ = xi_ + D0;
+      if (!start) dxi = dxi + dD0;
+    }
+    record("rms_xi", xi_);
+    record("rms_xi_A_init", A_init);
+    record("rms_xi_A_effective", A_learned);
+    record("rms_xi_Q_init", Q_init);
+    record("rms_xi_Q_effective", Q_learned);
+    record("change_xi", dxi);
+  }
+
+  /// (T9): s_i sums over the hidden units of an expert.
+  void logits(const Field& zeta, const Field& dzeta) {
+    const bool start = t_ == 0;
+    const S fluctuation = S::one() / sqrt(c_.hidden);
+    S mean{};  // the same for all experts but for what their gates differ in
+    for (int d = 0; d < 2 * T; ++d) mean = mean + v_.part[d] * zeta.part[d];
+    s_change_[t_] = start ? v_.rms() * zeta.rms() * fluctuation
+                          : (dv_.rms() * zeta.rms() + v_start_.rms() * dzeta.rms()) * fluctuation;
+    Field s = gate_ * mean, ds;
+    s.part[common] = mean;
+    if (!start) ds = s;  // at t = 0 zeta is independent of v
+    for (int k = 0; k <= t_; ++k) s.part[along_s + k] = s.part[along_s + k] + s_change_[k];
+    for (int k = 1; k <= t_; ++k) ds.part[along_s + k] = ds.part[along_s + k] + s_change_[k];
+    if (c_.gate_relative) s.part[common] = ds.part[common] = S{};
+
+    rho_ = {};
+    Field drho;
+    if (c_.gate_varies) {
+      // Few gates do not saturate; whether they are seen in an RMS depends on how many experts there are.
+      const S slope = sqrt(r_inside_ * bounded(r_inside_ * c_.experts));
+      rho_ = s * r_inside_;
+      rho_.rest = s.rms() * slope;
+      if (!start) {
+        drho = ds * r_inside_;
+        drho.rest = ds.rms() * slope;
+        drho.rest = drho.rest + s.rms() * (bounded(dr_ * (r_size_ + dr_)) + (c_.topk ? gate_change_ : S{}));
+        if (c_.gate_relative) drho.rest = drho.rest + s.rms() * bounded(dr_);
+      }
+    }
+    record("rms_rho", rho_);
+    record("change_rho", drho);
+    router_.ask_backward(start ? rho_ : drho);
+  }
+
+  /// One update of a tensor with a side of fixed size.
+  void learn(Field& learned, const Field& gradient, Tensor t) const {
+    if (c_.linear)
+      learned = learned + gradient * c_.lr[t];
+    else
+      learned = learned + gradient.unit() * (c_.lr[t] * bounded(gradient.rms() / c_.eps[t]));
+  }
+
+  /// Gradients in the units of section 3, as the optimizer sees them, alone and over the eps of an entrywise rule.
+  void gradients() {
+    input_gradient_ = at_h_.times_slope(xi_);
+    readout_gradient_ = stream_ * delta_;
+    const PerTensor<S> size{{input_gradient_.rms(), rho_.rms() * phi_.rms(), ghat_.rms() * phi_.rms(),
+                             D_.rms() * Gv_.rms(), readout_gradient_.rms()}};
+    static constexpr std::array names = {"gradient_input", "gradient_router", "gradient_expert_in",
+                                         "gradient_expert_out", "gradient_readout"};
+    static constexpr std::array ratios = {"gradient_over_eps_input", "gradient_over_eps_router",
+                                          "gradient_over_eps_expert_in", "gradient_over_eps_expert_out",
+                                          "gradient_over_eps_readout"};
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      record(names[i], size.values[i]);
+      record(ratios[i], c_.linear ? size.values[i] : size.values[i] / c_.eps.values[i]);
+    }
+  }
+
+  void update() {
+    router_.learn(rho_, phi_, c_.lr[Tensor::router], c_.eps[Tensor::router], c_.linear);
+    expert_in_.learn(ghat_, phi_, c_.lr[Tensor::expert_in], c_.eps[Tensor::expert_in], c_.linear);
+    expert_out_.learn(D_, Gv_, c_.lr[Tensor::expert_out], c_.eps[Tensor::expert_out], c_.linear);
+    learn(h_learned_, input_gradient_, Tensor::input);
+    learn(readout_learned_, readout_gradient_, Tensor::readout);
+  }
+
+  SignalSetup<S> c_;
+  S units_ = c_.expert_in_shared || c_.expert_out_shared ? c_.hidden : c_.experts * c_.hidden;
+  Matrix router_{c_.router, along_r, along_xi_Q};
+  Matrix expert_in_{c_.expert_in, along_u, along_xi_A};
+  Matrix expert_out_{c_.expert_out, along_y, along_zeta};
+  int t_ = 0;
+  NamedSizes<S> out_;
+  Field h_learned_, readout_learned_;  ///< h(t) - h(0); wbar(t) - wbar(0)
+  // of the current step
+  Field phi_, phi_increment_, gate_, v_, v_start_, dv_, Gv_, Gv_increment_, y_, dy_, stream_, D_, ghat_, rho_, xi_;
+  Field input_gradient_, readout_gradient_;
+  S gate_change_{}, r_inside_{}, r_size_{}, dr_{}, du_{}, f_{}, df_{}, delta_{};
+  std::array<S, T> s_change_{};
+  Slopes at_h_{Activation::identity, S::one()}, at_u_{Activation::identity, S::one()};
+  Slopes at_y_{Activation::identity, S::one()};
+};
+
+}  // namespace moe

@@ -1,0 +1,154 @@
+/// Size exponents by symbolic signal propagation against those derived by hand (theory sections 2, 4 and 7).
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "regimes/exponents.hpp"
+#include "support/observable.hpp"
+
+using namespace moe;
+
+namespace {
+
+constexpr double zero = -1e9;  ///< identically zero, in the tables below
+
+struct Row {
+  const char *regime, *param;
+  OptimizerKind optimizer;
+  const char* name;
+  std::array<double, num_stages> at;
+};
+constexpr auto sgd = OptimizerKind::sgd, adam = OptimizerKind::adam;
+
+RunSpec run(const std::string& regime, const std::string& param, OptimizerKind optimizer, double eps = 0.02) {
+  RunSpec spec;
+  spec.model.regime = regime;
+  spec.model.param = param;
+  spec.optimizer.name = optimizer;
+  spec.optimizer.eps = eps;
+  spec.training.loss = Loss::mse;
+  return spec;
+}
+
+std::string text(const std::optional<double>& exponent) { return exponent ? fmt::format("{}", *exponent) : "zero"; }
+
+const ObservableExponents& named(const std::vector<ObservableExponents>& list, const std::string& name) {
+  for (const auto& e : list)
+    if (e.name == name) return e;
+  FAIL("no exponent of " << name);
+  return list.front();
+}
+
+// In the order of theory: what vanishes, what stays by correlation, what is order one by itself.
+const std::vector<Row> rows = {
+    // II muP: s_chi and s_beta of B vanish as N^-1/2; zeta is learned in one step, everything below waits for it.
+    {"II", "mup", sgd, "rms_y_init", {-0.5, -0.5, -0.5}},
+    {"II", "mup", sgd, "rms_y_propagating", {zero, -1, -0.5}},
+    {"II", "mup", sgd, "rms_y_effective", {zero, 0, 0}},
+    {"II", "mup", sgd, "rms_y", {-0.5, 0, 0}},
+    {"II", "mup", sgd, "rms_f", {-1, 0, 0}},  // readout and y are independent: N^-1/2 more
+    {"II", "mup", sgd, "rms_zeta_init", {-0.5, -0.5, -0.5}},
+    {"II", "mup", sgd, "rms_zeta_effective", {zero, 0, 0}},
+    {"II", "mup", sgd, "rms_rho", {-0.5, 0, 0}},
+    {"II", "mup", sgd, "rms_xi", {-0.5, 0, 0}},
+    {"II", "mup", sgd, "change_u", {zero, -0.5, 0}},
+    {"II", "mup", sgd, "change_h", {zero, -0.5, 0}},
+    {"II", "mup", adam, "change_u", {zero, -0.5, 0}},  // a gradient below eps moves by gradient / eps
+    // III muP: one-sided operators. B answers backward only, A forward only; responses bring the other side.
+    {"III", "mup", sgd, "rms_y_init", {-0.5, -0.5, -0.5}},
+    {"III", "mup", sgd, "rms_y_propagating", {zero, 0, 0}},
+    {"III", "mup", sgd, "rms_zeta_init", {0, 0, 0}},
+    {"III", "mup", sgd, "rms_xi_A_init", {-0.5, 0, 0}},
+    {"III", "mup", sgd, "rms_u_init", {0, 0, 0}},
+    {"III", "mup", sgd, "rms_rho", {-0.5, 0, 0}},  // <v zeta>_a: signs average out until zeta follows v
+    {"III", "mup", sgd, "rms_xi_Q_init", {-0.5, 0, 0}},
+    // I muP: the router's forward answer vanishes, its response does not.
+    {"I", "mup", sgd, "rms_r_init", {-0.5, -0.5, 0}},
+    {"I", "mup", sgd, "rms_r_effective", {zero, -0.5, 0}},
+    {"I", "mup", sgd, "rms_xi_Q_init", {-0.5, 0, 0}},
+    {"I", "mup", sgd, "rms_y_init", {0, 0, 0}},
+    {"I", "mup", sgd, "rms_zeta_init", {0, 0, 0}},
+    {"I", "mup", sgd, "rms_xi_A_init", {0, 0, 0}},
+    {"I", "mup", adam, "rms_r", {-0.5, -0.5, 0}},
+    // MSSP: every term of the aggregation is of order one at all times; f(0) and, where hidden units grow, rho(0) are sums of
+    // independent signs.
+    {"I", "mssp", sgd, "rms_r_init", {zero, zero, zero}},
+    {"I", "mssp", sgd, "rms_r", {zero, -0.5, 0}},
+    {"I", "mssp", sgd, "rms_y_init", {0, 0, 0}},
+    {"I", "mssp", sgd, "rms_y_propagating", {zero, 0, 0}},
+    {"II", "mssp", sgd, "rms_y_init", {0, 0, 0}},
+    {"II", "mssp", sgd, "rms_y_propagating", {zero, 0, 0}},
+    {"II", "mssp", sgd, "rms_y_effective", {zero, 0, 0}},
+    {"II", "mssp", sgd, "rms_zeta_init", {0, 0, 0}},
+    {"II", "mssp", sgd, "rms_xi_A_init", {0, 0, 0}},
+    {"II", "mssp", sgd, "rms_xi_Q_init", {0, 0, 0}},
+    {"II", "mssp", sgd, "rms_rho", {0, 0, 0}},
+    {"II", "mssp", sgd, "rms_f", {-0.5, 0, 0}},
+    {"III", "mssp", sgd, "rms_y_init", {0, 0, 0}},
+    {"III", "mssp", sgd, "rms_y_propagating", {zero, 0, 0}},
+    {"III", "mssp", sgd, "rms_zeta_init", {0, 0, 0}},
+    {"III", "mssp", sgd, "rms_xi_A_init", {0, 0, 0}},
+    {"III", "mssp", sgd, "rms_rho", {-0.5, 0, 0}},
+    {"III", "mssp", adam, "rms_y_init", {0, 0, 0}},
+    // SP and NTP: N W_out ~ N^1/2, hence D.
+    {"II", "sp", sgd, "rms_D", {0.5, 0.5, 0.5}},
+    {"III", "ntp", sgd, "rms_D", {0.5, 0.5, 0.5}},
+    {"I", "ntp", sgd, "rms_f", {0, 0, 0}},
+    // NTP in I is lazy: lr_in D/N D Var.. eta_in xi ~ N^-1 N^1/2.
+    {"I", "ntp", sgd, "change_h", {zero, -0.5, -0.5}},
+    {"I", "ntp", sgd, "change_f", {zero, 0, 0}},
+};
+
+}  // namespace
+
+TEST_CASE("size exponents are those of theory section 7, derived by hand [all regimes, muP, MSSP, SP, NTP]") {
+  for (const auto& row : rows) {
+    const auto list = observable_exponents(run(row.regime, row.param, row.optimizer));
+    const ObservableExponents& e = named(list, row.name);
+    for (std::size_t k = 0; k < row.at.size(); ++k) {
+      CAPTURE(row.regime);
+      CAPTURE(row.param);
+      CAPTURE(row.name);
+      CAPTURE(stage_names[k]);
+      const std::string got = text(e.at[k]), expected = row.at[k] == zero ? "zero" : fmt::format("{}", row.at[k]);
+      CHECK(got == expected);
+    }
+  }
+}
+
+TEST_CASE("every observable has exponents, and a reason exactly where one is not zero") {
+  for (const char* regime : {"I", "II", "III"})
+    for (const char* param : {"mup", "mssp", "sp", "ntp"})
+      for (const auto optimizer : {sgd, adam}) {
+        const auto list = observable_exponents(run(regime, param, optimizer));
+        REQUIRE(list.size() == observable_table.size());
+        for (std::size_t k = 0; k < list.size(); ++k) {
+          CHECK(list[k].name == observable_table[k].name);
+          bool off = false;
+          for (const auto& exponent : list[k].at) off = off || (exponent && *exponent != 0);
+          CHECK_MESSAGE(list[k].reason.empty() != off, list[k].name << ": " << list[k].reason);
+        }
+      }
+}
+
+TEST_CASE("the reason names what averages out and the entry of the table that causes it") {
+  const auto y = named(observable_exponents(run("II", "mup", sgd)), "rms_y_init");
+  for (const char* part : {"N^-0.5 at all times", "expert_out", "independent experts average out",
+                           "expert_out.std = Ne^-0.5", "order one wants N^0.5 times it"})
+    CHECK_MESSAGE(y.reason.find(part) != std::string::npos, y.reason);
+  const auto D = named(observable_exponents(run("II", "sp", sgd)), "rms_D");
+  CHECK_MESSAGE(D.reason.find("readout.std = N^-0.5") != std::string::npos, D.reason);
+}
+
+TEST_CASE(
+    "eps = 0 in the description lets a vanishing gradient move at full size, as the authors of signSGD limits "
+    "analyse") {
+  const auto held = named(observable_exponents(run("II", "mup", adam)), "rms_u_effective");
+  const auto free = named(observable_exponents(run("II", "mup", adam, 0)), "rms_u_effective");
+  CHECK(text(held.at[1]) == "-0.5");
+  CHECK(text(free.at[1]) == "0");
+}
