@@ -1,0 +1,165 @@
+"""Figures show the numbers of the files."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import unittest
+from pathlib import Path
+
+import matplotlib.pyplot
+import numpy as np
+from matplotlib.axes import Axes
+from moe_dmft import ResultError, draw, figures, load, style
+from moe_dmft.cases import cases_of
+from moe_dmft.gallery import GALLERY, NothingToDraw, draw_figure
+from result_files import STEPS, WIDTHS, kernel_values, limit_file, network_file, validation_file
+
+
+class Figures(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.limit, self.networks = load(limit_file(self.folder / "l.h5")), load(network_file(self.folder / "n.h5"))
+        self.both = [self.limit, self.networks]
+
+    def series(self, ax: Axes) -> dict[str, dict[str, np.ndarray]]:
+        return {s.series: s.columns for s in draw.drawn(ax)}
+
+    def test_loss(self) -> None:
+        figure, ax = matplotlib.pyplot.subplots()
+        self.addCleanup(matplotlib.pyplot.close, figure)
+        self.assertIs(figures.loss(self.both, ax), ax)
+        lines = {line.get_label(): line for line in ax.lines}
+        np.testing.assert_allclose(lines["limit"].get_ydata(), np.linspace(2, 0.8, 5))
+        np.testing.assert_allclose(lines["N = 32"].get_ydata(), np.linspace(2, 0.8, 5) + 1 / 32)
+        self.assertEqual(len(ax.collections), 1 + len(WIDTHS))  # a band each
+        self.assertEqual([t.get_text() for t in ax.get_legend().get_texts()], ["N = 16", "N = 32", "N = 64", "limit"])
+        self.assertEqual((ax.get_xlabel(), ax.get_ylabel()), ("step t", r"loss $\mathcal{L}$"))
+
+    def test_axes_are_made_where_none_are_given(self) -> None:
+        ax = figures.observable(self.both, "rms_h")
+        self.assertAlmostEqual(ax.figure.get_size_inches()[0], 85 / 25.4)
+        self.assertEqual(ax.get_ylabel(), r"$\mathrm{rms}(h)$")
+
+    def test_against_width(self) -> None:
+        ax = figures.against_width(self.both, "rms_y_init", predicted=-0.5)
+        seen = self.series(ax)
+        np.testing.assert_allclose(seen["networks"]["rms_y_init"], np.array(WIDTHS) ** -0.5)
+        np.testing.assert_allclose(seen["fit"]["rms_y_init"], seen["predicted"]["rms_y_init"])
+        self.assertNotIn("limit", seen)  # zero, and the axis is logarithmic
+        self.assertIn("fit: $N^{-0.500(6)}$", [t.get_text() for t in ax.get_legend().get_texts()])
+        # Relative errors 0.01/sqrt(3); three points of spacing log 2: 0.01/sqrt(3) / (sqrt(2) log 2) = 0.0059.
+        fitted = figures.scaling(self.both, "rms_y_init", 4).fitted
+        assert fitted is not None
+        self.assertAlmostEqual(fitted.error, 0.01 / np.sqrt(3) / (np.sqrt(2) * np.log(2)), places=10)
+        self.assertEqual(self.series(figures.against_width(self.both, "loss"))["limit"]["loss"][0], 0.8)
+
+    def test_coordinate_check(self) -> None:
+        ax = figures.coordinate_check(self.both, ["rms_y_init", "rms_h"])
+        seen = self.series(ax)
+        np.testing.assert_allclose(seen[style.symbol("rms_h")]["N"], WIDTHS)
+        self.assertEqual(seen[style.symbol("rms_h") + " limit"]["rms"][0], 1.5)
+        self.assertEqual(seen[style.symbol("rms_y_init") + " limit"]["rms"][0], 0)
+        with self.assertRaisesRegex(ResultError, "l.h5.*Set output.observables"):
+            figures.coordinate_check(self.limit, ["rms_zeta_init"])
+
+    def test_kernels_are_ordered_by_class(self) -> None:
+        order = [1, 3, 2, 5, 0, 4]  # rows of the classes 0, 1, 2
+        expected = 2 * kernel_values()[np.ix_(order, order)]
+        np.testing.assert_allclose(figures.kernel_values(self.both, "Phi")[0], expected)
+        np.testing.assert_allclose(figures.kernel_values(self.both, "Phi", width=64)[0], expected)  # seeds add -1, 0, 1
+        two = draw.panels(figures.kernel_comparison(self.both, "Phi", step=0))
+        np.testing.assert_allclose(two[0].images[0].get_array(), expected / 2)
+        self.assertEqual(two[0].images[0].get_clim(), two[1].images[0].get_clim())
+        with self.assertRaisesRegex(ResultError, "n.h5: there is no /limit/kernels. Run dmft_solve with output.kernels_at"):
+            figures.kernel(self.networks, "Phi")
+
+    def test_optimum_of_a_learning_rate(self) -> None:
+        lr = np.array([0.25, 0.5, 1, 2, 4])
+        # A parabola in log eta around 0.8 is found exactly, its value too.
+        found = figures.optimum(lr, 0.3 + np.log(lr / 0.8) ** 2)
+        assert found is not None
+        np.testing.assert_allclose(found, (0.8, 0.3), rtol=1e-12)
+        self.assertEqual(figures.optimum(lr, np.array([1.0, 2, 3, 4, 5])), (0.25, 1.0))  # at the edge
+        self.assertEqual(figures.optimum(lr, np.array([3.0, 2, 1, np.inf, np.nan])), (1.0, 1.0))  # beside divergence
+        self.assertIsNone(figures.optimum(lr, np.full(5, np.nan)))
+        cases = cases_of(
+            load(limit_file(self.folder / f"lr{k}.h5", lr=eta, final=0.3 + np.log(eta / 0.8) ** 2)) for k, eta in enumerate(lr)
+        )
+        (curve,) = figures.learning_rate_curves(cases)
+        assert curve.best is not None
+        self.assertAlmostEqual(curve.best[0], 0.8)
+        self.assertAlmostEqual(self.series(figures.learning_rate([curve]))["limit optimum"]["eta"][0], 0.8)
+
+    def test_files_of_dmft_validate(self) -> None:
+        results = load(validation_file(self.folder / "v.h5"))
+        (case,) = cases_of([results])
+        checks = case.compared("coordinate_check")
+        self.assertEqual({name: c.label for name, c in checks.items()}, {"mup": "μP", "mssp": "MSSP"})
+        for name, level in (("mup", 1), ("mssp", 2)):
+            scaling = figures.scaling(checks[name], "rms_y_init", 4)
+            np.testing.assert_allclose(scaling.mean, level * np.array(WIDTHS) ** -0.5)
+            self.assertEqual(scaling.limit, (0, 0))
+        (figure,) = draw_figure("coordinate_check", [case]).values()
+        self.assertEqual({ax.get_title() for ax in figure.axes if ax.get_title()}, {"μP", "MSSP"})
+        (figure,) = draw_figure("widths", [case]).values()  # a predicted slope, out of the file
+        legends = [t.get_text() for ax in figure.axes for t in ax.get_legend().get_texts()]
+        self.assertEqual(legends.count("predicted: $N^{-0.5}$"), 1)
+        assert results.lr_sweep is not None
+        curves = figures.swept_curves(results.lr_sweep)
+        self.assertEqual(
+            [(c.width, c.best) for c in curves], [(16, (0.4, 0.35, 0.45)), (32, (0.6, 0.5, 0.7)), (None, (0.8, 0.7, 0.9))]
+        )
+        seen = self.series(figures.learning_rate(curves))
+        np.testing.assert_allclose(seen["N = 16"]["eta"], [0.25, 0.5, 1])  # at 2 a seed diverged
+        self.assertEqual(seen["limit optimum"]["loss"][0], 0.5)
+
+    def test_distributions_are_joined_without_loss(self) -> None:
+        edges = 0.01 * np.sinh(0.05 * np.arange(-200, 201))
+        centre = (edges[1:] + edges[:-1]) / 2
+        shares = np.exp(-(centre**2) / 2) * np.diff(edges) / np.sqrt(2 * np.pi)
+        wide, density = figures.merged(edges, shares)
+        self.assertTrue(set(wide) <= set(edges))
+        inside = shares[(centre > wide[0]) & (centre < wide[-1])].sum()
+        self.assertAlmostEqual((density * np.diff(wide)).sum(), inside, places=12)
+
+    def test_csv_holds_what_is_drawn(self) -> None:
+        ax = figures.loss(self.both)
+        path = self.folder / "loss.csv"
+        draw.write_csv(ax.figure, path)
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        self.assertEqual(len(rows), len(STEPS) * (1 + len(WIDTHS)))
+        last = [r for r in rows if r["series"] == "N = 16"][-1]
+        self.assertEqual((float(last["step"]), float(last["loss"])), (4, 0.8 + 1 / 16))
+        self.assertAlmostEqual(float(last["standard_error"]), 1 / 16 / np.sqrt(3), places=8)
+
+    def test_gallery_draws_all_there_is_in_every_format(self) -> None:
+        cases = cases_of(
+            [*self.both, load(limit_file(self.folder / "m.h5", "mup")), load(network_file(self.folder / "o.h5", "mup"))]
+        )
+        drawn = set()
+        for name in GALLERY:
+            try:
+                for stem, figure in draw_figure(name, cases).items():
+                    drawn.add(name)
+                    for suffix in ("pdf", "svg", "png"):
+                        style.save(figure, self.folder / f"{stem}.{suffix}")
+            except NothingToDraw as error:
+                self.assertRegex(str(error), "run|set|give")
+        self.assertEqual(drawn, {"loss", "test_loss", "forward", "aggregation", "widths", "coordinate_check", "kernels"})
+        pdf = (self.folder / "loss.pdf").read_bytes()
+        self.assertIn(b"/FontFile2", pdf)  # TrueType, embedded
+        self.assertNotIn(b"Type3", pdf)
+        svg = (self.folder / "loss.svg").read_text()
+        self.assertNotIn("<text", svg)  # glyphs are outlines
+
+    def test_settings_of_the_user_come_back(self) -> None:
+        before = dict(matplotlib.rcParams)
+        figures.loss(self.both)
+        self.assertEqual(dict(matplotlib.rcParams), before)
+
+
+if __name__ == "__main__":
+    unittest.main()
