@@ -47,8 +47,73 @@ std::string entry(const char* key, Tensor t, const PowerLaw& law) {
   return fmt::format("{}.{} = {}", tensor_names[static_cast<std::size_t>(t)], key, law.text());
 }
 
-/// Why a factor N^amount is there.
-std::string clause(Cause cause, double amount, const Parameterization& param, const Regime& regime) {
+/// One sentence on the stages with an exponent that is not zero, told by the worst of them.
+std::string reason(const Stages& stages, const Parameterization& param, const Regime& regime) {
+  const auto off = [](const TracedSize& s) { return !s.is_zero() && s.exponent != 0; };
+  static constexpr std::array when = {"at t = 0", "after one step", "late"};
+  const TracedSize* worst = nullptr;
+  std::vector<std::pair<double, std::string>> sizes;  // of equal size together
+  std::size_t there = 0;
+  for (std::size_t k = 0; k < stages.size(); ++k) {
+    there += !stages[k].is_zero();
+    if (!off(stages[k])) continue;
+    if (!sizes.empty() && sizes.back().first == stages[k].exponent)
+      sizes.back().second += std::string(", ") + when[k];
+    else
+      sizes.emplace_back(stages[k].exponent, when[k]);
+    if (!worst || (worst->exponent < 0 && stages[k].exponent != worst->exponent)) worst = &stages[k];
+    // What grows without bound is told by how it began.
+    if (worst->exponent == unbounded && k > 0 && off(stages[k - 1])) worst = &stages[k - 1];
+  }
+  if (!worst) return "";
+  std::vector<std::pair<double, std::string>> clauses;
+  for (std::size_t k = 0; k < worst->from.size(); ++k)
+    if (const double amount = snapped(worst->from[k]); amount != 0)
+      clauses.emplace_back(amount, cause_text(static_cast<Cause>(k), amount, param, regime));
+  // What has the sign of the whole comes first.
+  std::stable_sort(clauses.begin(), clauses.end(), [&](const auto& a, const auto& b) {
+    return (worst->exponent < 0 ? a.first : -a.first) < (worst->exponent < 0 ? b.first : -b.first);
+  });
+  const bool always =
+      sizes.size() == 1 &&
+      static_cast<std::size_t>(std::count(sizes[0].second.begin(), sizes[0].second.end(), ',')) + 1 == there;
+  std::string text;
+  for (const auto& [exponent, where] : sizes)
+    text +=
+        fmt::format("{}{} {}", text.empty() ? "" : ", ",
+                    exponent == unbounded ? "more with every step" : power(exponent), always ? "at all times" : where);
+  text += ": ";
+  for (std::size_t k = 0; k < clauses.size(); ++k) text += (k > 0 ? "; " : "") + clauses[k].second;
+  return text;
+}
+
+ObservableExponents exponents_of(const std::string& name, const Stages& stages, const Parameterization& param,
+                                 const Regime& regime) {
+  ObservableExponents result;
+  result.name = name;
+  for (std::size_t k = 0; k < stages.size(); ++k)
+    if (!stages[k].is_zero()) result.at[k] = stages[k].exponent;
+  result.reason = reason(stages, param, regime);
+  return result;
+}
+
+/// Observables that count, not measure a field.
+std::optional<ObservableExponents> counted(const std::string& name, const Regime& regime) {
+  ObservableExponents result;
+  result.name = name;
+  if (name == "router_entropy" || name == "load_q99" || name == "load_max") {
+    result.at.fill(0);
+    return result;
+  }
+  if (name != "ess_forward" && name != "ess_backward") return std::nullopt;
+  result.at.fill(regime.growth.M);
+  if (regime.growth.M > 0) result.reason = "counts experts, of which there are M ~ N";
+  return result;
+}
+
+}  // namespace
+
+std::string cause_text(Cause cause, double amount, const Parameterization& param, const Regime& regime) {
   const auto std_entry = [&](Tensor t) { return entry("std", t, param.rule[t].std); };
   const auto answers = [&](Tensor t, const char* what, const char* why) {
     return fmt::format("{} of the initial {} {} as {}{} ({}; order one wants {} times it)", what,
@@ -92,72 +157,6 @@ std::string clause(Cause cause, double amount, const Parameterization& param, co
   return fmt::format("the normalised learning rate of {} {} as {} ({}; order one wants {} times it)", name,
                      amount < 0 ? "falls" : "grows", power(amount), entry("lr", t, rule.lr), power(-amount));
 }
-
-/// One sentence on the stages with an exponent that is not zero, told by the worst of them.
-std::string reason(const Stages& stages, const Parameterization& param, const Regime& regime) {
-  const auto off = [](const TracedSize& s) { return !s.is_zero() && s.exponent != 0; };
-  static constexpr std::array when = {"at t = 0", "after one step", "late"};
-  const TracedSize* worst = nullptr;
-  std::vector<std::pair<double, std::string>> sizes;  // of equal size together
-  std::size_t there = 0;
-  for (std::size_t k = 0; k < stages.size(); ++k) {
-    there += !stages[k].is_zero();
-    if (!off(stages[k])) continue;
-    if (!sizes.empty() && sizes.back().first == stages[k].exponent)
-      sizes.back().second += std::string(", ") + when[k];
-    else
-      sizes.emplace_back(stages[k].exponent, when[k]);
-    if (!worst || (worst->exponent < 0 && stages[k].exponent != worst->exponent)) worst = &stages[k];
-    // What grows without bound is told by how it began.
-    if (worst->exponent == unbounded && k > 0 && off(stages[k - 1])) worst = &stages[k - 1];
-  }
-  if (!worst) return "";
-  std::vector<std::pair<double, std::string>> clauses;
-  for (std::size_t k = 0; k < worst->from.size(); ++k)
-    if (const double amount = snapped(worst->from[k]); amount != 0)
-      clauses.emplace_back(amount, clause(static_cast<Cause>(k), amount, param, regime));
-  // What has the sign of the whole comes first.
-  std::stable_sort(clauses.begin(), clauses.end(), [&](const auto& a, const auto& b) {
-    return (worst->exponent < 0 ? a.first : -a.first) < (worst->exponent < 0 ? b.first : -b.first);
-  });
-  const bool always =
-      sizes.size() == 1 &&
-      static_cast<std::size_t>(std::count(sizes[0].second.begin(), sizes[0].second.end(), ',')) + 1 == there;
-  std::string text;
-  for (const auto& [exponent, where] : sizes)
-    text +=
-        fmt::format("{}{} {}", text.empty() ? "" : ", ",
-                    exponent == unbounded ? "more with every step" : power(exponent), always ? "at all times" : where);
-  text += ": ";
-  for (std::size_t k = 0; k < clauses.size(); ++k) text += (k > 0 ? "; " : "") + clauses[k].second;
-  return text;
-}
-
-ObservableExponents exponents_of(const std::string& name, const Stages& stages, const Parameterization& param,
-                                 const Regime& regime) {
-  ObservableExponents result;
-  result.name = name;
-  for (std::size_t k = 0; k < stages.size(); ++k)
-    if (!stages[k].is_zero()) result.at[k] = stages[k].exponent;
-  result.reason = reason(stages, param, regime);
-  return result;
-}
-
-/// Observables that count, not measure a field.
-std::optional<ObservableExponents> counted(const std::string& name, const Regime& regime) {
-  ObservableExponents result;
-  result.name = name;
-  if (name == "router_entropy" || name == "load_q99" || name == "load_max") {
-    result.at.fill(0);
-    return result;
-  }
-  if (name != "ess_forward" && name != "ess_backward") return std::nullopt;
-  result.at.fill(regime.growth.M);
-  if (regime.growth.M > 0) result.reason = "counts experts, of which there are M ~ N";
-  return result;
-}
-
-}  // namespace
 
 template <class S>
 SignalSetup<S> signal_setup(const RunSpec& spec, const Parameterization& param, const Regime& regime) {

@@ -42,6 +42,24 @@ inline constexpr std::array atomic_table = {
     AtomicInfo{"expert_output_propagating", "B_i(0) (v_i(t) - v_i(0)) of one expert, before the sum over experts"},
     AtomicInfo{"expert_output_effective", "(B_i(t) - B_i(0)) v_i(t) of one expert"},
     AtomicInfo{"f_effective", "(W_out(t) - W_out(0)) s(t)"},
+    AtomicInfo{"gain_input", "size of the initial h: D^(1/2) std of W_in"},
+    AtomicInfo{"chi_router", "s_chi of Q: initial logits per unit of phi (T12)"},
+    AtomicInfo{"beta_router", "s_beta of Q: initial backward answers per unit of rho (T13)"},
+    AtomicInfo{"chi_expert_in", "s_chi of A: initial u per unit of phi"},
+    AtomicInfo{"beta_expert_in", "s_beta of A: initial backward answers per unit of ghat"},
+    AtomicInfo{"chi_expert_out", "s_chi of B: initial y per unit of G v"},
+    AtomicInfo{"beta_expert_out", "s_beta of B: initial zeta per unit of D"},
+    AtomicInfo{"gain_readout", "size of the initial N W_out"},
+    AtomicInfo{"lr_input", "learning rate in the units of section 3: what W_in moves h by, per unit of gradient"},
+    AtomicInfo{"lr_router", "the same of Q and r"},
+    AtomicInfo{"lr_expert_in", "the same of A and u"},
+    AtomicInfo{"lr_expert_out", "the same of B and y"},
+    AtomicInfo{"lr_readout", "the same of W_out"},
+    AtomicInfo{"eps_input", "eps in the units of the gradient (section 3), entrywise rules only"},
+    AtomicInfo{"eps_router", "the same of Q"},
+    AtomicInfo{"eps_expert_in", "the same of A"},
+    AtomicInfo{"eps_expert_out", "the same of B"},
+    AtomicInfo{"eps_readout", "the same of W_out"},
     AtomicInfo{"gradient_input", "phi'(h) xi, gradient of W_in times N (T11)"},
     AtomicInfo{"gradient_router", "rho phi, gradient of Q times K"},
     AtomicInfo{"gradient_expert_in", "ghat phi, gradient of A times K N_e"},
@@ -61,6 +79,9 @@ std::vector<ObservableExponents> observable_exponents(const RunSpec& spec, const
 
 /// The same of atomic_table.
 std::vector<ObservableExponents> atomic_exponents(const RunSpec& spec, const Parameterization& param);
+
+/// Why a factor N^amount is there: what averages out or grows, and the entry of the table that causes it. The words of every refusal.
+std::string cause_text(Cause cause, double amount, const Parameterization& param, const Regime& regime);
 
 /// What signal propagation starts from: sizes by the table's power laws, structure by the description.
 template <class S>

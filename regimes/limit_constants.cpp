@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "regimes/exponents.hpp"
 #include "regimes/regime.hpp"
 
 namespace moe {
@@ -120,13 +121,30 @@ std::string remedy(const RunSpec& spec, const SizeLaw& item) {
   return "Lower the power of N of its std in the table, or study finite networks with it instead";
 }
 
+/// What a law that grows is the cause of.
+Cause cause_of(const SizeLaw& item) {
+  if (item.quantity == rate_quantity) return cause_of(Cause::lr, item.tensor);
+  const bool forward = item.quantity == "s_chi^2";
+  switch (item.tensor) {
+    case Tensor::input: return Cause::input_std;
+    case Tensor::router: return forward ? Cause::router_chi : Cause::router_beta;
+    case Tensor::expert_in: return forward ? Cause::expert_in_chi : Cause::expert_in_beta;
+    case Tensor::expert_out: return forward ? Cause::expert_out_chi : Cause::expert_out_beta;
+    case Tensor::readout: break;
+  }
+  return Cause::readout_std;
+}
+
 void report_growth(const RunSpec& spec, const Parameterization& param, const Regime& regime, const SizeLaw& item,
                    Faults& faults) {
-  faults.add(
-      fmt::format("{}: no limit of this form in regime {}: {} of {} grows as N^{:.4g} along the path (it is {}; "
-                  "table {}, from {}). {}",
-                  param.name, regime.name, item.quantity, tensor_name(item.tensor), item.exponent, item.law.text(),
-                  spec.model.param, spec.place("model.param"), remedy(spec, item)));
+  // A gain is the root of its variance.
+  const double amount = item.quantity == rate_quantity ? item.exponent : item.exponent / 2;
+  faults.add(fmt::format(
+      "{}: no limit of this form in regime {}: {} of {} grows as N^{:.4g} along the path (it is {}; table {}, from "
+      "{}): {}. {}",
+      param.name, regime.name, item.quantity, tensor_name(item.tensor), item.exponent, item.law.text(),
+      spec.model.param, spec.place("model.param"), cause_text(cause_of(item), amount, param, regime),
+      remedy(spec, item)));
 }
 
 }  // namespace

@@ -19,7 +19,7 @@
 namespace moe {
 
 /// The step that stands for "late": by then the sizes of any table that has a limit have settled.
-inline constexpr int late_step = 6;
+inline constexpr int late_step = 5;
 
 /// What a matrix answers per unit of query: s_chi forward, s_beta backward (section 4), square roots of the variances.
 template <class S>
@@ -47,7 +47,7 @@ struct SignalSetup {
 namespace signal {
 
 inline constexpr int times = late_step + 1;
-inline constexpr int max_parts = 2 + 3 * times;
+inline constexpr int max_parts = (2 + 3 * times + 3) / 4 * 4;
 
 /// Parts of a field by direction. Where a bounded activation saturates, few sites carry the RMS: `rest` holds what their averages do not see.
 template <class S>
@@ -56,10 +56,14 @@ struct Field {
   S rest{};
 
   S rms() const {
-    S sum = rest;
-    for (const S& p : part) sum = sum + p;
-    return sum;
+    std::array<S, lanes> sum{rest};
+    for (int d = 0; d < max_parts; d += lanes)
+      for (int k = 0; k < lanes; ++k) sum[k] = sum[k] + part[d + k];
+    return total(sum);
   }
+  /// Several partial sums, so that the processor need not wait for one.
+  static constexpr int lanes = 4;
+  static S total(const std::array<S, lanes>& sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
   Field operator+(const Field& other) const {
     Field sum;
     for (int d = 0; d < max_parts; ++d) sum.part[d] = part[d] + other.part[d];
@@ -81,12 +85,18 @@ struct Field {
   }
 };
 
-/// Mean of a b over a population.
+/// Mean of a b over a population; `fluctuation` is its count to the power -1/2.
 template <class S>
-S overlap(const Field<S>& a, const Field<S>& b, const S& population) {
-  S sum = a.rms() * b.rms() / sqrt(population);
-  for (int d = 0; d < max_parts; ++d) sum = sum + a.part[d] * b.part[d];
-  return sum;
+S overlap(const Field<S>& a, const S& a_rms, const Field<S>& b, const S& b_rms, const S& fluctuation) {
+  constexpr int lanes = Field<S>::lanes;
+  std::array<S, lanes> sum{a_rms * b_rms * fluctuation};
+  for (int d = 0; d < max_parts; d += lanes)
+    for (int k = 0; k < lanes; ++k) sum[k] = sum[k] + a.part[d + k] * b.part[d + k];
+  return Field<S>::total(sum);
+}
+template <class S>
+S overlap(const Field<S>& a, const Field<S>& b, const S& fluctuation) {
+  return overlap(a, a.rms(), b, b.rms(), fluctuation);
 }
 
 /// Value, mean slope and RMS slope of an activation as factors of an argument of size |x|, and the change of its slope.
@@ -129,11 +139,15 @@ class Matrix {
  public:
   /// Directions of its answers begin at `forward_parts` on side X and at `backward_parts` on side Y, one a step.
   Matrix(const Gains<S>& gains, int forward_parts, int backward_parts)
-      : gains_(gains), forward_parts_(forward_parts), backward_parts_(backward_parts) {}
+      : gains_(gains), forward_parts_(forward_parts), backward_parts_(backward_parts) {
+    forward_.reserve(times);
+    backward_.reserve(times);
+    learned_.reserve(times);
+  }
 
   /// The next query is the last one plus `increment`.
-  void ask_forward(const Field<S>& increment) { forward_.push_back(increment); }
-  void ask_backward(const Field<S>& increment) { backward_.push_back(increment); }
+  void ask_forward(const Field<S>& increment) { forward_.push_back({increment.unit(), increment.rms()}); }
+  void ask_backward(const Field<S>& increment) { backward_.push_back({increment.unit(), increment.rms()}); }
 
   /// W(0) x for an x made of the increments first, first + 1, ... of the queries so far.
   Field<S> forward(const Field<S>& x, int first = 0) const {
@@ -144,46 +158,60 @@ class Matrix {
   }
 
   /// One update with gradient z x^T, (T15) to (T19) or (T22).
-  void learn(const Field<S>& z, const Field<S>& x, const S& lr, const S& eps, bool linear) {
-    if (linear)
-      learned_.push_back({lr, z, x});
-    else
-      learned_.push_back({lr * bounded(z.rms() * x.rms() / eps), z.unit(), x.unit()});
+  void learn_linear(const Field<S>& z, const Field<S>& x, const S& lr) {
+    learned_.push_back({lr, {z, z.rms()}, {x, x.rms()}});
   }
-  Field<S> learned_forward(const Field<S>& x, const S& population) const {
+  /// `size` of an entrywise update: of order one unless eps is larger than the gradient.
+  void learn_entrywise(const Field<S>& z, const Field<S>& x, const S& size) {
+    learned_.push_back({size, unit_of(z), unit_of(x)});
+  }
+  Field<S> learned_forward(const Field<S>& x, const S& fluctuation) const {
     Field<S> sum;
-    for (const auto& u : learned_) sum = sum + u.left * (u.size * overlap(u.right, x, population));
+    const S size = x.rms();
+    for (const auto& u : learned_)
+      sum = sum + u.left.field * (u.size * overlap(u.right.field, u.right.rms, x, size, fluctuation));
     return sum;
   }
-  Field<S> learned_backward(const Field<S>& z, const S& population) const {
+  Field<S> learned_backward(const Field<S>& z, const S& fluctuation) const {
     Field<S> sum;
-    for (const auto& u : learned_) sum = sum + u.right * (u.size * overlap(u.left, z, population));
+    const S size = z.rms();
+    for (const auto& u : learned_)
+      sum = sum + u.right.field * (u.size * overlap(u.left.field, u.left.rms, z, size, fluctuation));
     return sum;
   }
 
  private:
+  struct Measured {
+    Field<S> field;
+    S rms;
+  };
   struct Update {
     S size;
-    Field<S> left, right;
+    Measured left, right;
   };
+  static Measured unit_of(const Field<S>& f) {
+    const Field<S> unit = f.unit();
+    return {unit, unit.rms()};
+  }
 
-  /// (T12): Gaussian `gain` |x|; response `other_gain` times the part of x along an answer of the other side.
+  /// (T12): Gaussian `gain` |x|; response `other_gain` times the part of x along an answer of the other side. Queries are kept as
+  /// their directions and sizes.
   static Field<S> answer(const Field<S>& x, int first, const S& gain, const S& other_gain,
-                         const std::vector<Field<S>>& asked, int own_parts, const std::vector<Field<S>>& others,
+                         const std::vector<Measured>& asked, int own_parts, const std::vector<Measured>& others,
                          int other_parts) {
     Field<S> sum;
     for (std::size_t j = 0; j < others.size(); ++j) {
       const S along = x.part[other_parts + static_cast<int>(j)];
-      if (!along.is_zero()) sum = sum + others[j].unit() * (other_gain * along);
+      if (!along.is_zero()) sum = sum + others[j].field * (other_gain * along);
     }
     for (int s = first; s < static_cast<int>(asked.size()); ++s)
-      sum.part[own_parts + s] = sum.part[own_parts + s] + gain * asked[s].rms();
+      sum.part[own_parts + s] = sum.part[own_parts + s] + gain * asked[s].rms;
     return sum;
   }
 
   Gains<S> gains_;
   int forward_parts_, backward_parts_;
-  std::vector<Field<S>> forward_, backward_;
+  std::vector<Measured> forward_, backward_;
   std::vector<Update> learned_;
 };
 
@@ -193,22 +221,37 @@ class Matrix {
 template <class S>
 using NamedSizes = std::vector<std::pair<const char*, S>>;
 
-/// Trains symbolically for late_step steps. Result: sizes at t = 0, 1, ..., late_step, the same names in the same order at each.
+/// Trains symbolically: sizes at t = 0, 1, ..., the same names in the same order at each.
 template <class S>
 class SignalPropagation {
  public:
   explicit SignalPropagation(const SignalSetup<S>& setup) : c_(setup) {}
 
+  /// What intervals may be cut to, because nobody asks for tables beyond: largest exponents at t = 0, at t = 1 and later, and smallest
+  /// ones at the step before the last, in the order of the names.
+  struct Limits {
+    std::array<std::vector<double>, 3> highest;
+    std::vector<double> lowest;
+  };
+  /// Kept by reference.
+  void limit_to(const Limits& limits) { limits_ = &limits; }
+
+  /// Sizes of the next step, the first time those at t = 0; at most late_step + 1 times.
+  const NamedSizes<S>& step() {
+    if (!out_.empty()) {
+      update();
+      ++t_;
+      out_.clear();
+    }
+    forward();
+    backward();
+    gradients();
+    return out_;
+  }
+
   std::vector<NamedSizes<S>> run() {
     std::vector<NamedSizes<S>> steps;
-    for (t_ = 0; t_ <= late_step; ++t_) {
-      out_.clear();
-      forward();
-      backward();
-      gradients();
-      steps.push_back(out_);
-      update();
-    }
+    for (int t = 0; t <= late_step; ++t) steps.push_back(step());
     return steps;
   }
 
@@ -222,8 +265,22 @@ class SignalPropagation {
   static constexpr int along_u = 0, along_zeta = T;
   static constexpr int common = 0, along_r = 1, along_s = 1 + T;
 
-  void record(const char* name, const S& value) { out_.emplace_back(name, value); }
-  void record(const char* name, const Field& field) { record(name, field.rms()); }
+  void record(const char* name, S& value) {
+    if (limits_) {
+      cap(value, limits_->highest[std::min(t_, 2)][out_.size()]);
+      if (t_ == late_step - 1) raise(value, limits_->lowest[out_.size()]);
+    }
+    out_.emplace_back(name, value);
+  }
+  void record(const char* name, S&& value) { record(name, value); }
+  void record(const char* name, Field& field) {
+    if (limits_) {
+      const double highest = limits_->highest[std::min(t_, 2)][out_.size()];
+      for (S& part : field.part) cap(part, highest);
+      cap(field.rest, highest);
+    }
+    out_.emplace_back(name, field.rms());
+  }
   static Field along(int direction, const S& size) {
     Field f;
     f.part[direction] = size;
@@ -232,60 +289,59 @@ class SignalPropagation {
 
   /// (1/K) sum over experts of a field over (expert, unit), for a matrix that all experts share.
   Field average_over_experts(Field f) const {
-    const S averaging = S::one() / sqrt(c_.experts);
     const S whole = f.rms();
     for (int d = 0; d < 2 * T; ++d) {
       const bool kept = d < along_zeta ? c_.expert_in_shared : c_.expert_out_shared;
-      if (!kept) f.part[d] = f.part[d] * averaging;
+      if (!kept) f.part[d] = f.part[d] * over_experts_;
     }
-    f.rest = f.rest * averaging + whole * averaging;
+    f.rest = f.rest * over_experts_ + whole * over_experts_;
     return f;
   }
 
   void forward() {
     const bool start = t_ == 0;
     // (T1), (T21)
-    const Field h = along(along_input, c_.input) + h_learned_;
+    record("change_h", h_learned_);
+    Field h = along(along_input, c_.input) + h_learned_;
+    record("rms_h", h);
     at_h_ = Slopes(c_.activation, h.rms());
-    const Field dphi = at_h_.change(h_learned_);
+    Field dphi = at_h_.change(h_learned_);
+    record("change_phi", dphi);
     phi_ = at_h_.value(h);
     if (!start) phi_ = phi_ + dphi;
-    record("rms_h", h);
     record("rms_phi", phi_);
-    record("change_h", h_learned_);
-    record("change_phi", dphi);
     phi_increment_ = start ? phi_ : dphi;
 
     // (T2), (T15)
     router_.ask_forward(phi_increment_);
-    const Field r_init = router_.forward(phi_), r_propagating = start ? Field{} : router_.forward(phi_, 1);
-    const Field r_learned = router_.learned_forward(phi_, c_.neurons);
-    const Field r = r_init + r_learned, dr = r_propagating + r_learned;
-    record("rms_r", r);
+    Field r_init = router_.forward(phi_), r_propagating = start ? Field{} : router_.forward(phi_, 1);
+    Field r_learned = router_.learned_forward(phi_, over_neurons_);
     record("rms_r_init", r_init);
     record("r_propagating", r_propagating);
     record("rms_r_effective", r_learned);
+    Field r = r_init + r_learned, dr = r_propagating + r_learned;
+    record("rms_r", r);
     record("change_r", dr);
     gate(r, dr);
 
     // (T3), (T16)
     expert_in_.ask_forward(phi_increment_);
-    const Field u_init = expert_in_.forward(phi_), u_propagating = start ? Field{} : expert_in_.forward(phi_, 1);
-    const Field u_learned = expert_in_.learned_forward(phi_, c_.neurons);
-    const Field u = u_init + u_learned, du = u_propagating + u_learned;
-    at_u_ = Slopes(c_.activation, u.rms());
-    du_ = du.rms();
-    dv_ = at_u_.change(du);
-    v_ = at_u_.value(u);
-    if (start) v_start_ = v_;
-    if (!start) v_ = v_ + dv_;
-    for (const char* name : {"rms_u", "rms_u_all"}) record(name, u);
+    Field u_init = expert_in_.forward(phi_), u_propagating = start ? Field{} : expert_in_.forward(phi_, 1);
+    Field u_learned = expert_in_.learned_forward(phi_, over_neurons_);
     record("rms_u_init", u_init);
     record("u_propagating", u_propagating);
     record("rms_u_effective", u_learned);
+    Field u = u_init + u_learned, du = u_propagating + u_learned;
+    for (const char* name : {"rms_u", "rms_u_all"}) record(name, u);
     record("change_u", du);
-    for (const char* name : {"rms_v", "rms_v_all"}) record(name, v_);
+    at_u_ = Slopes(c_.activation, u.rms());
+    du_ = du.rms();
+    dv_ = at_u_.change(du);
     record("change_v", dv_);
+    v_ = at_u_.value(u);
+    if (start) v_start_ = v_;
+    if (!start) v_ = v_ + dv_;
+    for (const char* name : {"rms_v", "rms_v_all"}) record(name, v_);
 
     aggregate();
     read_out();
@@ -327,18 +383,18 @@ class SignalPropagation {
       // Of the newest increment only the part that comes from dv belongs here.
       y_propagating.part[along_y + t_] = gain * asked(dv_).rms();
     }
-    const Field y_learned = expert_out_.learned_forward(Gv_, units_);
-    y_ = y_init + y_propagating + y_learned;
-    dy_ = y_propagating + y_learned + (start ? Field{} : along(along_y + t_, gain * asked(regated).rms()));
-    record("rms_y", y_);
+    Field y_learned = expert_out_.learned_forward(Gv_, over_units_);
     record("rms_y_init", y_init);
     record("rms_y_propagating", y_propagating);
     record("rms_y_effective", y_learned);
+    y_ = y_init + y_propagating + y_learned;
+    dy_ = y_propagating + y_learned + (start ? Field{} : along(along_y + t_, gain * asked(regated).rms()));
+    record("rms_y", y_);
     record("change_y", dy_);
-    // Each B_i v_i by itself: the sum over independent experts is smaller by M^(1/2) in its Gaussian part.
-    const S one_expert = shared ? S::one() : sqrt(c_.experts);
-    record("expert_output_init", y_init.rms() * one_expert);
-    record("expert_output_propagating", start ? S{} : y_propagating.rms() + gain * asked(dv_).rms() * one_expert);
+    // Each B_i v_i by itself: of independent experts, the sum has a Gaussian part smaller by M^(1/2).
+    const S one_expert = shared ? gain : gain * sqrt(c_.experts);
+    record("expert_output_init", one_expert * v_start_.rms());
+    record("expert_output_propagating", start ? S{} : y_propagating.rms() + one_expert * dv_.rms());
     record("expert_output_effective", y_learned);
   }
 
@@ -353,11 +409,11 @@ class SignalPropagation {
       if (t_ > 0) dstream = dstream + phi_increment_;
     }
     const Field start = along(along_readout, c_.readout);
-    f_ = overlap(start + readout_learned_, stream_, c_.neurons);
+    f_ = overlap(start + readout_learned_, stream_, over_neurons_);
     df_ = S{};
     if (t_ > 0) {
-      const S learned = overlap(readout_learned_, stream_, c_.neurons);
-      df_ = learned + overlap(start, dstream, c_.neurons);
+      S learned = overlap(readout_learned_, stream_, over_neurons_);
+      df_ = learned + overlap(start, dstream, over_neurons_);
       record("f_effective", learned);
     } else {
       record("f_effective", S{});
@@ -385,10 +441,10 @@ class SignalPropagation {
 
     // (T7), (T18)
     expert_out_.ask_backward(start ? D_ : dD);
-    const Field zeta_init = expert_out_.backward(D_);
-    const Field zeta_learned = expert_out_.learned_backward(D_, c_.neurons);
-    const Field zeta = zeta_init + zeta_learned;
-    const Field dzeta = start ? Field{} : expert_out_.backward(D_, 1) + zeta_learned;
+    Field zeta_init = expert_out_.backward(D_);
+    Field zeta_learned = expert_out_.learned_backward(D_, over_neurons_);
+    Field zeta = zeta_init + zeta_learned;
+    Field dzeta = start ? Field{} : expert_out_.backward(D_, 1) + zeta_learned;
     record("rms_zeta", zeta);
     record("rms_zeta_init", zeta_init);
     record("rms_zeta_effective", zeta_learned);
@@ -406,9 +462,9 @@ class SignalPropagation {
     // (T10), (T19)
     const auto asked = [&](const Field& f) { return c_.expert_in_shared ? average_over_experts(f) : f; };
     expert_in_.ask_backward(asked(start ? ghat_ : dghat));
-    const Field A_init = expert_in_.backward(asked(ghat_));
-    const Field A_learned = expert_in_.learned_backward(ghat_, units_);
-    const Field Q_init = router_.backward(rho_), Q_learned = router_.learned_backward(rho_, c_.experts);
+    Field A_init = expert_in_.backward(asked(ghat_));
+    Field A_learned = expert_in_.learned_backward(ghat_, over_units_);
+    Field Q_init = router_.backward(rho_), Q_learned = router_.learned_backward(rho_, over_experts_);
     xi_ = A_init + A_learned + Q_init + Q_learned;
     Field dxi;
     if (!start) dxi = expert_in_.backward(asked(ghat_), 1) + A_learned + router_.backward(rho_, 1) + Q_learned;
@@ -427,11 +483,10 @@ class SignalPropagation {
   /// (T9): s_i sums over the hidden units of an expert.
   void logits(const Field& zeta, const Field& dzeta) {
     const bool start = t_ == 0;
-    const S fluctuation = S::one() / sqrt(c_.hidden);
     S mean{};  // the same for all experts but for what their gates differ in
     for (int d = 0; d < 2 * T; ++d) mean = mean + v_.part[d] * zeta.part[d];
-    s_change_[t_] = start ? v_.rms() * zeta.rms() * fluctuation
-                          : (dv_.rms() * zeta.rms() + v_start_.rms() * dzeta.rms()) * fluctuation;
+    s_change_[t_] = start ? v_.rms() * zeta.rms() * over_hidden_
+                          : (dv_.rms() * zeta.rms() + v_start_.rms() * dzeta.rms()) * over_hidden_;
     Field s = gate_ * mean, ds;
     s.part[common] = mean;
     if (!start) ds = s;  // at t = 0 zeta is independent of v
@@ -458,14 +513,6 @@ class SignalPropagation {
     router_.ask_backward(start ? rho_ : drho);
   }
 
-  /// One update of a tensor with a side of fixed size.
-  void learn(Field& learned, const Field& gradient, Tensor t) const {
-    if (c_.linear)
-      learned = learned + gradient * c_.lr[t];
-    else
-      learned = learned + gradient.unit() * (c_.lr[t] * bounded(gradient.rms() / c_.eps[t]));
-  }
-
   /// Gradients in the units of section 3, as the optimizer sees them, alone and over the eps of an entrywise rule.
   void gradients() {
     input_gradient_ = at_h_.times_slope(xi_);
@@ -477,31 +524,59 @@ class SignalPropagation {
     static constexpr std::array ratios = {"gradient_over_eps_input", "gradient_over_eps_router",
                                           "gradient_over_eps_expert_in", "gradient_over_eps_expert_out",
                                           "gradient_over_eps_readout"};
+    record("gain_input", c_.input);
+    record("chi_router", c_.router.chi);
+    record("beta_router", c_.router.beta);
+    record("chi_expert_in", c_.expert_in.chi);
+    record("beta_expert_in", c_.expert_in.beta);
+    record("chi_expert_out", c_.expert_out.chi);
+    record("beta_expert_out", c_.expert_out.beta);
+    record("gain_readout", c_.readout);
+    static constexpr std::array rates = {"lr_input", "lr_router", "lr_expert_in", "lr_expert_out", "lr_readout"};
+    static constexpr std::array scales = {"eps_input", "eps_router", "eps_expert_in", "eps_expert_out", "eps_readout"};
     for (std::size_t i = 0; i < names.size(); ++i) {
-      record(names[i], size.values[i]);
-      record(ratios[i], c_.linear ? size.values[i] : size.values[i] / c_.eps.values[i]);
+      record(rates[i], c_.lr.values[i]);
+      record(scales[i], c_.linear ? S{} : c_.eps.values[i]);
+      S gradient = size.values[i], ratio = c_.linear ? gradient : gradient / c_.eps.values[i];
+      record(names[i], gradient);
+      record(ratios[i], ratio);
+      step_size_.values[i] = c_.lr.values[i] * (c_.linear ? S::one() : bounded(ratio));
     }
   }
 
   void update() {
-    router_.learn(rho_, phi_, c_.lr[Tensor::router], c_.eps[Tensor::router], c_.linear);
-    expert_in_.learn(ghat_, phi_, c_.lr[Tensor::expert_in], c_.eps[Tensor::expert_in], c_.linear);
-    expert_out_.learn(D_, Gv_, c_.lr[Tensor::expert_out], c_.eps[Tensor::expert_out], c_.linear);
-    learn(h_learned_, input_gradient_, Tensor::input);
-    learn(readout_learned_, readout_gradient_, Tensor::readout);
+    const auto learn = [&](Matrix& matrix, const Field& z, const Field& x, Tensor t) {
+      if (c_.linear)
+        matrix.learn_linear(z, x, step_size_[t]);
+      else
+        matrix.learn_entrywise(z, x, step_size_[t]);
+    };
+    learn(router_, rho_, phi_, Tensor::router);
+    learn(expert_in_, ghat_, phi_, Tensor::expert_in);
+    learn(expert_out_, D_, Gv_, Tensor::expert_out);
+    const auto moved = [&](const Field& gradient, Tensor t) {
+      return (c_.linear ? gradient : gradient.unit()) * step_size_[t];
+    };
+    h_learned_ = h_learned_ + moved(input_gradient_, Tensor::input);
+    readout_learned_ = readout_learned_ + moved(readout_gradient_, Tensor::readout);
   }
 
   SignalSetup<S> c_;
-  S units_ = c_.expert_in_shared || c_.expert_out_shared ? c_.hidden : c_.experts * c_.hidden;
+  // What is left of independent signs in a mean over neurons, experts, hidden units, and over all units of all experts.
+  S over_neurons_ = S::one() / sqrt(c_.neurons), over_experts_ = S::one() / sqrt(c_.experts);
+  S over_hidden_ = S::one() / sqrt(c_.hidden);
+  S over_units_ = c_.expert_in_shared || c_.expert_out_shared ? over_hidden_ : over_experts_ * over_hidden_;
   Matrix router_{c_.router, along_r, along_xi_Q};
   Matrix expert_in_{c_.expert_in, along_u, along_xi_A};
   Matrix expert_out_{c_.expert_out, along_y, along_zeta};
   int t_ = 0;
+  const Limits* limits_ = nullptr;
   NamedSizes<S> out_;
   Field h_learned_, readout_learned_;  ///< h(t) - h(0); wbar(t) - wbar(0)
   // of the current step
   Field phi_, phi_increment_, gate_, v_, v_start_, dv_, Gv_, Gv_increment_, y_, dy_, stream_, D_, ghat_, rho_, xi_;
   Field input_gradient_, readout_gradient_;
+  PerTensor<S> step_size_;
   S gate_change_{}, r_inside_{}, r_size_{}, dr_{}, du_{}, f_{}, df_{}, delta_{};
   std::array<S, T> s_change_{};
   Slopes at_h_{Activation::identity, S::one()}, at_u_{Activation::identity, S::one()};

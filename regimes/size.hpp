@@ -13,6 +13,8 @@ namespace moe {
 
 inline constexpr double no_exponent = -std::numeric_limits<double>::infinity();  ///< of what is identically zero
 inline constexpr double unbounded = std::numeric_limits<double>::infinity();     ///< of what grows with every step
+/// Of a quotient by what is identically zero: finite, so that zero times it is zero.
+inline constexpr double over_zero = 1e6;
 
 /// What an exponent can come from: the count of a population (its independent directions average out), or an entry of the table.
 enum class Cause {
@@ -43,11 +45,11 @@ struct Size {
   static Size one() { return {0}; }
   bool is_zero() const { return exponent == no_exponent; }
 };
-inline Size operator*(Size a, Size b) { return a.is_zero() || b.is_zero() ? Size{} : Size{a.exponent + b.exponent}; }
+inline Size operator*(Size a, Size b) { return {a.exponent + b.exponent}; }
 /// 0/0 = 0: what is not there has no share of anything.
 inline Size operator/(Size a, Size b) {
   if (a.is_zero()) return {};
-  return {b.is_zero() ? unbounded : a.exponent - b.exponent};
+  return {b.is_zero() ? over_zero : a.exponent - b.exponent};
 }
 inline Size operator+(Size a, Size b) { return {std::max(a.exponent, b.exponent)}; }
 inline Size smaller(Size a, Size b) { return {std::min(a.exponent, b.exponent)}; }
@@ -82,7 +84,7 @@ inline TracedSize operator*(const TracedSize& a, const TracedSize& b) {
 }
 inline TracedSize operator/(const TracedSize& a, const TracedSize& b) {
   if (a.is_zero()) return {};
-  return b.is_zero() ? TracedSize{unbounded, {}} : detail::combined(a, b, -1);
+  return b.is_zero() ? TracedSize{over_zero, {}} : detail::combined(a, b, -1);
 }
 inline TracedSize operator+(const TracedSize& a, const TracedSize& b) {
   if (a.exponent != b.exponent) return a.exponent > b.exponent ? a : b;
@@ -108,6 +110,16 @@ inline SizeInterval operator/(SizeInterval a, SizeInterval b) { return {a.low / 
 inline SizeInterval operator+(SizeInterval a, SizeInterval b) { return {a.low + b.low, a.high + b.high}; }
 inline SizeInterval smaller(SizeInterval a, SizeInterval b) { return {smaller(a.low, b.low), smaller(a.high, b.high)}; }
 inline SizeInterval sqrt(SizeInterval a) { return {sqrt(a.low), sqrt(a.high)}; }
+
+/// Keeps an interval below N^exponent; a size that is known stays what it is.
+template <class S>
+void cap(S&, double) {}
+inline void cap(SizeInterval& x, double exponent) { x.high.exponent = std::min(x.high.exponent, exponent); }
+
+/// The same from below.
+template <class S>
+void raise(S&, double) {}
+inline void raise(SizeInterval& x, double exponent) { x.low.exponent = std::max(x.low.exponent, exponent); }
 
 /// min(1, x).
 template <class S>

@@ -1,0 +1,438 @@
+#include "regimes/derive.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <map>
+#include <set>
+
+#include "regimes/exponents.hpp"
+#include "regimes/signal.hpp"
+#include "support/observable.hpp"
+
+namespace moe {
+
+namespace {
+
+constexpr double tolerance = 1e-9;  ///< of exponents
+
+// The space, in half powers of N around the normalised order one; zero initialisation is one more value of a std.
+constexpr int lowest = -4, highest_std = 3, highest_rate = 4;
+
+bool applies(const Condition& c, const RunSpec& spec) {
+  return c.optimizer == "any" || (c.optimizer == "sgd") == is_linear(spec.optimizer.name);
+}
+
+/// A table that is all ones: what it leaves in the setup are the powers of the units and of the structure.
+Parameterization unit_table(bool in_shared, bool out_shared) {
+  Parameterization param;
+  param.name = "unit";
+  param.rule[Tensor::expert_in].shared = in_shared;
+  param.rule[Tensor::expert_out].shared = out_shared;
+  return param;
+}
+
+enum class Entry { std, lr, eps };
+
+struct Variable {
+  Entry entry;
+  Tensor tensor;
+  std::vector<double> domain;  ///< ascending, minus infinity first where zero is a value
+};
+
+using Propagation = SignalPropagation<SizeInterval>;
+
+/// Bounds on the sizes of named quantities of all tables that agree with a partial one.
+class Bounds {
+ public:
+  Bounds(const RunSpec& spec, bool in_shared, bool out_shared)
+      : base_(signal_setup<Size>(spec, unit_table(in_shared, out_shared), regime_named(spec.model.regime))) {}
+
+  const SignalSetup<Size>& base() const { return base_; }
+
+  Propagation of(const PerTensor<SizeInterval>& std, const PerTensor<SizeInterval>& lr,
+                 const PerTensor<SizeInterval>& eps) const {
+    const auto lift = [](Size s) { return SizeInterval{s, s}; };
+    const auto gains = [&](const Gains<Size>& g, const SizeInterval& x) {
+      return Gains<SizeInterval>{lift(g.chi) * x, lift(g.beta) * x};
+    };
+    SignalSetup<SizeInterval> s;
+    s.neurons = lift(base_.neurons);
+    s.experts = lift(base_.experts);
+    s.hidden = lift(base_.hidden);
+    s.input = lift(base_.input) * std[Tensor::input];
+    s.readout = lift(base_.readout) * std[Tensor::readout];
+    s.router = gains(base_.router, std[Tensor::router]);
+    s.expert_in = gains(base_.expert_in, std[Tensor::expert_in]);
+    s.expert_out = gains(base_.expert_out, std[Tensor::expert_out]);
+    for (std::size_t i = 0; i < tensor_names.size(); ++i) {
+      s.lr.values[i] = lift(base_.lr.values[i]) * lr.values[i];
+      s.eps.values[i] = lift(base_.eps.values[i]) * eps.values[i];
+    }
+    s.expert_in_shared = base_.expert_in_shared;
+    s.expert_out_shared = base_.expert_out_shared;
+    s.linear = base_.linear;
+    s.gate_varies = base_.gate_varies;
+    s.gate_relative = base_.gate_relative;
+    s.topk = base_.topk;
+    s.residual = base_.residual;
+    s.loss_bounded = base_.loss_bounded;
+    s.activation = base_.activation;
+    s.post_activation = base_.post_activation;
+    return Propagation(s);
+  }
+
+ private:
+  SignalSetup<Size> base_;
+};
+
+/// One quantity at one stage and what it has to be.
+struct Demand {
+  std::size_t quantity;
+  double min, max;
+};
+
+std::size_t index_of(const NamedSizes<SizeInterval>& sizes, const std::string& name) {
+  for (std::size_t k = 0; k < sizes.size(); ++k)
+    if (name == sizes[k].first) return k;
+  throw std::out_of_range("no quantity '" + name + "' in signal propagation");
+}
+
+constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step};
+
+/// Demands by stage, and what they say about the largest sizes, by the index of the quantity. What may not exceed a size late in training
+/// may not do so at any step after the first.
+struct Demands {
+  std::array<std::vector<Demand>, num_stages> of;
+  Propagation::Limits limits;
+};
+
+/// Can any table between the bounds meet all demands? Steps are taken as far as needed to see that none can.
+bool feasible(Propagation bounds, const Demands& demands) {
+  bounds.limit_to(demands.limits);
+  std::vector<double> before;  // the step before the last: what then still grows has no bound
+  for (int t = 0, stage = 0; stage < num_stages; ++t) {
+    const auto& sizes = bounds.step();
+    const auto& asked = demands.of[static_cast<std::size_t>(std::min(t, num_stages - 1))];
+    for (const Demand& d : asked)
+      if (sizes[d.quantity].second.low.exponent > d.max + tolerance) return false;
+    if (t == late_step - 1)
+      for (const auto& d : asked) before.push_back(sizes[d.quantity].second.high.exponent);
+    if (t < step_of_stage[static_cast<std::size_t>(stage)]) continue;
+    for (std::size_t k = 0; k < asked.size(); ++k) {
+      const SizeInterval& x = sizes[asked[k].quantity].second;
+      if (x.high.exponent < asked[k].min - tolerance) return false;
+      if (t == late_step && x.low.exponent > before[k] + tolerance && asked[k].max < unbounded) return false;
+    }
+    ++stage;
+  }
+  return true;
+}
+
+/// Demands of all conditions; of those in `relaxed`, what takes their place.
+Demands demands_of(const Desiderata& desiderata, const std::set<const Condition*>& relaxed, const RunSpec& spec,
+                   const NamedSizes<SizeInterval>& names) {
+  Demands demands;
+  for (const auto& c : desiderata.conditions) {
+    if (!applies(c, spec)) continue;
+    const bool instead = relaxed.contains(&c);
+    if (instead && c.if_impossible == IfImpossible::drop) continue;
+    for (const auto& name : c.quantities)
+      for (std::size_t stage = 0; stage < num_stages; ++stage)
+        if (c.at[stage])
+          demands.of[stage].push_back(
+              {index_of(names, name), instead ? no_exponent : c.min, instead ? no_exponent : c.max});
+  }
+  for (std::size_t stage = 0; stage < num_stages; ++stage) {
+    auto& highest = demands.limits.highest[stage];
+    highest.assign(names.size(), unbounded);
+    for (const Demand& d : demands.of[stage]) highest[d.quantity] = std::min(highest[d.quantity], d.max);
+  }
+  // What may not grow any more at the last step was there the step before.
+  auto& floor = demands.limits.lowest;
+  floor.assign(names.size(), no_exponent);
+  for (const Demand& d : demands.of.back())
+    if (d.max < unbounded) floor[d.quantity] = std::max(floor[d.quantity], d.min);
+  return demands;
+}
+
+/// Branch and bound over the entries of the table for one choice of sharing. Each entry has an interval of values left; values at its ends
+/// that no completion can have are cut off, and the entry with the fewest values left is tried next.
+class Search {
+ public:
+  using Found = std::function<void(const std::vector<double>&)>;
+
+  Search(const RunSpec& spec, bool in_shared, bool out_shared) : bounds_(spec, in_shared, out_shared) {
+    const auto& base = bounds_.base();
+    const auto add = [&](Entry entry, Tensor t, Size unit, int highest) {
+      Variable v{entry, t, {}};
+      if (entry == Entry::std || unit.is_zero()) v.domain.push_back(no_exponent);
+      for (int k = lowest; k <= highest && !unit.is_zero(); ++k) v.domain.push_back(k / 2.0 - unit.exponent);
+      variables_.push_back(std::move(v));
+    };
+    add(Entry::std, Tensor::input, base.input, highest_std);
+    add(Entry::std, Tensor::router, base.router.chi, highest_std);
+    add(Entry::std, Tensor::expert_in, base.expert_in.chi, highest_std);
+    add(Entry::std, Tensor::expert_out, base.expert_out.chi, highest_std);
+    add(Entry::std, Tensor::readout, base.readout, highest_std);
+    for (std::size_t i = 0; i < tensor_names.size(); ++i) {
+      add(Entry::lr, static_cast<Tensor>(i), base.lr.values[i], highest_rate);
+      if (!base.linear) add(Entry::eps, static_cast<Tensor>(i), base.eps.values[i], highest_rate);
+    }
+  }
+
+  const std::vector<Variable>& variables() const { return variables_; }
+
+  NamedSizes<SizeInterval> names() const { return sizes(everything()).step(); }
+
+  /// Calls `found` with the value of every variable, for every solution. Returns the number of evaluations.
+  std::size_t run(const Demands& demands, const Found& found) {
+    evaluations_ = 0;
+    descend(everything(), demands, found);
+    return evaluations_;
+  }
+
+ private:
+  /// Values left of every variable: domain[first], ..., domain[last].
+  struct Left {
+    int first, last;
+    int count() const { return last - first + 1; }
+  };
+  using Ranges = std::vector<Left>;
+
+  Ranges everything() const {
+    Ranges ranges;
+    for (const auto& v : variables_) ranges.push_back({0, static_cast<int>(v.domain.size()) - 1});
+    return ranges;
+  }
+
+  Propagation sizes(const Ranges& ranges) const {
+    PerTensor<SizeInterval> std, lr, eps;
+    eps.values.fill(SizeInterval::one());  // linear rules have none
+    for (std::size_t k = 0; k < variables_.size(); ++k) {
+      const Variable& v = variables_[k];
+      const auto value = [&](int index) { return Size{v.domain[static_cast<std::size_t>(index)]}; };
+      (v.entry == Entry::std  ? std
+       : v.entry == Entry::lr ? lr
+                              : eps)[v.tensor] = {value(ranges[k].first), value(ranges[k].last)};
+    }
+    return bounds_.of(std, lr, eps);
+  }
+
+  bool possible(const Ranges& ranges, const Demands& demands) {
+    ++evaluations_;
+    return feasible(sizes(ranges), demands);
+  }
+
+  /// Cuts impossible values off the ends. False: nothing is left.
+  bool narrow(Ranges& ranges, const Demands& demands) {
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (std::size_t k = 0; k < ranges.size(); ++k) {
+        for (int Left::*end : {&Left::last, &Left::first}) {
+          while (ranges[k].count() > 1) {
+            Ranges only = ranges;
+            only[k].first = only[k].last = ranges[k].*end;
+            if (possible(only, demands)) break;
+            ranges[k].*end += end == &Left::last ? -1 : 1;
+            changed = true;
+          }
+        }
+      }
+    }
+    return possible(ranges, demands);
+  }
+
+  /// Initialisations decide most, eps least; of one kind, the entry with fewer values left.
+  bool before(std::size_t k, std::size_t other, const Ranges& ranges) const {
+    const Entry a = variables_[k].entry, b = variables_[other].entry;
+    return a != b ? a < b : ranges[k].count() < ranges[other].count();
+  }
+
+  void descend(Ranges ranges, const Demands& demands, const Found& found) {
+    if (!possible(ranges, demands) || !narrow(ranges, demands)) return;
+    std::size_t next = ranges.size();
+    for (std::size_t k = 0; k < ranges.size(); ++k)
+      if (ranges[k].count() > 1 && (next == ranges.size() || before(k, next, ranges))) next = k;
+    if (next == ranges.size()) {
+      std::vector<double> values;
+      for (std::size_t k = 0; k < ranges.size(); ++k)
+        values.push_back(variables_[k].domain[static_cast<std::size_t>(ranges[k].first)]);
+      found(values);
+      return;
+    }
+    const Left all = ranges[next];
+    for (int value = all.first; value <= all.last; ++value) {
+      ranges[next] = {value, value};
+      descend(ranges, demands, found);
+    }
+  }
+
+  Bounds bounds_;
+  std::vector<Variable> variables_;
+  std::size_t evaluations_ = 0;
+};
+
+/// Values by variable; the first two are sharing.
+using Box = std::vector<std::vector<double>>;
+
+/// Unites boxes that differ in one entry only, until none are left.
+void unite(std::vector<Box>& boxes) {
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (std::size_t v = 0; !boxes.empty() && v < boxes.front().size(); ++v) {
+      std::map<Box, std::set<double>> by_rest;
+      for (const auto& box : boxes) {
+        Box rest = box;
+        rest[v].clear();
+        by_rest[rest].insert(box[v].begin(), box[v].end());
+      }
+      changed = changed || by_rest.size() < boxes.size();
+      boxes.clear();
+      for (const auto& [rest, values] : by_rest) {
+        Box box = rest;
+        box[v].assign(values.begin(), values.end());
+        boxes.push_back(std::move(box));
+      }
+    }
+  }
+}
+
+TableBox table_box(const Box& box, const std::vector<Variable>& variables) {
+  TableBox result;
+  for (const double s : box[0]) result.expert_in_shared.push_back(s != 0);
+  for (const double s : box[1]) result.expert_out_shared.push_back(s != 0);
+  for (std::size_t k = 0; k < variables.size(); ++k) {
+    const Variable& v = variables[k];
+    (v.entry == Entry::std ? result.std : v.entry == Entry::lr ? result.lr : result.eps)[v.tensor] = box[k + 2];
+  }
+  return result;
+}
+
+double snapped(double x) { return std::abs(x) < tolerance ? 0 : x; }
+
+}  // namespace
+
+std::vector<std::string> known_quantities() {
+  std::vector<std::string> names;
+  for (const auto& o : observable_table)
+    if (const std::string name = o.name; name.starts_with("rms_") || name.starts_with("change_")) names.push_back(name);
+  for (const auto& a : atomic_table) names.emplace_back(a.name);
+  return names;
+}
+
+std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec) {
+  std::vector<Search> searches;
+  for (const bool in_shared : {false, true})
+    for (const bool out_shared : {false, true}) searches.emplace_back(spec, in_shared, out_shared);
+  const auto names = searches.front().names();
+
+  std::vector<const Condition*> relaxable;
+  for (const auto& c : desiderata.conditions)
+    if (c.if_impossible != IfImpossible::fail && applies(c, spec)) relaxable.push_back(&c);
+
+  std::vector<Derivation> result;
+  for (std::size_t relaxed = 0; relaxed <= relaxable.size() && result.empty(); ++relaxed) {
+    std::vector<bool> chosen(relaxable.size(), false);
+    std::fill(chosen.begin(), chosen.begin() + static_cast<std::ptrdiff_t>(relaxed), true);
+    do {
+      Derivation derivation;
+      for (std::size_t k = 0; k < relaxable.size(); ++k)
+        if (chosen[k]) derivation.relaxed.push_back(relaxable[k]);
+      const auto demands = demands_of(desiderata, {derivation.relaxed.begin(), derivation.relaxed.end()}, spec, names);
+      std::vector<Box> boxes;
+      for (std::size_t s = 0; s < searches.size(); ++s) {
+        double tables = 1;
+        for (const auto& v : searches[s].variables()) tables *= static_cast<double>(v.domain.size());
+        derivation.tables_searched += tables;
+        derivation.evaluations += searches[s].run(demands, [&](const std::vector<double>& values) {
+          Box box = {{s / 2 == 0 ? 0.0 : 1.0}, {s % 2 == 0 ? 0.0 : 1.0}};
+          for (const double v : values) box.push_back({v});
+          boxes.push_back(std::move(box));
+        });
+      }
+      derivation.solutions = boxes.size();
+      unite(boxes);
+      for (const auto& box : boxes) derivation.boxes.push_back(table_box(box, searches.front().variables()));
+      Box space = {{0, 1}, {0, 1}};
+      for (const auto& v : searches.front().variables()) space.push_back(v.domain);
+      derivation.space = table_box(space, searches.front().variables());
+      if (!derivation.boxes.empty()) result.push_back(std::move(derivation));
+    } while (std::prev_permutation(chosen.begin(), chosen.end()));
+  }
+  return result;
+}
+
+std::vector<Violation> violations(const Desiderata& desiderata, const Derivation& derivation, const RunSpec& spec,
+                                  const Parameterization& param) {
+  auto list = observable_exponents(spec, param);
+  for (auto& e : atomic_exponents(spec, param)) list.push_back(std::move(e));
+  std::map<std::string, const ObservableExponents*> by_name;
+  for (const auto& e : list) by_name[e.name] = &e;
+
+  std::vector<Violation> result;
+  for (const auto& c : desiderata.conditions) {
+    if (!applies(c, spec)) continue;
+    const bool relaxed =
+        std::find(derivation.relaxed.begin(), derivation.relaxed.end(), &c) != derivation.relaxed.end();
+    if (relaxed && c.if_impossible == IfImpossible::drop) continue;
+    const double min = relaxed ? no_exponent : c.min, max = relaxed ? no_exponent : c.max;
+    for (const auto& name : c.quantities)
+      for (std::size_t stage = 0; stage < num_stages; ++stage) {
+        if (!c.at[stage]) continue;
+        const ObservableExponents& e = *by_name.at(name);
+        const double exponent = e.at[stage].value_or(no_exponent);
+        if (exponent <= max + tolerance && exponent >= min - tolerance) continue;
+        result.push_back({&c, name, stage_names[stage], exponent, e.reason});
+      }
+  }
+  return result;
+}
+
+bool contains(const Derivation& derivation, const RunSpec& spec, const Parameterization& param) {
+  const Sizes& growth = regime_named(spec.model.regime).growth;
+  const bool zero_readout = spec.model.readout_init == ReadoutInit::zero;
+  const auto has = [&](const std::vector<double>& values, const PowerLaw& law) {
+    const double exponent = law.constant == 0 ? no_exponent : snapped(law.exponent_along(growth));
+    return std::any_of(values.begin(), values.end(), [&](double v) {
+      return v == exponent || std::abs(v - exponent) < tolerance;  // of infinities: the first
+    });
+  };
+  const auto allows = [](const std::vector<int>& values, bool shared) {
+    return std::find(values.begin(), values.end(), static_cast<int>(shared)) != values.end();
+  };
+  return std::any_of(derivation.boxes.begin(), derivation.boxes.end(), [&](const TableBox& box) {
+    if (!allows(box.expert_in_shared, param.rule[Tensor::expert_in].shared)) return false;
+    if (!allows(box.expert_out_shared, param.rule[Tensor::expert_out].shared)) return false;
+    for (std::size_t i = 0; i < tensor_names.size(); ++i) {
+      const TensorRule& rule = param.rule.values[i];
+      const bool given = zero_readout && static_cast<Tensor>(i) == Tensor::readout;
+      if (!given && !has(box.std.values[i], rule.std)) return false;
+      if (!has(box.lr.values[i], rule.lr)) return false;
+      if (!is_linear(spec.optimizer.name) && !has(box.eps.values[i], rule.eps)) return false;
+    }
+    return true;
+  });
+}
+
+std::vector<GainRatio> gain_ratios(const RunSpec& spec) {
+  const Regime& regime = regime_named(spec.model.regime);
+  std::vector<GainRatio> result;
+  for (const bool shared : {false, true}) {
+    const NormalLaws laws = normal_laws(spec, unit_table(shared, shared), regime);
+    const auto add = [&](Tensor t, const NormalLaws::Sides& sides) {
+      PowerLaw law = sides.beta2 * sides.chi2.pow(-1);
+      law.constant = 1;
+      result.push_back({t, shared, law, snapped(law.exponent_along(regime.growth))});
+    };
+    if (!shared) add(Tensor::router, laws.router);
+    add(Tensor::expert_in, laws.expert_in);
+    add(Tensor::expert_out, laws.expert_out);
+  }
+  return result;
+}
+
+}  // namespace moe

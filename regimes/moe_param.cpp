@@ -1,0 +1,514 @@
+/// moe_param: parameterizations before any training: tables, what to multiply settings by, limit constants, size exponents, desiderata.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <set>
+
+#include "parameterizations/desiderata.hpp"
+#include "regimes/derive.hpp"
+#include "regimes/exponents.hpp"
+#include "regimes/regime.hpp"
+#include "regimes/transfer.hpp"
+#include "support/config.hpp"
+#include "support/report.hpp"
+
+namespace {
+
+using moe::Report;
+using moe::RunSpec;
+using moe::Tensor;
+
+const moe::ProgramInfo program{"moe_param",
+                               "Parameterizations: tables, multipliers, limit constants, exponents, desiderata.", ""};
+
+constexpr const char* help = R"(usage: moe_param COMMAND [FLAGS]
+
+  table        initial std, learning rate, eps, sharing: the power laws of a table
+  transfer     --base SIZES --target SIZES, SIZES as N=256,M=16,Ne=64,K=4,L=12: which regime the path is in, and what to multiply
+               init std, learning rate, eps and decay of every role of a Transformer by. --format python: PyTorch parameter groups
+  constants    constants of the limit, or why there is none
+  exponents    size exponent of every observable and atomic term at t = 0, after one step and late, with the reason
+  check        --desiderata D: does the table have what is asked for?
+  derive       --desiderata D: all tables that have it
+  list         the tables and desiderata that ship
+
+Flags of this program:
+  --format text|markdown|latex|json   (transfer: python too)
+  --desiderata NAME|FILE.toml         a name in parameterizations/desiderata or a file (docs/parameterizations.md)
+  --without ID[,ID...]                leave out the conditions of these ids
+All flags of the configuration count too, as for dmft_solve (dmft_solve --help), e.g. --regime II --param NAME|FILE.toml
+--optimizer adam --gate softmax --residual --branch-exponent 0.5 --eps 0.
+Exit status: 0 done, 1 a verdict is negative (no limit, a desideratum broken, no table found), 2 bad usage.
+)";
+
+struct Call {
+  RunSpec spec;
+  std::string format = "text", desiderata, base, target;
+  std::vector<std::string> without;
+};
+
+std::string name_of(Tensor t) { return moe::tensor_names[static_cast<std::size_t>(t)]; }
+std::string context(const RunSpec& spec, const std::string& param) {
+  return fmt::format("{}, regime {}, {}", param, spec.model.regime, moe::to_string(spec.optimizer.name));
+}
+
+moe::Parameterization table_of(const RunSpec& spec) {
+  moe::Faults faults;
+  moe::Parameterization param = moe::load_parameterization(spec, faults);
+  faults.throw_if_any();
+  return param;
+}
+
+bool entrywise(const RunSpec& spec) { return !moe::is_linear(spec.optimizer.name); }
+
+/// Path along which sizes grow, as N ~ M ~ K.
+std::string path_text(const RunSpec& spec) {
+  const moe::Sizes& g = moe::regime_named(spec.model.regime).growth;
+  std::string text = "N";
+  if (g.M > 0) text += " ~ M ~ K";
+  if (g.Ne > 0) text += " ~ N_e";
+  return text;
+}
+
+int table(const Call& call, Report& report) {
+  const moe::Parameterization param = table_of(call.spec);
+  report.title = context(call.spec, param.name);
+  report.notes.push_back(param.description);
+  moe::ReportTable rows{"tensors", {"tensor", "init std", "lr / eta"}, {}, ""};
+  if (entrywise(call.spec)) rows.columns.emplace_back("eps / eps");
+  rows.columns.insert(rows.columns.end(), {"decay a step", "shared"});
+  for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
+    const moe::TensorRule& rule = param.rule.values[i];
+    std::vector<moe::Cell> row = {moe::tensor_names[i], rule.std.text(), rule.lr.text()};
+    if (entrywise(call.spec)) row.emplace_back(rule.eps.text());
+    row.emplace_back("1 - eta * weight_decay");
+    row.emplace_back(rule.shared ? "experts start equal" : "no");
+    rows.rows.push_back(std::move(row));
+  }
+  report.tables.push_back(std::move(rows));
+  return 0;
+}
+
+int constants(const Call& call, Report& report) {
+  const moe::Parameterization param = table_of(call.spec);
+  const moe::Regime& regime = moe::regime_named(call.spec.model.regime);
+  moe::Faults faults;
+  const auto limit = moe::limit_constants(call.spec, param, regime, 1, faults);
+  report.title = "Limit of " + context(call.spec, param.name);
+  moe::ReportTable rows{"constants", {"tensor", "quantity", "law", "exponent", "limit"}, {}, ""};
+  moe::Sizes units;
+  for (const auto& law : moe::size_laws(call.spec, param, regime)) {
+    std::vector<moe::Cell> row = {name_of(law.tensor), law.quantity, law.law.text(), law.exponent};
+    if (law.exponent < 0 || law.law.constant == 0)
+      row.emplace_back(0.0);
+    else if (law.exponent > 0)
+      row.emplace_back("grows");
+    else {
+      // Sizes in units of N where they grow.
+      const auto& m = call.spec.model;
+      units.M = regime.experts_sampled ? m.experts_per_width : m.experts;
+      units.Ne = regime.hidden_sampled ? m.expert_width_per_width : m.expert_width;
+      units.K = moe::active_fraction(call.spec) * units.M;
+      row.emplace_back(law.law.at(units));
+    }
+    rows.rows.push_back(std::move(row));
+  }
+  report.tables.push_back(std::move(rows));
+  for (const auto& w : limit.warnings) report.remarks.push_back("Warning: " + w + ".");
+  for (const auto& f : faults.list()) report.remarks.push_back(f + ".");
+  report.notes.push_back(faults.empty()
+                             ? fmt::format("The limit along {} exists.", path_text(call.spec))
+                             : fmt::format("There is no limit of this form along {}.", path_text(call.spec)));
+  return faults.empty() ? 0 : 1;
+}
+
+moe::Cell exponent_cell(const std::optional<double>& exponent) {
+  if (!exponent) return {};
+  if (*exponent == moe::unbounded) return "unbounded";
+  return *exponent;
+}
+
+int exponents(const Call& call, Report& report) {
+  const moe::Parameterization param = table_of(call.spec);
+  report.title = "Size exponents of " + context(call.spec, param.name);
+  report.notes.push_back(
+      fmt::format("Exponent of N along {}, {}. \"-\": identically zero. Marked: v vanishes, ^ grows, with size.",
+                  path_text(call.spec),
+                  entrywise(call.spec) && call.spec.optimizer.eps == 0 ? "eps = 0 (taken before N to infinity)"
+                                                                       : "t = 0, after one step, late"));
+  std::map<std::string, std::vector<std::string>> reasons;
+  std::vector<std::string> order;
+  const auto add = [&](const char* name, const std::vector<moe::ObservableExponents>& list) {
+    moe::ReportTable rows{name, {"quantity", "t = 0", "one step", "late", "mark"}, {}, ""};
+    for (const auto& e : list) {
+      std::string mark;
+      const bool counts = e.name.starts_with("ess_");
+      for (const auto& x : e.at) {
+        if (x && *x < 0 && mark.find('v') == std::string::npos) mark += 'v';
+        if (x && *x > 0 && !counts && mark.find('^') == std::string::npos) mark += '^';
+      }
+      rows.rows.push_back({e.name, exponent_cell(e.at[0]), exponent_cell(e.at[1]), exponent_cell(e.at[2]), mark});
+      if (e.reason.empty() || counts) continue;
+      if (reasons[e.reason].empty()) order.push_back(e.reason);
+      reasons[e.reason].push_back(e.name);
+    }
+    report.tables.push_back(std::move(rows));
+  };
+  add("observables", moe::observable_exponents(call.spec, param));
+  add("atomic", moe::atomic_exponents(call.spec, param));
+  for (const auto& reason : order)
+    report.remarks.push_back(fmt::format("{}: {}.", fmt::join(reasons[reason], ", "), reason));
+  return 0;
+}
+
+moe::Desiderata desiderata_of(const Call& call) {
+  moe::Faults faults;
+  if (call.desiderata.empty()) faults.add("command line: --desiderata is missing. Give a name or a file");
+  moe::Desiderata result;
+  if (faults.empty()) result = moe::load_desiderata(call.desiderata, moe::known_quantities(), call.without, faults);
+  faults.throw_if_any();
+  return result;
+}
+
+int check(const Call& call, Report& report) {
+  const moe::Desiderata desiderata = desiderata_of(call);
+  const moe::Parameterization param = table_of(call.spec);
+  // Which conditions have to be relaxed depends on what other tables can do.
+  auto derivations = moe::derive(desiderata, call.spec);
+  if (derivations.empty()) derivations.emplace_back();
+  std::vector<moe::Violation> broken;
+  for (std::size_t k = 0; k < derivations.size(); ++k) {
+    auto list = moe::violations(desiderata, derivations[k], call.spec, param);
+    if (k == 0 || list.size() < broken.size()) broken = std::move(list);
+  }
+  report.title = fmt::format("{} under {}", context(call.spec, param.name), desiderata.name);
+  report.notes.push_back(desiderata.description);
+  moe::ReportTable rows{"conditions", {"id", "says", "holds"}, {}, ""};
+  std::set<const moe::Condition*> bad;
+  for (const auto& v : broken) bad.insert(v.condition);
+  for (const auto& c : desiderata.conditions) {
+    const auto& relaxed = derivations.front().relaxed;
+    const bool eased = std::find(relaxed.begin(), relaxed.end(), &c) != relaxed.end();
+    rows.rows.push_back({c.id,
+                         c.says + (eased ? c.if_impossible == moe::IfImpossible::zero ? " (no table can: zero instead)"
+                                                                                      : " (no table can: dropped)"
+                                         : ""),
+                         bad.contains(&c) ? "NO" : "yes"});
+  }
+  report.tables.push_back(std::move(rows));
+  if (!broken.empty()) {
+    moe::ReportTable list{"broken", {"id", "quantity", "stage", "exponent"}, {}, "Broken:"};
+    std::map<std::string, std::string> reasons;
+    for (const auto& v : broken) {
+      list.rows.push_back({v.condition->id, v.quantity, v.stage,
+                           v.exponent == moe::no_exponent ? moe::Cell("zero")
+                           : v.exponent == moe::unbounded ? moe::Cell("unbounded")
+                                                          : moe::Cell(v.exponent)});
+      if (!v.reason.empty()) reasons.emplace(v.quantity, v.reason);
+    }
+    report.tables.push_back(std::move(list));
+    for (const auto& [quantity, reason] : reasons) report.remarks.push_back(fmt::format("{}: {}.", quantity, reason));
+  }
+  report.remarks.push_back(broken.empty() ? "All conditions hold."
+                                          : fmt::format("{} of the quantities asked for are off.", broken.size()));
+  return broken.empty() ? 0 : 1;
+}
+
+/// "N^-1", "N^0 or N^0.5", "N^-1 and below, zero included".
+std::string powers(const std::vector<double>& values, const std::vector<double>& space) {
+  const auto one = [](double x) {
+    return x == moe::no_exponent ? std::string("zero") : fmt::format("N^{:g}", x == 0 ? 0.0 : x);
+  };
+  if (values.size() > 2 && values.front() == moe::no_exponent &&
+      std::equal(values.begin(), values.end(), space.begin()))
+    return one(values.back()) + " and below, zero included";
+  std::string text;
+  for (const double x : values) text += (text.empty() ? "" : " or ") + one(x);
+  return text;
+}
+
+/// Names of the tables in the folder that are among the solutions.
+std::vector<std::string> known_solutions(const RunSpec& spec, const moe::Derivation& derivation) {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(moe::parameterizations_folder(), ignored)) {
+    if (entry.path().extension() != ".toml") continue;
+    RunSpec with = spec;
+    with.model.param = entry.path().stem().string();
+    moe::Faults faults;
+    const auto param = moe::load_parameterization(with, faults);
+    if (faults.empty() && moe::contains(derivation, with, param)) names.push_back(with.model.param);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+/// Why neither structure works everywhere: the ratio of a matrix's two gains, which no std changes.
+void add_ratios(const RunSpec& spec, Report& report) {
+  moe::ReportTable rows{"gain_ratios",
+                        {"tensor", "experts start", "s_beta^2 / s_chi^2", "exponent", "both gains of order one"},
+                        {},
+                        "The ratio of the two gains of a matrix is the same for every std:"};
+  for (const auto& r : moe::gain_ratios(spec))
+    rows.rows.push_back({name_of(r.tensor),
+                         r.tensor == Tensor::router ? "-"
+                         : r.shared                 ? "equal (shared)"
+                                                    : "independent",
+                         r.law.text(), r.exponent, r.exponent == 0 ? "possible" : "impossible"});
+  report.tables.push_back(std::move(rows));
+}
+
+int derive(const Call& call, Report& report) {
+  const moe::Desiderata desiderata = desiderata_of(call);
+  const auto derivations = moe::derive(desiderata, call.spec);
+  report.title = fmt::format("Tables with {} in regime {} under {}", desiderata.name, call.spec.model.regime,
+                             moe::to_string(call.spec.optimizer.name));
+  report.notes.push_back(fmt::format(
+      "Exponents along {}: a power of N stands for any product of the sizes that grow together with the same total "
+      "power. Multiplier-free (modulo the abc-symmetry), modulo constants.",
+      path_text(call.spec)));
+  for (const auto& d : derivations) {
+    for (const auto* c : d.relaxed)
+      report.notes.push_back(
+          fmt::format("No table satisfies '{}' ({}) with the rest here, so {}.", c->says, c->id,
+                      c->if_impossible == moe::IfImpossible::zero ? "these must be zero" : "it is dropped"));
+    for (const auto& box : d.boxes) {
+      moe::ReportTable rows{fmt::format("solution{}", report.tables.size() + 1), {"tensor", "init std", "lr"}, {}, ""};
+      if (entrywise(call.spec)) rows.columns.emplace_back("eps");
+      rows.columns.emplace_back("experts start");
+      for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
+        const auto t = static_cast<Tensor>(i);
+        std::vector<moe::Cell> row = {moe::tensor_names[i], powers(box.std[t], d.space.std[t]),
+                                      powers(box.lr[t], d.space.lr[t])};
+        if (entrywise(call.spec)) row.emplace_back(powers(box.eps[t], d.space.eps[t]));
+        const std::vector<int>* sharing = t == Tensor::expert_in    ? &box.expert_in_shared
+                                          : t == Tensor::expert_out ? &box.expert_out_shared
+                                                                    : nullptr;
+        row.emplace_back(!sharing ? moe::Cell()
+                                  : moe::Cell(sharing->size() > 1 ? "independent or equal"
+                                              : sharing->front()  ? "equal (shared)"
+                                                                  : "independent"));
+        rows.rows.push_back(std::move(row));
+      }
+      report.tables.push_back(std::move(rows));
+    }
+    const auto names = known_solutions(call.spec, d);
+    if (!names.empty())
+      report.remarks.push_back(fmt::format("Among them, of the tables that ship: {}.", fmt::join(names, ", ")));
+    // What is left open, and what is proved.
+    std::vector<std::string> open;
+    for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
+      const auto t = static_cast<Tensor>(i);
+      const auto several = [&](auto member) {
+        std::set<double> all;
+        for (const auto& box : d.boxes) all.insert((box.*member)[t].begin(), (box.*member)[t].end());
+        return all.size() > 1;
+      };
+      if (several(&moe::TableBox::std)) open.push_back(fmt::format("{}.std", moe::tensor_names[i]));
+      if (several(&moe::TableBox::lr)) open.push_back(fmt::format("{}.lr", moe::tensor_names[i]));
+      if (entrywise(call.spec) && several(&moe::TableBox::eps))
+        open.push_back(fmt::format("{}.eps", moe::tensor_names[i]));
+    }
+    std::set<int> in, out;
+    for (const auto& box : d.boxes) {
+      in.insert(box.expert_in_shared.begin(), box.expert_in_shared.end());
+      out.insert(box.expert_out_shared.begin(), box.expert_out_shared.end());
+    }
+    if (in.size() > 1) open.emplace_back("sharing of expert_in");
+    if (out.size() > 1) open.emplace_back("sharing of expert_out");
+    report.remarks.push_back(open.empty() ? "The table is unique."
+                                          : fmt::format("All entries are unique but: {}.", fmt::join(open, ", ")));
+    report.remarks.push_back(fmt::format(
+        "Searched: {:.2g} tables (half-integer powers within N^2 of order one, zero initialisation, sharing); {} "
+        "solution{}, {} evaluations of signal propagation.",
+        d.tables_searched, d.solutions, d.solutions == 1 ? "" : "s", d.evaluations));
+  }
+  if (derivations.empty())
+    report.remarks.emplace_back("No table in the space (half-integer powers within N^2 of order one) has all of this.");
+  add_ratios(call.spec, report);
+  return derivations.empty() ? 1 : 0;
+}
+
+int transfer(Call& call, Report& report, std::string& python) {
+  moe::Faults faults;
+  for (const auto& [flag, text] : {std::pair{"--base", call.base}, std::pair{"--target", call.target}})
+    if (text.empty())
+      faults.add(fmt::format("command line: {} is missing. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag));
+  faults.throw_if_any();
+  const moe::Sizes base = moe::parse_sizes(call.base, "--base", faults);
+  const moe::Sizes target = moe::parse_sizes(call.target, "--target", faults);
+  faults.throw_if_any();
+  const moe::PathKind kind = moe::path_kind(base, target);
+  const bool chosen = call.spec.origin.contains("model.regime");
+  if (!chosen) call.spec.model.regime = kind.regime;
+  const moe::Parameterization param = table_of(call.spec);
+  const auto multipliers = moe::role_multipliers(call.spec, param, base, target);
+  python = moe::python_snippet(call.spec, multipliers, base, target);
+  report.title = fmt::format("From {} to {} with {}", call.base, call.target, context(call.spec, param.name));
+  report.notes.push_back(kind.description + ".");
+  if (chosen && kind.regime != call.spec.model.regime)
+    report.notes.push_back(fmt::format("The table of regime {} is used, as asked for.", call.spec.model.regime));
+  moe::ReportTable rows{"multipliers", {"role", "init std", "lr"}, {}, "Multiply the base model's settings by:"};
+  if (entrywise(call.spec)) rows.columns.emplace_back("eps");
+  rows.columns.insert(rows.columns.end(), {"weight decay", "experts start", "like"});
+  for (const auto& m : multipliers) {
+    std::vector<moe::Cell> row = {m.role, m.std ? *m.std == 0 ? moe::Cell("zero") : moe::Cell(*m.std) : moe::Cell(),
+                                  m.lr};
+    if (entrywise(call.spec)) row.emplace_back(m.eps);
+    row.emplace_back(m.weight_decay);
+    row.emplace_back(m.shared ? moe::Cell("equal") : moe::Cell());
+    row.emplace_back(m.like);
+    rows.rows.push_back(std::move(row));
+  }
+  report.tables.push_back(std::move(rows));
+  const double alpha = call.spec.model.branch_exponent;
+  report.remarks.push_back(
+      fmt::format("Residual branches: multiply their output by {:.6g} (L^-{:g}); the sum over experts "
+                  "is divided by K, or the gates of a token sum to one.",
+                  std::pow(target.L / base.L, -alpha), alpha));
+  report.remarks.emplace_back(
+      "Weight decay is that of PyTorch's decoupled lr * weight_decay, so that their product stays.");
+  report.remarks.emplace_back(
+      "Attention: if heads are added, nothing else changes; if they widen, divide logits by the width of a head and "
+      "not "
+      "by its root. Load-balancing coefficient and router temperature are scale-free: 1.");
+  const auto list = moe::drifts(call.spec, param, base, target);
+  if (list.empty()) {
+    report.remarks.emplace_back("Every quantity of the limit is the same at both ends.");
+  } else {
+    moe::ReportTable drift{"drift",
+                           {"tensor", "quantity", "target / base"},
+                           {},
+                           "Not the same at both ends (1 is what a table should keep along its path):"};
+    for (const auto& d : list) drift.rows.push_back({name_of(d.tensor), d.quantity, d.ratio});
+    report.tables.push_back(std::move(drift));
+  }
+  return 0;
+}
+
+int list(Report& report) {
+  report.title = "What ships";
+  const auto add = [&](const char* name, const std::filesystem::path& folder, auto&& describe) {
+    moe::ReportTable rows{name, {"name", "description"}, {}, ""};
+    std::set<std::string> names;
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(folder, ignored))
+      if (entry.path().extension() == ".toml") names.insert(entry.path().stem().string());
+    for (const auto& n : names) rows.rows.push_back({n, describe(n)});
+    report.tables.push_back(std::move(rows));
+  };
+  const std::filesystem::path folder = moe::parameterizations_folder();
+  add("tables", folder, [](const std::string& name) {
+    std::string description;
+    for (const char* regime : {"I", "III"}) {  // some tables cover one regime only
+      RunSpec spec;
+      spec.model.param = name;
+      spec.model.regime = regime;
+      moe::Faults faults;
+      const auto param = moe::load_parameterization(spec, faults);
+      if (!param.description.empty()) description = param.description;
+    }
+    return description;
+  });
+  add("desiderata", folder / "desiderata", [](const std::string& name) {
+    moe::Faults faults;
+    return moe::load_desiderata(name, moe::known_quantities(), {}, faults).description;
+  });
+  return 0;
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> words;
+  std::size_t from = 0;
+  while (from < text.size()) {
+    const std::size_t to = std::min(text.find(',', from), text.size());
+    words.push_back(text.substr(from, to - from));
+    from = to + 1;
+  }
+  return words;
+}
+
+int run(int argc, char** argv) {
+  const std::string command = argc > 1 ? argv[1] : "--help";
+  std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
+  const bool asks = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
+  if (command == "--help" || command == "help" || asks) {
+    std::fputs(help, stdout);
+    return 0;
+  }
+  Call call;
+  moe::Faults faults;
+  std::string without;
+  const std::map<std::string, std::string*> own = {{"--format", &call.format},
+                                                   {"--desiderata", &call.desiderata},
+                                                   {"--without", &without},
+                                                   {"--base", &call.base},
+                                                   {"--target", &call.target}};
+  // What is not of this program is of the configuration.
+  std::vector<const char*> rest = {argv[0]};
+  if (command == "--version") rest.push_back("--version");
+  for (std::size_t k = 0; k < arguments.size(); ++k) {
+    const std::size_t equals = arguments[k].find('=');
+    const auto found = own.find(arguments[k].substr(0, equals));
+    if (found == own.end())
+      rest.push_back(arguments[k].c_str());
+    else if (equals != std::string::npos)
+      *found->second = arguments[k].substr(equals + 1);
+    else if (k + 1 < arguments.size())
+      *found->second = arguments[++k];
+    else
+      faults.add(fmt::format("command line: {} has no value. {} --help lists the flags", found->first, program.name));
+  }
+  call.without = split(without);
+  std::vector<std::string> formats = {"text", "markdown", "latex", "json"};
+  if (command == "transfer") formats.emplace_back("python");
+  const auto format = std::find(formats.begin(), formats.end(), call.format);
+  if (format == formats.end())
+    faults.add(fmt::format("command line: --format {} is not known. Use {}", call.format, fmt::join(formats, ", ")));
+  Report report;
+  std::string python;
+  const std::map<std::string, std::function<int()>> commands = {
+      {"table", [&] { return table(call, report); }},
+      {"constants", [&] { return constants(call, report); }},
+      {"exponents", [&] { return exponents(call, report); }},
+      {"check", [&] { return check(call, report); }},
+      {"derive", [&] { return derive(call, report); }},
+      {"transfer", [&] { return transfer(call, report, python); }},
+      {"list", [&] { return list(report); }},
+  };
+  if (command != "--version" && !commands.contains(command))
+    faults.add(
+        fmt::format("command line: there is no command '{}'. Use table, transfer, constants, exponents, check, derive "
+                    "or list; {} --help explains",
+                    command, program.name));
+  faults.throw_if_any();
+  const moe::Invocation invocation = moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data());
+  if (invocation.exit_code >= 0) return invocation.exit_code;
+  call.spec = invocation.spec;
+  const int status = commands.at(command)();
+  if (call.format == "python")
+    std::fputs(python.c_str(), stdout);
+  else
+    std::fputs(render(report, static_cast<moe::ReportFormat>(format - formats.begin())).c_str(), stdout);
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const moe::ConfigError& error) {
+    for (const auto& fault : error.faults) fmt::print(stderr, "moe_param: {}\n", fault);
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "moe_param: {}\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,61 @@
+/// The examples of docs/parameterizations.md say what the program says.
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/program.hpp"
+
+TEST_CASE("every example of docs/parameterizations.md is what moe_param prints") {
+  const std::string source = MOE_SOURCE_DIR;
+  std::istringstream in(read_bytes(source + "/docs/parameterizations.md"));
+  int examples = 0;
+  std::string line, command, expected;
+  bool inside = false;
+  const auto compare = [&] {
+    if (command.empty()) return;
+    std::istringstream words(command);
+    std::vector<std::string> arguments;
+    for (std::string word; words >> word;) arguments.push_back(word);
+    REQUIRE(arguments.at(0) == "moe_param");
+    arguments.erase(arguments.begin());
+    const ProgramRun run = run_program("moe_param", arguments, [&] {
+      if (::chdir(source.c_str()) != 0) ::_exit(126);
+    });
+    CAPTURE(command);
+    // Lines may be left out at "...".
+    std::istringstream wanted(expected);
+    std::size_t at = 0;
+    bool gap = false;
+    for (std::string part; std::getline(wanted, part);) {
+      if (part == "...") {
+        gap = true;
+        continue;
+      }
+      const std::size_t found = run.text.find(part + "\n", at);
+      CHECK_MESSAGE((found == at || (gap && found != std::string::npos)), "'" << part << "' in\n" << run.text);
+      if (found == std::string::npos) return;
+      at = found + part.size() + 1;
+      gap = false;
+    }
+    if (!gap) CHECK_MESSAGE(at == run.text.size(), run.text.substr(at));
+    ++examples;
+  };
+  while (std::getline(in, line)) {
+    if (line.starts_with("```")) {
+      if (inside) compare();
+      inside = !inside && line == "```console";
+      command.clear();
+      expected.clear();
+    } else if (inside && line.starts_with("$ ")) {
+      compare();
+      command = line.substr(2);
+      expected.clear();
+    } else if (inside) {
+      expected += line + "\n";
+    }
+  }
+  CHECK(examples >= 8);
+}

@@ -1,0 +1,225 @@
+/// moe_param as a user calls it: every command in every format, Python that runs, bad usage with all faults at once, and refusals of
+/// dmft_solve in the same words.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "tests/program.hpp"
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+Words words(std::initializer_list<Words> lists) {
+  Words all;
+  for (const auto& list : lists) all.insert(all.end(), list.begin(), list.end());
+  return all;
+}
+
+const Words path = {"--base", "N=256,M=16,Ne=64,K=4,L=12", "--target", "N=4096,M=256,Ne=64,K=64,L=48"};
+
+/// The multipliers that the program gives, as JSON.
+nlohmann::json multipliers(const Words& flags) {
+  const ProgramRun run = run_program("moe_param", words({{"transfer", "--format", "json"}, flags}));
+  REQUIRE_MESSAGE(run.status == 0, run.text);
+  nlohmann::json by_role;
+  const auto report = nlohmann::json::parse(run.text);
+  for (const auto& row : report.at("multipliers")) by_role[row.at("role").get<std::string>()] = row;
+  return by_role;
+}
+
+}  // namespace
+
+TEST_CASE("every command of moe_param speaks text, Markdown, LaTeX and JSON") {
+  const std::vector<Words> commands = {{"table"},
+                                       {"constants"},
+                                       {"exponents"},
+                                       {"check", "--desiderata", "mssp"},
+                                       {"derive", "--desiderata", "mssp", "--optimizer", "sgd"},
+                                       {"list"},
+                                       words({{"transfer"}, path})};
+  for (const auto& command : commands)
+    for (const char* format : {"text", "markdown", "latex", "json"}) {
+      const ProgramRun run = run_program("moe_param", words({command, {"--format", format}}));
+      CAPTURE(command.front());
+      CAPTURE(std::string(format));
+      INFO(run.text);
+      CHECK(run.status == 0);
+      const std::string f = format;
+      if (f == "json") CHECK(nlohmann::json::accept(run.text));
+      if (f == "latex") CHECK(run.text.find("\\begin{tabular}") != std::string::npos);
+      if (f == "latex") CHECK(run.text.find("N^-") == std::string::npos);
+      if (f == "markdown") CHECK(run.text.find("| --- |") != std::string::npos);
+    }
+}
+
+TEST_CASE("multipliers from base to target in regime II, by hand [adamw]") {
+  const auto m = multipliers(words({path, {"--param", "mssp", "--optimizer", "adamw"}}));
+  const auto is = [&](const char* role, double std, double lr, double eps) {
+    CAPTURE(std::string(role));
+    CHECK(m.at(role).at("init std").get<double>() == doctest::Approx(std));
+    CHECK(m.at(role).at("lr").get<double>() == doctest::Approx(lr));
+    CHECK(m.at(role).at("eps").get<double>() == doctest::Approx(eps));
+    CHECK(m.at(role).at("weight decay").get<double>() == doctest::Approx(1 / lr));
+  };
+  // N, M, K by 16, L by 4; CompleteP: eps in a block by 1/L more.
+  is("embedding", 1, 1, 1.0 / 16);
+  is("attention_q", 1.0 / 4, 1.0 / 16, 1.0 / 16 / 4);
+  is("attention_o", 1.0 / 4, 1.0 / 16, 1.0 / 16 / 4);
+  is("router", 1.0 / 4, 1.0 / 16, 1.0 / 16 / 4);
+  is("expert_up", 1.0 / 4, 1.0 / 16, 1.0 / 16 / 4);
+  is("expert_down", 4, 1, 1.0 / 256 / 4);
+  is("shared_expert_down", 1, 1, 1.0 / 16 / 4);
+  is("unembedding", 1.0 / 16, 1.0 / 16, 1);
+  CHECK(m.at("norm").at("init std").is_null());
+  CHECK(m.at("norm").at("lr").get<double>() == 1);
+  CHECK(m.at("expert_bias").at("lr").get<double>() == 1);
+  // Depth-muP: lr by L^-1/2, eps by L^-1/2; SGD under it unchanged.
+  const auto half = multipliers(words({path, {"--optimizer", "adam", "--branch-exponent", "0.5"}}));
+  CHECK(half.at("expert_up").at("lr").get<double>() == doctest::Approx(1.0 / 16 / 2));
+  CHECK(half.at("expert_up").at("eps").get<double>() == doctest::Approx(1.0 / 16 / 2));
+  CHECK(half.at("embedding").at("lr").get<double>() == 1);
+  const auto sgd = multipliers(words({path, {"--optimizer", "sgd"}}));
+  CHECK(sgd.at("expert_up").at("lr").get<double>() == doctest::Approx(4));  // K N_e/N, L^(2 alpha - 1)
+  CHECK(sgd.at("expert_down").at("lr").get<double>() == doctest::Approx(256 * 4));
+  CHECK(sgd.at("attention_q").at("lr").get<double>() == doctest::Approx(4));
+}
+
+TEST_CASE("paths: each regime is recognised, what is between is said to be, and what then drifts is listed") {
+  const auto text = [](const char* base, const char* target, const Words& more = {}) {
+    return run_program("moe_param", words({{"transfer", "--base", base, "--target", target}, more})).text;
+  };
+  const auto has = [](const std::string& all, const char* part) {
+    CHECK_MESSAGE(all.find(part) != std::string::npos, all);
+  };
+  has(text("N=64,M=4,Ne=32,K=2", "N=256,M=4,Ne=128,K=2"), "Regime I: N by 4");
+  has(text("N=64,M=4,Ne=32,K=2", "N=256,M=16,Ne=32,K=8"), "Regime II: N by 4");
+  has(text("N=64,M=4,Ne=32,K=2", "N=256,M=16,Ne=128,K=8"), "Regime III: N by 4");
+  has(text("N=64,M=4,Ne=32,K=2", "N=256,M=16,Ne=128,K=8"), "Every quantity of the limit is the same at both ends");
+  const std::string between = text("N=64,M=4,Ne=32,K=2", "N=256,M=8,Ne=32,K=4");
+  has(between,
+      "Between the regimes: the same sizes grow as in regime II, but M ~ N^0.5 instead of N^1, K ~ N^0.5 instead of "
+      "N^1");
+  has(between, "expert_out  s_beta^2");
+  const std::string granular = text("N=1024,M=16,Ne=512,K=4", "N=1024,M=64,Ne=128,K=16");
+  has(granular, "it changes the granularity, M and K by 4, N_e by 0.25, at fixed width");
+  has(text("N=64,M=4,Ne=32,K=2,L=2", "N=64,M=4,Ne=32,K=2,L=8"), "nothing but depth changes");
+  // Between regimes no table keeps both gains of a matrix whose ratio changes.
+  const auto drift = nlohmann::json::parse(text("N=1024,M=16,Ne=512,K=4", "N=1024,M=64,Ne=128,K=16",
+                                                {"--param", "mup", "--format", "json"}))
+                         .at("drift");
+  int found = 0;
+  for (const auto& row : drift)
+    if (row.at("tensor") == "expert_out") {
+      ++found;
+      CHECK(row.at("target / base").get<double>() == doctest::Approx(0.25));
+    }
+  CHECK(found == 2);
+}
+
+TEST_CASE("the Python export runs by itself and gives the numbers of the table [stand-in for PyTorch parameters]") {
+  const TemporaryFolder folder;
+  const ProgramRun python = run_program(
+      "moe_param",
+      words({{"transfer", "--format", "python", "--regime", "III"},
+             {"--base", "N=64,M=4,Ne=32,K=2,L=2", "--target", "N=256,M=16,Ne=128,K=8,L=8", "--optimizer", "adamw"}}));
+  REQUIRE(python.status == 0);
+  write_bytes(folder / "groups.py", python.text);
+  write_bytes(folder / "use.py", R"(
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import groups
+
+class Data:  # what the snippet uses of a tensor
+    def __init__(self, values): self.values = list(values)
+    def mul_(self, factor): self.values = [v * factor for v in self.values]
+    def copy_(self, other): self.values = list(other.values)
+    def __setitem__(self, where, other): self.values[where] = other.values * len(self.values[where])
+    def __getitem__(self, where): return Data(self.values[where])
+
+class Parameter:
+    def __init__(self, *values): self.data = Data(values)
+
+class Model:
+    def __init__(self):
+        self.parameters = {
+            "embed.weight": Parameter(1.0), "block.0.norm.weight": Parameter(1.0), "block.0.router.weight": Parameter(1.0),
+            "block.0.experts.0.up.weight": Parameter(1.0), "block.0.experts.1.up.weight": Parameter(3.0),
+            "block.0.down": Parameter(1.0, 2.0, 3.0), "head.weight": Parameter(1.0)}
+    def named_parameters(self): return self.parameters.items()
+
+roles = {r"^embed": "embedding", r"norm": "norm", r"router": "router", r"up\.weight": "expert_up", r"down": "expert_down", r"^head": "unembedding"}
+model = Model()
+result = {}
+for group in groups.parameter_groups(model, roles, lr=1e-2, eps=1e-8, weight_decay=0.1):
+    names = [n for n, p in model.named_parameters() if any(p is q for q in group["params"])]
+    for name in names: result[name] = [group["lr"], group["eps"], group["weight_decay"]]
+groups.scale_init_(model, roles)
+for name, p in model.named_parameters(): result[name].append(p.data.values)
+try:
+    groups.role_of("nothing.weight", roles)
+except KeyError as error:
+    result["error"] = str(error)
+result["branch"] = groups.BRANCH
+print(json.dumps(result))
+)");
+  const std::string command = "python3 -B '" + (folder / "use.py") + "' '" + folder.path().string() + "' > '" +
+                              (folder / "out.json") + "' 2> '" + (folder / "err") + "'";
+  REQUIRE_MESSAGE(std::system(command.c_str()) == 0, read_bytes(folder / "err"));
+  const auto out = nlohmann::json::parse(read_bytes(folder / "out.json"));
+  const auto is = [&](const char* name, double lr, double eps, const std::vector<double>& init) {
+    CAPTURE(std::string(name));
+    CHECK(out.at(name).at(0).get<double>() == doctest::Approx(1e-2 * lr));
+    CHECK(out.at(name).at(1).get<double>() == doctest::Approx(1e-8 * eps));
+    CHECK(out.at(name).at(2).get<double>() == doctest::Approx(0.1 / lr));
+    CHECK(out.at(name).at(3).get<std::vector<double>>() == init);
+  };
+  is("embed.weight", 1, 1.0 / 4, {1});
+  is("block.0.norm.weight", 1, 1.0 / 16, {1});
+  is("block.0.router.weight", 1.0 / 4, 1.0 / 16, {0.5});
+  is("block.0.experts.0.up.weight", 1.0 / 4, 1.0 / 64, {0.5});
+  is("block.0.experts.1.up.weight", 1.0 / 4, 1.0 / 64, {0.5});  // starts as the first
+  is("block.0.down", 1.0 / 4, 1.0 / 64, {0.5, 0.5, 0.5});
+  is("head.weight", 1.0 / 4, 1, {0.25});
+  CHECK(out.at("branch").get<double>() == 0.25);
+  CHECK(out.at("error").get<std::string>().find("nothing.weight") != std::string::npos);
+}
+
+TEST_CASE("verdicts are exit status 1, bad usage is 2 with every fault named") {
+  CHECK(run_program("moe_param", {"constants", "--param", "sp"}).status == 1);
+  CHECK(run_program("moe_param", {"check", "--desiderata", "mssp", "--param", "mup"}).status == 1);
+  CHECK(run_program("moe_param", {"check", "--desiderata", "mu", "--param", "mup"}).status == 0);
+  const auto refused = [](const Words& arguments, const Words& parts) {
+    const ProgramRun run = run_program("moe_param", arguments);
+    CHECK(run.status == 2);
+    for (const auto& part : parts) CHECK_MESSAGE(run.text.find(part) != std::string::npos, part << " in\n" << run.text);
+  };
+  refused({"tabel"}, {"no command 'tabel'"});
+  refused({"table", "--format", "python"}, {"--format python is not known"});
+  refused({"derive"}, {"--desiderata is missing"});
+  refused({"derive", "--desiderata"}, {"--desiderata has no value"});
+  refused({"check", "--desiderata", "mu", "--without", "z"}, {"no condition 'z'"});
+  refused({"transfer", "--base", "N=2,M=x,K=3", "--target", "N=8,N=9,Q=1,M=2,Ne=1,K=3"},
+          {"'M=x'", "--base lacks Ne", "gives N twice", "'Q=1'", "K = 3 above M = 2"});
+  refused({"transfer"}, {"--base is missing", "--target is missing"});
+  refused({"table", "--optimiser", "sgd"}, {"--optimiser is an unknown flag"});
+}
+
+TEST_CASE("dmft_solve refuses a table without a limit in the words of moe_param exponents") {
+  for (const char* optimizer : {"sgd", "adam"}) {
+    const ProgramRun solve =
+        run_program("dmft_solve", {"--regime", "II", "--param", "sp", "--optimizer", optimizer, "--quiet"});
+    CHECK(solve.status == 2);
+    const ProgramRun exponents =
+        run_program("moe_param", {"exponents", "--regime", "II", "--param", "sp", "--optimizer", optimizer});
+    for (const char* clause :
+         {"N W_out of the initial readout grows as N^0.5 (readout.std = N^-0.5; order one wants N^-0.5 times it)",
+          "the normalised learning rate of readout grows as N^1 (readout.lr = 1; order one wants N^-1 times it)"}) {
+      CHECK_MESSAGE(solve.text.find(clause) != std::string::npos, solve.text);
+      CHECK_MESSAGE(exponents.text.find(clause) != std::string::npos, exponents.text);
+    }
+  }
+}
