@@ -59,6 +59,7 @@ inline moe::RunSpec spec(const std::string& regime, const std::string& param, mo
   s.optimizer.lr = moe::is_linear(optimizer) ? 0.5 : 0.05;
   s.optimizer.eps = 0.02;
   s.training.steps = steps;
+  s.sampling.precision = moe::Precision::float64;
   s.network.widths = {16};
   s.network.seeds = 1;
   s.output.observables = {"all"};

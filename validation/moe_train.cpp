@@ -18,8 +18,8 @@ namespace {
 
 const moe::ProgramInfo program{
     "moe_train",
-    "Trains finite Mixture-of-Experts networks at several widths and seeds, on the CPU and in float64 whatever "
-    "sampling.precision says, and writes their losses and observables.",
+    "Trains finite Mixture-of-Experts networks at several widths and seeds on the CPU, and writes their losses and "
+    "observables.",
     "network.h5"};
 
 /// "0.1234 +- 0.0012": mean and standard error over the runs whose vector is complete.
@@ -42,12 +42,10 @@ std::string mean_and_error(const std::vector<moe::NetworkRun>& runs, Values&& va
 
 void print_summary(const moe::RunSpec& spec, const moe::Dataset& data,
                    const std::vector<std::vector<moe::NetworkRun>>& runs, const std::string& out) {
-  fmt::print("Regime {}, {}, {} lr {}; {}; {} steps, {} seed{}, float64.\n", spec.model.regime, spec.model.param,
+  fmt::print("Regime {}, {}, {} lr {}; {}; {} steps, {} seed{}, {}.\n", spec.model.regime, spec.model.param,
              moe::to_string(spec.optimizer.name), spec.optimizer.lr,
              data.description.empty() ? spec.data.source : data.description, spec.training.steps, spec.network.seeds,
-             spec.network.seeds == 1 ? "" : "s");
-  if (spec.sampling.precision == moe::Precision::float32 && spec.origin.contains("sampling.precision"))
-    fmt::print("sampling.precision = float32 was asked for: networks are trained in float64 all the same.\n");
+             spec.network.seeds == 1 ? "" : "s", moe::to_string(spec.sampling.precision));
   if (!spec.network.init_from.empty() && spec.network.seeds > 1)
     fmt::print("network.init_from gives every seed the same weights: the {} rows are equal.\n", spec.network.seeds);
   const bool tested = data.x_test.cols() > 0;

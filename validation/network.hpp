@@ -1,4 +1,5 @@
-/// Finite Mixture-of-Experts networks (T1)-(T5), trained in double precision on the CPU: what the limit is judged by.
+/// Finite Mixture-of-Experts networks (T1)-(T5), trained on the CPU in the precision of sampling.precision: what the limit is judged
+/// by.
 /// Shares description, data and names with the limit solver and none of its dynamics.
 #pragma once
 
@@ -52,6 +53,7 @@ struct NetworkRun {
 };
 
 struct TrainOptions {
+  int threads = 1;                                     ///< train_network only: threads inside the network; 0: all cores
   bool keep_outputs = true;                            ///< fill NetworkRun::f
   const NetworkWeights* initial = nullptr;             ///< start here instead of at random or network.init_from
   std::function<void(int step, double loss)> on_step;  ///< after every update, from the worker; last loss
@@ -72,13 +74,13 @@ NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int widt
 NetworkWeights read_weights(const std::string& path, const NetworkShape& shape, const std::string& place);
 
 /// Trains one network for training.steps steps. `seed` is the seed itself (a program passes sampling.seed + index).
-/// Runs on the calling thread; the same arguments give the same numbers. Throws ConfigError on what cannot run; NaN and
+/// The same arguments give the same numbers, whatever the number of threads. Throws ConfigError on what cannot run; NaN and
 /// infinity do not throw but end the run with NetworkRun::failure set.
 NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
                          const TrainOptions& options = {});
 
-/// All (width, seed) runs on `threads` workers (0: all cores), each run single-threaded, so that the number of threads
-/// changes nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
+/// All (width, seed) runs on `threads` threads (0: all cores), the widest first, a thread each; when fewer runs than threads are left,
+/// they share them. The number of threads changes nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
 /// final_weights are kept with output.weights only.
 std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
                                                     const TrainOptions& options = {});

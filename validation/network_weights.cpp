@@ -1,11 +1,13 @@
 #include <fmt/format.h>
 
 #include <set>
+#include <stdexcept>
 
 #include "regimes/regime.hpp"
 #include "support/hdf5.hpp"
 #include "support/random.hpp"
 #include "validation/network.hpp"
+#include "validation/network_start.hpp"
 
 namespace moe {
 
@@ -30,6 +32,13 @@ MatrixXd gaussian(Index rows, Index cols, double std, Tensor tensor, int width, 
     if (k + 1 < w.size()) w.data()[k + 1] = std * pair[1];
   }
   return w;
+}
+
+bool fits(const NetworkWeights& w, const NetworkShape& s) {
+  const auto is = [](const MatrixXd& m, Index rows, Index cols) { return m.rows() == rows && m.cols() == cols; };
+  const Index sites = Index{s.M} * s.Ne;
+  return is(w.w_in, s.N, s.D) && is(w.router, s.M, s.N) && is(w.expert_in, sites, s.N) &&
+         is(w.expert_out, s.N, sites) && is(w.readout, s.C, s.N);
 }
 
 std::string text(const std::vector<std::size_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
@@ -79,12 +88,30 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
   }
 }
 
-NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed) {
-  const NetworkShape s = network_shape(spec, data, width);
+NetworkConstants constants_at(const RunSpec& spec, const NetworkShape& shape) {
   Faults faults;
   const Parameterization table = load_parameterization(spec, faults);
   faults.throw_if_any();
-  const NetworkConstants c = network_constants(spec, table, network_sizes(spec, s.N, s.D));
+  return network_constants(spec, table, network_sizes(spec, shape.N, shape.D));
+}
+
+NetworkWeights start_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
+                             const NetworkWeights* initial) {
+  const NetworkShape shape = network_shape(spec, data, width);
+  if (initial) {
+    if (!fits(*initial, shape))
+      throw std::invalid_argument(
+          fmt::format("TrainOptions::initial does not have the sizes of the network of width {}", width));
+    return *initial;
+  }
+  if (!spec.network.init_from.empty())
+    return read_weights(spec.network.init_from, shape, spec.place("network.init_from"));
+  return random_weights(spec, data, width, seed);
+}
+
+NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed) {
+  const NetworkShape s = network_shape(spec, data, width);
+  const NetworkConstants c = constants_at(spec, s);
   const auto draw = [&](Tensor tensor, Index rows, Index cols) {
     return gaussian(rows, cols, c.std[tensor], tensor, width, seed);
   };

@@ -4,12 +4,12 @@
 #include <cmath>
 
 #include "tests/network_fixture.hpp"
-#include "validation/network_observables.hpp"
-#include "validation/network_optimizer.hpp"
+#include "validation/reference_observables.hpp"
+#include "validation/reference_optimizer.hpp"
 
 namespace {
 
-using moe::network::MatrixXd;
+using moe::reference::MatrixXd;
 
 /// A network whose tensors have one entry each, so that an update is five scalars.
 moe::NetworkWeights filled(double value) {
@@ -23,7 +23,7 @@ moe::NetworkWeights updated(const moe::OptimizerSpec& spec, double eps, std::ini
   lr.values.fill(0.1);
   lr[moe::Tensor::readout] = 0.2;
   all_eps.values.fill(eps);
-  moe::network::Optimizer optimizer(spec, lr, all_eps);
+  moe::reference::Optimizer optimizer(spec, lr, all_eps);
   moe::NetworkWeights w = filled(2.0);
   for (double g : gradients) optimizer.step(w, filled(g));
   return w;
@@ -77,6 +77,7 @@ TEST_CASE("network optimizers make the updates worked out by hand [two steps, gr
 
 TEST_CASE("network statistics of gates and experts have the values worked out by hand") {
   using namespace moe::network;
+  using namespace moe::reference;
   MatrixXd G(3, 2);
   G << 0.5, 1.0,  //
       0.5, 0.0,   //
@@ -103,6 +104,7 @@ TEST_CASE("network statistics of gates and experts have the values worked out by
 
 TEST_CASE("network losses, gradients and accuracy have the values worked out by hand") {
   using namespace moe::network;
+  using namespace moe::reference;
   MatrixXd f(2, 2), y(2, 2);
   f << 1, 900, 1, 0;
   y << 1, 0, 0, 1;

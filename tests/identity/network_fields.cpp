@@ -9,11 +9,11 @@
 #include "regimes/regime.hpp"
 #include "support/observable.hpp"
 #include "tests/network_fixture.hpp"
-#include "validation/network_observables.hpp"
+#include "validation/reference_observables.hpp"
 
 namespace {
 
-using moe::network::MatrixXd;
+using moe::reference::MatrixXd;
 using network_fixture::gaussian;
 using network_fixture::Index;
 
@@ -21,7 +21,7 @@ using network_fixture::Index;
 struct Trained {
   moe::RunSpec spec;
   moe::Dataset data = network_fixture::data(10, 6, 3);
-  moe::network::Model model;
+  moe::reference::Model model;
   moe::NetworkWeights initial, last;
   moe::NetworkRun run;
 
@@ -61,9 +61,9 @@ TEST_CASE("network fields obey (T6)-(T11) written out [top-K, residual, prefacto
   for (moe::Gate gate : {moe::Gate::sigmoid, moe::Gate::softmax}) {
     const Trained t(demanding("II", moe::OptimizerKind::sgd, gate));
     const auto& [N, M, Ne, K, D, C] = t.run.shape;
-    const auto a = moe::network::forward(t.model, t.last, t.data.x, 0);
-    const auto g = moe::network::backward(t.model, t.last, a, t.data.y, 0);
-    const auto b = moe::network::normalised(t.run.shape, g);
+    const auto a = moe::reference::forward(t.model, t.last, t.data.x, 0);
+    const auto g = moe::reference::backward(t.model, t.last, a, t.data.y, 0);
+    const auto b = moe::reference::normalised(t.run.shape, g);
     const double P = 10, Kc = 1.4, alpha = 1.3, tau = 0.7;
     // (T6): Delta = (y - softmax f)/P, wbar = N alpha W_out^T.
     MatrixXd Delta(C, 10);
@@ -109,27 +109,27 @@ TEST_CASE("network decomposition adds up to the fields it splits [three regimes,
   for (const char* regime : {"I", "II", "III"})
     for (auto optimizer : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam, moe::OptimizerKind::adamw}) {
       const Trained t(demanding(regime, optimizer, moe::Gate::sigmoid));
-      const auto fields_of = [&](const moe::NetworkWeights& w, const moe::network::Forward& a) {
-        return moe::network::normalised(t.run.shape, moe::network::backward(t.model, w, a, t.data.y, 0));
+      const auto fields_of = [&](const moe::NetworkWeights& w, const moe::reference::Forward& a) {
+        return moe::reference::normalised(t.run.shape, moe::reference::backward(t.model, w, a, t.data.y, 0));
       };
-      const auto a0 = moe::network::forward(t.model, t.initial, t.data.x, 0);
-      const auto a = moe::network::forward(t.model, t.last, t.data.x, 0);
+      const auto a0 = moe::reference::forward(t.model, t.initial, t.data.x, 0);
+      const auto a = moe::reference::forward(t.model, t.last, t.data.x, 0);
       const auto b0 = fields_of(t.initial, a0), b = fields_of(t.last, a);
-      const moe::network::Snapshot initial{t.initial, a0, b0}, now{t.last, a, b};
-      const auto parts = moe::network::decompose(t.model, initial, now);
+      const moe::reference::Snapshot initial{t.initial, a0, b0}, now{t.last, a, b};
+      const auto parts = moe::reference::decompose(t.model, initial, now);
       CHECK(worst(parts.y_init + parts.y_propagating + parts.y_effective, a.y) < 1e-13);
       CHECK(worst(parts.r_init + parts.r_effective, a.r) < 1e-13);
       CHECK(worst(parts.u_init + parts.u_effective, a.u) < 1e-13);
       CHECK(worst(parts.zeta_init + parts.zeta_effective, b.zeta) < 1e-12);
       // D0 of (T10): -N dL/ds, what the residual path carries past the experts.
-      const MatrixXd D0 = -t.run.shape.N * moe::network::backward(t.model, t.last, a, t.data.y, 0).s;
+      const MatrixXd D0 = -t.run.shape.N * moe::reference::backward(t.model, t.last, a, t.data.y, 0).s;
       CHECK(worst(parts.xi_A_init + parts.xi_A_effective + parts.xi_Q_init + parts.xi_Q_effective + D0, b.xi) < 1e-12);
-      CHECK(moe::network::rms(parts.y_effective) > 1e-3);
-      CHECK(moe::network::rms(parts.y_propagating) > 1e-3);
-      CHECK(moe::network::rms(parts.u_effective) > 1e-3);
+      CHECK(moe::reference::rms(parts.y_effective) > 1e-3);
+      CHECK(moe::reference::rms(parts.y_propagating) > 1e-3);
+      CHECK(moe::reference::rms(parts.u_effective) > 1e-3);
 
       // At t = 0 all is initial.
-      const auto start = moe::network::decompose(t.model, initial, initial);
+      const auto start = moe::reference::decompose(t.model, initial, initial);
       CHECK(worst(start.y_init, a0.y) < 1e-14);
       CHECK(start.y_propagating.norm() == 0);
       CHECK(start.y_effective.norm() == 0);
@@ -137,10 +137,11 @@ TEST_CASE("network decomposition adds up to the fields it splits [three regimes,
 
       // What the run recorded is these very arrays.
       const auto& o = t.run.observables;
-      CHECK(o.at("rms_y_propagating").back() == doctest::Approx(moe::network::rms(parts.y_propagating)).epsilon(1e-12));
+      CHECK(o.at("rms_y_propagating").back() ==
+            doctest::Approx(moe::reference::rms(parts.y_propagating)).epsilon(1e-12));
       CHECK(o.at("rms_xi_A_effective").back() ==
-            doctest::Approx(moe::network::rms(parts.xi_A_effective)).epsilon(1e-12));
-      CHECK(o.at("change_xi").back() == doctest::Approx(moe::network::rms(b.xi - b0.xi)).epsilon(1e-12));
+            doctest::Approx(moe::reference::rms(parts.xi_A_effective)).epsilon(1e-12));
+      CHECK(o.at("change_xi").back() == doctest::Approx(moe::reference::rms(b.xi - b0.xi)).epsilon(1e-12));
       CHECK(o.at("change_h").front() == 0);
     }
 }

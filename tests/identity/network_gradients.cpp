@@ -8,7 +8,7 @@
 #include <string>
 
 #include "tests/network_fixture.hpp"
-#include "validation/network_model.hpp"
+#include "validation/reference_model.hpp"
 
 namespace {
 
@@ -17,7 +17,7 @@ using moe::Gate;
 using moe::Loss;
 using moe::NetworkWeights;
 using moe::Routing;
-using moe::network::MatrixXd;
+using moe::reference::MatrixXd;
 using network_fixture::gaussian;
 
 /// Smallest gap between the last chosen and the first unchosen logit: what a difference quotient must not cross.
@@ -32,7 +32,7 @@ double routing_margin(const MatrixXd& r, int K) {
 }
 
 struct Case {
-  moe::network::Model model;
+  moe::reference::Model model;
   NetworkWeights weights;
   MatrixXd x, y;
 };
@@ -61,7 +61,7 @@ Case tiny(Gate gate, Activation activation, Routing routing, bool residual, Loss
 }
 
 double loss_at(const Case& c, const NetworkWeights& w) {
-  return moe::network::loss_value(c.model.loss, moe::network::forward(c.model, w, c.x, 0).f, c.y);
+  return moe::network::loss_value(c.model.loss, moe::reference::forward(c.model, w, c.x, 0).f, c.y);
 }
 
 /// Largest deviation of a gradient from the five-point difference quotient of the loss over the entries of one tensor:
@@ -104,9 +104,9 @@ TEST_CASE(
             INFO(fmt::format("gate {}, activation {}, routing {}, residual {}, loss {}", static_cast<int>(gate),
                              static_cast<int>(activation), static_cast<int>(routing), residual,
                              static_cast<int>(loss)));
-            const auto fields = moe::network::forward(c.model, c.weights, c.x, 0);
+            const auto fields = moe::reference::forward(c.model, c.weights, c.x, 0);
             REQUIRE(routing_margin(fields.r, c.model.shape.K) > 1e-3);
-            const NetworkWeights g = moe::network::backward(c.model, c.weights, fields, c.y, 0).weights;
+            const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
             CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
             CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
             CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);

@@ -6,11 +6,11 @@
 
 #include "tests/network_fixture.hpp"
 #include "validation/network.hpp"
-#include "validation/network_points.hpp"
+#include "validation/reference_points.hpp"
 
 namespace {
 
-using moe::network::MatrixXd;
+using moe::reference::MatrixXd;
 using network_fixture::Index;
 
 double worst(const MatrixXd& a, const MatrixXd& b) { return (a - b).cwiseAbs().maxCoeff(); }
@@ -54,7 +54,7 @@ TEST_CASE("network top-K gives ties to the lower index and exactly K experts to 
   r.col(0) << 0.1, 0.7, 0.7, 0.7, 0.2;
   r.col(1) << 0, 0, 0, 0, 0;
   r.col(2) << -1, 0.0, -0.0, 2, 0.0;  // -0 and 0 tie
-  const MatrixXd active = moe::network::gates(model, 2, r).active;
+  const MatrixXd active = moe::reference::gates(model, 2, r).active;
   MatrixXd expected(5, 3);
   expected.col(0) << 0, 1, 1, 0, 0;
   expected.col(1) << 1, 1, 0, 0, 0;
@@ -67,10 +67,10 @@ TEST_CASE("network softmax gates average to one over the active experts and igno
   model.gate = moe::Gate::softmax;
   model.routing = moe::Routing::topk;
   const MatrixXd r = network_fixture::gaussian(7, 11, 3.0, 5);
-  const auto g = moe::network::gates(model, 3, r);
+  const auto g = moe::reference::gates(model, 3, r);
   const MatrixXd shifted = r.array() + 800.0;
   CHECK(worst(g.G.colwise().sum() / 3, MatrixXd::Ones(1, 11)) < 1e-14);
-  CHECK(worst(moe::network::gates(model, 3, shifted).G, g.G) < 1e-12);
+  CHECK(worst(moe::reference::gates(model, 3, shifted).G, g.G) < 1e-12);
   CHECK(g.active.colwise().sum() == MatrixXd::Constant(1, 11, 3));
 }
 

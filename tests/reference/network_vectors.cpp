@@ -16,8 +16,9 @@
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "validation/network.hpp"
-#include "validation/network_model.hpp"
-#include "validation/network_observables.hpp"
+#include "validation/reference_model.hpp"
+#include "validation/reference_observables.hpp"
+#include "validation/reference_train.hpp"
 
 namespace {
 
@@ -95,6 +96,42 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("network training in float32 and the reference trainer match the original implementation [four networks]") {
+  for (const std::string& name : names) {
+    CAPTURE(name);
+    Reference r(name);
+    const NetworkRun reference = moe::train_reference_network(r.spec, r.data, 32, 0);
+    CHECK(deviation(r.file.read("expected/loss"), reference.loss) < allowed);
+    CHECK(deviation(r.file.read("expected/final/router"), row_major(reference.final_weights.router)) < allowed);
+
+    r.spec.sampling.precision = moe::Precision::float32;
+    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0);
+    REQUIRE(!run.failure);
+    // Relative to the largest entry: losses and outputs of order one, single precision carries 6e-8, twenty steps amplify it.
+    const auto relative = [&](const std::string& dataset, const std::vector<double>& values) {
+      const H5Array expected = r.file.read(dataset);
+      double size = 0;
+      for (double x : expected.values) size = std::max(size, std::abs(x));
+      return deviation(expected, values) / size;
+    };
+    CHECK(relative("expected/loss", run.loss) < 1e-4);
+    CHECK(relative("expected/loss", run.loss) > 1e-9);  // it was not double precision
+    std::vector<double> f;
+    for (const MatrixXd& at_step : run.f) append_row_major(f, at_step.transpose());
+    CHECK(relative("expected/f", f) < 1e-4);
+    CHECK(relative("expected/final/w_in", row_major(run.final_weights.w_in)) < 1e-4);
+    CHECK(relative("expected/final/router", row_major(run.final_weights.router)) < 1e-4);
+    CHECK(relative("expected/final/readout", row_major(run.final_weights.readout)) < 1e-4);
+    std::vector<double> expert_in, expert_out;
+    for (Index i = 0; i < run.shape.M; ++i) {
+      append_row_major(expert_in, run.final_weights.A(i, run.shape.Ne));
+      append_row_major(expert_out, run.final_weights.B(i, run.shape.Ne));
+    }
+    CHECK(relative("expected/final/expert_in", expert_in) < 1e-4);
+    CHECK(relative("expected/final/expert_out", expert_out) < 1e-4);
+  }
+}
+
 TEST_CASE("network observables match the RMS values of the original implementation [steps 0, 5, 20]") {
   const std::pair<const char*, const char*> pairs[] = {
       {"h_pre", "rms_h"}, {"h", "rms_phi"}, {"router_logits", "rms_r"}, {"u", "rms_u_all"}, {"v", "rms_v_all"},
@@ -137,17 +174,17 @@ TEST_CASE("network gates and expert outputs match the original implementation [i
     const moe::Parameterization table = moe::load_parameterization(r.spec, faults);
     REQUIRE(faults.empty());
     const double c = moe::network_constants(r.spec, table, moe::network_sizes(r.spec, shape.N, shape.D)).aggregation;
-    const moe::network::Model model{r.spec.model, r.spec.training.loss, shape, c};
+    const moe::reference::Model model{r.spec.model, r.spec.training.loss, shape, c};
     const moe::NetworkWeights initial = moe::read_weights(r.spec.network.init_from, shape, "test");
     for (const auto& [w, step] : {std::pair{&initial, 0}, std::pair{&trained.final_weights, 20}}) {
       CAPTURE(step);
-      const moe::network::Forward a = moe::network::forward(model, *w, r.data.x, step);
+      const moe::reference::Forward a = moe::reference::forward(model, *w, r.data.x, step);
       const std::string group = fmt::format("expected/rms/step_{:02d}/", step);
-      CHECK(std::abs(c * moe::network::rms(a.gates.G) - r.number(group + "router_gates")) < allowed);
+      CHECK(std::abs(c * moe::reference::rms(a.gates.G) - r.number(group + "router_gates")) < allowed);
       MatrixXd expert_out(Index{shape.M} * shape.N, a.v.cols());
       for (Index i = 0; i < shape.M; ++i)
         expert_out.middleRows(i * shape.N, shape.N) = w->B(i, shape.Ne) * a.v.middleRows(i * shape.Ne, shape.Ne);
-      CHECK(std::abs(moe::network::rms(expert_out) - r.number(group + "expert_out")) < allowed);
+      CHECK(std::abs(moe::reference::rms(expert_out) - r.number(group + "expert_out")) < allowed);
     }
   }
 }

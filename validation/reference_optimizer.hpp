@@ -5,9 +5,9 @@
 
 #include "support/run_spec.hpp"
 #include "validation/network.hpp"
-#include "validation/network_points.hpp"
+#include "validation/reference_points.hpp"
 
-namespace moe::network {
+namespace moe::reference {
 
 /// W -= lr Psi(gradient history), tensor by tensor:
 ///   sgd       Psi = g
@@ -35,4 +35,4 @@ class Optimizer {
   int steps_ = 0;  ///< updates made, the present one included
 };
 
-}  // namespace moe::network
+}  // namespace moe::reference

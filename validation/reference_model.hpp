@@ -6,9 +6,10 @@
 
 #include "support/run_spec.hpp"
 #include "validation/network.hpp"
-#include "validation/network_points.hpp"
+#include "validation/network_loss.hpp"
+#include "validation/reference_points.hpp"
 
-namespace moe::network {
+namespace moe::reference {
 
 /// The function that weights are inserted into: everything but the weights.
 struct Model {
@@ -54,4 +55,4 @@ MatrixXd sum_over_units(const MatrixXd& product, Eigen::Index M);
 /// Throws NumericsError when an entry is NaN or infinite.
 void require_finite(const MatrixXd& values, int step, const char* field);
 
-}  // namespace moe::network
+}  // namespace moe::reference

@@ -1,4 +1,4 @@
-#include "validation/network_observables.hpp"
+#include "validation/reference_observables.hpp"
 
 #include <algorithm>
 #include <array>
@@ -6,7 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
-namespace moe::network {
+namespace moe::reference {
 
 namespace {
 
@@ -24,7 +24,7 @@ struct Definition {
 };
 
 double load_quantile(const Context& c, double q) {
-  return quantile(loads(c.now.forward.gates.active, c.model.shape.K), q);
+  return network::quantile(network::loads(c.now.forward.gates.active, c.model.shape.K), q);
 }
 
 // One line per row of observable_table; a test compares the two lists.
@@ -58,7 +58,7 @@ constexpr std::array definitions = {
     Definition{"rms_xi_Q_init", true, [](const Context& c) { return rms(c.parts.xi_Q_init); }},
     Definition{"rms_xi_Q_effective", true, [](const Context& c) { return rms(c.parts.xi_Q_effective); }},
     Definition{"router_entropy", false,
-               [](const Context& c) { return router_entropy(c.now.forward.gates.G, c.model.shape.K); }},
+               [](const Context& c) { return network::router_entropy(c.now.forward.gates.G, c.model.shape.K); }},
     Definition{"load_q99", false, [](const Context& c) { return load_quantile(c, 0.99); }},
     Definition{"load_max", false, [](const Context& c) { return load_quantile(c, 1.0); }},
     Definition{"ess_forward", false,
@@ -144,44 +144,8 @@ double rms_active(const MatrixXd& x, const MatrixXd& active) {
   return std::sqrt(mean_square.cwiseProduct(active).sum() / active.sum());
 }
 
-double router_entropy(const MatrixXd& G, int K) {
-  double sum = 0;
-  for (Eigen::Index mu = 0; mu < G.cols(); ++mu) {
-    const double total = G.col(mu).sum();
-    double entropy = 0;
-    for (Eigen::Index i = 0; i < G.rows(); ++i) {
-      const double p = G(i, mu) / total;
-      if (p > 0) entropy -= p * std::log(p);
-    }
-    sum += std::exp(entropy) / K;
-  }
-  return sum / static_cast<double>(G.cols());
-}
-
-Eigen::VectorXd loads(const MatrixXd& active, int K) {
-  const double kappa = static_cast<double>(K) / static_cast<double>(active.rows());
-  return active.rowwise().mean() / kappa;
-}
-
-double quantile(Eigen::VectorXd values, double q) {
-  std::sort(values.begin(), values.end());
-  const double position = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<Eigen::Index>(std::floor(position));
-  const Eigen::Index above = std::min(below + 1, values.size() - 1);
-  return values(below) + (position - static_cast<double>(below)) * (values(above) - values(below));
-}
-
 double effective_experts(const MatrixXd& x, Eigen::Index M) {
-  const MatrixXd c = sum_over_units(x.cwiseAbs2(), M);
-  double smallest = std::numeric_limits<double>::infinity();
-  for (Eigen::Index mu = 0; mu < c.cols(); ++mu) {
-    const double largest = c.col(mu).maxCoeff();
-    if (!(largest > 0)) return 0;
-    // Relative to the largest, so that squares of tiny c neither underflow nor divide zero by zero.
-    const Eigen::VectorXd relative = c.col(mu) / largest;
-    smallest = std::min(smallest, relative.sum() * relative.sum() / relative.squaredNorm());
-  }
-  return smallest;
+  return network::effective_experts(sum_over_units(x.cwiseAbs2(), M));
 }
 
-}  // namespace moe::network
+}  // namespace moe::reference

@@ -1,8 +1,8 @@
-#include "validation/network_model.hpp"
+#include "validation/reference_model.hpp"
 
 #include <fmt/format.h>
 
-namespace moe::network {
+namespace moe::reference {
 
 void require_finite(const MatrixXd& values, int step, const char* field) {
   if (values.allFinite()) return;
@@ -54,7 +54,7 @@ Backward backward(const Model& model, const NetworkWeights& w, const Forward& a,
   const ModelSpec& spec = model.spec;
   const double b = spec.activation_scale;
   Backward g;
-  g.f = loss_gradient(model.loss, a.f, y);
+  g.f = network::loss_gradient(model.loss, a.f, y);
   g.s = spec.output_scale * (w.readout.transpose() * g.f);
   g.y = g.s.cwiseProduct(activate_derivative(spec.post_activation, b, a.y));
   require_finite(g.y, step, "dL/dy");
@@ -77,4 +77,4 @@ Backward backward(const Model& model, const NetworkWeights& w, const Forward& a,
   return g;
 }
 
-}  // namespace moe::network
+}  // namespace moe::reference

@@ -4,9 +4,10 @@
 
 #include <string>
 
-#include "validation/network_model.hpp"
+#include "validation/network_statistics.hpp"
+#include "validation/reference_model.hpp"
 
-namespace moe::network {
+namespace moe::reference {
 
 /// Normalised backward fields: D = -N dL/dy (T6), zeta = -K N_e dL/d(G v) (T7), ghat = -K N_e dL/du (T8), rho = -K
 /// dL/dr (T9), xi = -N dL/dphi with the residual part (T10). With another aggregation prefactor c than 1/K they are
@@ -48,13 +49,7 @@ double rms(const MatrixXd& x);
 /// Root of the mean over active (expert, token) pairs of the mean square over the expert's units. x (M N_e, P), active
 /// (M, P).
 double rms_active(const MatrixXd& x, const MatrixXd& active);
-/// Mean over tokens of exp(H)/K, H the entropy of p_i = G_i / sum_j G_j.
-double router_entropy(const MatrixXd& G, int K);
-/// Load of every expert: the share of tokens that choose it, divided by kappa = K/M.
-Eigen::VectorXd loads(const MatrixXd& active, int K);
-/// Quantile by linear interpolation between order statistics: position q (n - 1) of the sorted values.
-double quantile(Eigen::VectorXd values, double q);
-/// (sum_i c_i)^2 / sum_i c_i^2 per token with c_i = sum_a x_ia^2, the smallest over tokens; 0 where all c_i vanish.
+/// network::effective_experts of c_i = sum_a x_ia^2. x (M N_e, P).
 double effective_experts(const MatrixXd& x, Eigen::Index M);
 
-}  // namespace moe::network
+}  // namespace moe::reference

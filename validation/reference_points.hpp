@@ -1,4 +1,4 @@
-/// Activations, gates and losses of a finite network, as arrays over units and samples. Written for the trainer alone:
+/// Activations and gates of a finite network, as arrays over units and samples. Written for the trainer alone:
 /// the limit solver has formulas of its own.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 #include "support/run_spec.hpp"
 
-namespace moe::network {
+namespace moe::reference {
 
 using Eigen::ArrayXXd;
 using Eigen::MatrixXd;
@@ -29,11 +29,4 @@ Gates gates(const ModelSpec& model, int K, const MatrixXd& r);
 /// dL/dr from dL/dG with the selection held (T9); both (M, P).
 MatrixXd gate_backward(const ModelSpec& model, int K, const Gates& gates, const MatrixXd& dL_dG);
 
-/// mse = (1/2) mean_mu |f - y|^2, cross entropy = mean_mu (-sum_c y log softmax(f)). f, y (C, P).
-double loss_value(Loss kind, const MatrixXd& f, const MatrixXd& y);
-/// dL/df (C, P), with its 1/P.
-MatrixXd loss_gradient(Loss kind, const MatrixXd& f, const MatrixXd& y);
-/// Share of samples whose largest output is the largest target; with one output, whose signs agree.
-double accuracy(const MatrixXd& f, const MatrixXd& y);
-
-}  // namespace moe::network
+}  // namespace moe::reference

@@ -1,8 +1,8 @@
-#include "validation/network_optimizer.hpp"
+#include "validation/reference_optimizer.hpp"
 
 #include <cmath>
 
-namespace moe::network {
+namespace moe::reference {
 
 Optimizer::Optimizer(const OptimizerSpec& spec, const PerTensor<double>& lr, const PerTensor<double>& eps)
     : spec_(spec), lr_(lr), eps_(eps) {
@@ -52,4 +52,4 @@ void Optimizer::update(Tensor which, MatrixXd& w, const MatrixXd& g) {
   }
 }
 
-}  // namespace moe::network
+}  // namespace moe::reference

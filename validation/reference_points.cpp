@@ -1,4 +1,4 @@
-#include "validation/network_points.hpp"
+#include "validation/reference_points.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -6,19 +6,12 @@
 #include <numeric>
 #include <vector>
 
-namespace moe::network {
+namespace moe::reference {
 
 namespace {
 
 double normal_cdf(double x) { return 0.5 * std::erfc(-x / std::numbers::sqrt2); }
 double normal_pdf(double x) { return std::exp(-0.5 * x * x) / std::sqrt(2.0 * std::numbers::pi); }
-
-/// log softmax of every column.
-MatrixXd log_softmax(const MatrixXd& f) {
-  const MatrixXd shifted = f.rowwise() - f.colwise().maxCoeff();
-  const Eigen::RowVectorXd log_sum = shifted.array().exp().colwise().sum().log();
-  return shifted.rowwise() - log_sum;
-}
 
 MatrixXd select(const ModelSpec& model, int K, const MatrixXd& r) {
   if (model.routing == Routing::soft) return MatrixXd::Ones(r.rows(), r.cols());
@@ -97,33 +90,4 @@ MatrixXd gate_backward(const ModelSpec& model, int K, const Gates& g, const Matr
   return MatrixXd::Zero(dL_dG.rows(), dL_dG.cols());
 }
 
-double loss_value(Loss kind, const MatrixXd& f, const MatrixXd& y) {
-  const auto P = static_cast<double>(f.cols());
-  if (kind == Loss::mse) return 0.5 * (f - y).squaredNorm() / P;
-  return -y.cwiseProduct(log_softmax(f)).sum() / P;
-}
-
-MatrixXd loss_gradient(Loss kind, const MatrixXd& f, const MatrixXd& y) {
-  const auto P = static_cast<double>(f.cols());
-  if (kind == Loss::mse) return (f - y) / P;
-  // Targets that do not sum to one are weighted as they stand.
-  const MatrixXd p = log_softmax(f).array().exp().matrix();
-  return (p * y.colwise().sum().asDiagonal() - y) / P;
-}
-
-double accuracy(const MatrixXd& f, const MatrixXd& y) {
-  Eigen::Index correct = 0;
-  for (Eigen::Index mu = 0; mu < f.cols(); ++mu) {
-    if (f.rows() == 1) {
-      correct += (f(0, mu) > 0) == (y(0, mu) > 0);
-    } else {
-      Eigen::Index predicted = 0, target = 0;
-      f.col(mu).maxCoeff(&predicted);
-      y.col(mu).maxCoeff(&target);
-      correct += predicted == target;
-    }
-  }
-  return static_cast<double>(correct) / static_cast<double>(f.cols());
-}
-
-}  // namespace moe::network
+}  // namespace moe::reference

@@ -1,0 +1,8 @@
+#include "validation/trainer_run_template.hpp"
+
+namespace moe::trainer {
+
+template NetworkRun train<double>(const RunSpec&, const Dataset&, const NetworkShape&, NetworkWeights,
+                                  const TrainOptions&, const Team&);
+
+}  // namespace moe::trainer

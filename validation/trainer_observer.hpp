@@ -1,0 +1,297 @@
+/// What is measured on a finite network while it trains (theory section 7), by the names of support/observable.hpp. The fields of the
+/// step are at hand; the parts that stem from the initial weights cost a product with W(0) each, what was learned is the difference.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "support/observable.hpp"
+#include "validation/network_statistics.hpp"
+#include "validation/trainer_step.hpp"
+
+namespace moe::trainer {
+
+template <class Real>
+class Observer {
+ public:
+  using B = Cpu<Real>;
+  using Matrix = HostMatrix<Real>;
+  using View = HostView<Real>;
+  using P = Products<Real>;
+
+  /// names: of observables. fixed_samples: every step has the same samples, so that fields of t = 0 stay comparable.
+  Observer(const Step<Real>& step, const std::vector<std::string>& names, bool fixed_samples)
+      : step_(step), names_(names.begin(), names.end()), fixed_samples_(fixed_samples) {}
+
+  bool empty() const { return names_.empty(); }
+
+  /// Tensors whose initial values are needed from t = 1 on.
+  std::vector<Tensor> initial_tensors() const {
+    std::vector<Tensor> tensors;
+    const bool y = wants("rms_y_init", "rms_y_propagating", "rms_y_effective");
+    if (y && !fixed_samples_) tensors.push_back(Tensor::input);
+    if (wants("rms_r_init", "rms_r_effective") || wants("rms_xi_Q_init", "rms_xi_Q_effective"))
+      tensors.push_back(Tensor::router);
+    if (wants("rms_u_init", "rms_u_effective") || wants("rms_xi_A_init", "rms_xi_A_effective") ||
+        (y && !fixed_samples_))
+      tensors.push_back(Tensor::expert_in);
+    if (y || wants("rms_zeta_init", "rms_zeta_effective")) tensors.push_back(Tensor::expert_out);
+    return tensors;
+  }
+
+  /// Values of all names in the state before update state.step, on the samples x of the step. At step 0 fields that later steps
+  /// compare with are put into the state.
+  std::map<std::string, double> observe(TrainingState<Real>& state, View x, Forward<Real>& a, Backward<Real>& g) {
+    values_.clear();
+    state_ = &state, a_ = &a, g_ = &g;
+    const NetworkShape& z = step_.model().shape;
+    const double N = z.N, K = z.K, Ne = z.Ne;
+    const View u = all_experts(a.u, a.phi, Tensor::expert_in, 1, u_all_,
+                               wants("rms_u_all", "change_u") || needs_v() || wants("rms_u_effective"));
+    const View v = needs_v() ? activated(u) : View{};
+    const View zeta = all_experts(g.Gv, g.y, Tensor::expert_out, step_.model().aggregation, zeta_all_,
+                                  wants("rms_zeta", "change_zeta", "rms_zeta_effective"));
+    field("h", a.h);
+    field("phi", a.phi);
+    field("r", a.r);
+    field("u", u, 1, "rms_u_all");
+    field("v", v, 1, "rms_v_all");
+    field("y", a.y);
+    field("f", a.f);
+    field("D", g.y, N);           // (T6)
+    field("zeta", zeta, K * Ne);  // (T7)
+    field("rho", g.r, K);         // (T9)
+    field("xi", g.phi, N);        // (T10)
+    put("rms_u", [&] { return rms(a.u); });
+    put("rms_v", [&] { return rms(a.v); });
+    gates();
+    parts(x, u, zeta);
+    return values_;
+  }
+
+  /// One of kernel_table: (P, P), the average over all units (inactive experts count as zero).
+  Eigen::MatrixXd kernel(const std::string& name, Forward<Real>& a, Backward<Real>& g) {
+    const NetworkShape& z = step_.model().shape;
+    if (name == "Phi") return B::gram(a.phi);
+    if (name == "DD") return static_cast<double>(z.N) * z.N * B::gram(g.y);
+    if (name == "GvGv") return B::gram(scattered(a.dispatch, a.Gv));
+    return std::pow(static_cast<double>(z.K) * z.Ne, 2) * B::gram(scattered(a.dispatch, g.u));  // ghatghat
+  }
+
+ private:
+  struct Scratch {
+    Matrix data;
+    View view;
+    operator View() const { return view; }  // NOLINT(google-explicit-constructor): as an array
+  };
+
+  template <class... Name>
+  bool wants(const Name&... names) const {
+    return (names_.contains(names) || ...);
+  }
+  bool needs_v() const {
+    const bool y = wants("rms_y_init", "rms_y_propagating", "rms_y_effective");
+    return wants("rms_v_all", "change_v") || (y && fixed_samples_ && state_->step == 0);
+  }
+  template <class F>
+  void put(const std::string& name, F&& value) {
+    if (wants(name)) values_[name] = value();
+  }
+
+  static double rms(View x) {
+    return std::sqrt(B::sum(x.size(), 1,
+                            [=](Index k, Index) {
+                              const double value = static_cast<double>(x.data[k]);
+                              return value * value;
+                            }) /
+                     static_cast<double>(x.size()));
+  }
+  static double rms_difference(View x, View from) {
+    return std::sqrt(B::sum(x.size(), 1,
+                            [=](Index k, Index) {
+                              const double value = static_cast<double>(x.data[k]) - static_cast<double>(from.data[k]);
+                              return value * value;
+                            }) /
+                     static_cast<double>(x.size()));
+  }
+
+  /// rms_NAME and change_NAME of `scale` times a field; keeps the field of t = 0 where something compares with it.
+  void field(const std::string& name, View x, double scale = 1, const std::string& rms_name = "") {
+    put(rms_name.empty() ? "rms_" + name : rms_name, [&] { return scale * rms(x); });
+    const bool for_parts = name == "v" && fixed_samples_ && wants("rms_y_init", "rms_y_propagating", "rms_y_effective");
+    if (!wants("change_" + name) && !for_parts) return;
+    if (state_->step == 0) state_->initial_fields[name] = copy_of(x);
+    put("change_" + name, [&] { return scale * rms_difference(x, state_->initial_fields.at(name)); });
+  }
+
+  /// A field over pairs as (M N_e, P) over all experts: with top-K it takes the product scale W^T X once more, for all of them.
+  View all_experts(View pairs, View X, Tensor tensor, double scale, Scratch& scratch, bool needed) {
+    const Dispatch& d = a_->dispatch;
+    if (d.dense()) return P::stacked(d, pairs);
+    if (!needed) return {};
+    P::answer(state_->weights[tensor], static_cast<Real>(scale), X, sized(scratch, d.experts() * pairs.rows, X.cols));
+    return scratch;
+  }
+  View activated(View u) {
+    if (a_->dispatch.dense()) return P::stacked(a_->dispatch, a_->v);
+    step_.activate(step_.model().spec.activation, u, sized(v_all_, u.rows, u.cols));
+    return v_all_;
+  }
+
+  void gates() {
+    const Forward<Real>& a = *a_;
+    const int K = step_.model().shape.K;
+    const Dispatch& d = a.dispatch;
+    const auto by_expert = [&](auto&& value) {
+      Eigen::MatrixXd all = Eigen::MatrixXd::Zero(d.experts(), d.tokens());
+      for (Index p = 0; p < d.tokens(); ++p)
+        for (Index k = 0; k < d.active(); ++k) all(d.expert(k, p), p) = value(k, p);
+      return all;
+    };
+    const auto squares = [&](View field) {
+      return by_expert([&](Index k, Index p) {
+        const Real* const x = &field(0, d.pair(k, p));
+        double sum = 0;
+        for (Index unit = 0; unit < field.rows; ++unit)
+          sum += static_cast<double>(x[unit]) * static_cast<double>(x[unit]);
+        return sum;
+      });
+    };
+    put("router_entropy", [&] {
+      return network::router_entropy(by_expert([&](Index k, Index p) { return static_cast<double>(a.G(k, p)); }), K);
+    });
+    if (wants("load_q99", "load_max")) {
+      const Eigen::VectorXd loads = network::loads(by_expert([](Index, Index) { return 1.0; }), K);
+      put("load_q99", [&] { return network::quantile(loads, 0.99); });
+      put("load_max", [&] { return network::quantile(loads, 1.0); });
+    }
+    put("ess_forward", [&] { return network::effective_experts(squares(a_->Gv)); });
+    put("ess_backward", [&] { return network::effective_experts(squares(g_->u)); });
+  }
+
+  /// W(0) and W(t) - W(0), each acting on the query of time t, and the three terms at the aggregation (T26).
+  void parts(View x, View u, View zeta) {
+    const NetworkShape& z = step_.model().shape;
+    const double N = z.N, K = z.K, Ne = z.Ne, c = step_.model().aggregation;
+    Forward<Real>& a = *a_;
+    Backward<Real>& g = *g_;
+    const Index Ptokens = a.phi.cols();
+    two_parts(
+        "r", 1, [&] { return View(a.r); },
+        [&] { P::answer(initial(Tensor::router), 1, a.phi, sized(scratch_, a.r.rows(), Ptokens)); });
+    two_parts(
+        "u", 1, [&] { return u; },
+        [&] { P::answer(initial(Tensor::expert_in), 1, a.phi, sized(scratch_, Index{z.M} * z.Ne, Ptokens)); });
+    two_parts(
+        "zeta", K * Ne, [&] { return zeta; },
+        [&] {
+          P::answer(initial(Tensor::expert_out), static_cast<Real>(c), g.y,
+                    sized(scratch_, Index{z.M} * z.Ne, Ptokens));
+        });
+    two_parts(
+        "xi_A", N,
+        [&] {
+          P::collect(a.dispatch, state_->weights[Tensor::expert_in], 1, g.u, sized(present_, a.phi.rows(), Ptokens));
+          return View(present_);
+        },
+        [&] { P::collect(a.dispatch, initial(Tensor::expert_in), 1, g.u, sized(scratch_, a.phi.rows(), Ptokens)); });
+    two_parts(
+        "xi_Q", N,
+        [&] {
+          P::collect(state_->weights[Tensor::router], 1, g.r, 0, sized(present_, a.phi.rows(), Ptokens));
+          return View(present_);
+        },
+        [&] { P::collect(initial(Tensor::router), 1, g.r, 0, sized(scratch_, a.phi.rows(), Ptokens)); });
+    aggregation(x);
+  }
+
+  /// `init` fills scratch_ with the part of W(0); `now` hands the field of W(t).
+  template <class Now, class Init>
+  void two_parts(const std::string& name, double scale, Now&& now, Init&& init) {
+    const std::string of_init = "rms_" + name + "_init", of_learned = "rms_" + name + "_effective";
+    if (!wants(of_init, of_learned)) return;
+    if (state_->step == 0) {
+      put(of_init, [&] { return scale * rms(now()); });
+      put(of_learned, [] { return 0.0; });
+      return;
+    }
+    init();
+    put(of_init, [&] { return scale * rms(scratch_); });
+    put(of_learned, [&] { return scale * rms_difference(now(), scratch_); });
+  }
+
+  void aggregation(View x) {
+    if (!wants("rms_y_init", "rms_y_propagating", "rms_y_effective")) return;
+    Forward<Real>& a = *a_;
+    if (state_->step == 0) {
+      put("rms_y_init", [&] { return rms(a.y); });
+      put("rms_y_propagating", [] { return 0.0; });
+      put("rms_y_effective", [] { return 0.0; });
+      return;
+    }
+    const Real c = static_cast<Real>(step_.model().aggregation);
+    const Dispatch& d = a.dispatch;
+    const View v0 = initial_v(x), Gv0 = sized(Gv0_, a.v.rows(), a.v.cols());
+    Step<Real>::times_gate(d, a.G, v0, Gv0);
+    P::collect(d, initial(Tensor::expert_out), c, Gv0, sized(scratch_, a.y.rows(), a.y.cols()));   // y_init
+    P::collect(d, initial(Tensor::expert_out), c, a.Gv, sized(present_, a.y.rows(), a.y.cols()));  // and y_propagating
+    put("rms_y_init", [&] { return rms(scratch_); });
+    put("rms_y_propagating", [&] { return rms_difference(present_, scratch_); });
+    put("rms_y_effective", [&] { return rms_difference(a.y, present_); });
+  }
+
+  /// v of the initial weights on the active pairs of the present.
+  View initial_v(View x) {
+    Forward<Real>& a = *a_;
+    const Dispatch& d = a.dispatch;
+    const Activation activation = step_.model().spec.activation;
+    const View out = sized(v0_, a.v.rows(), a.v.cols());
+    if (!fixed_samples_) {
+      P::collect(initial(Tensor::input), 1, x, 0, sized(scratch_, a.h.rows(), a.h.cols()));
+      step_.activate(activation, scratch_, scratch_);
+      P::answer(d, initial(Tensor::expert_in), 1, scratch_, out);
+      step_.activate(activation, out, out);
+      return out;
+    }
+    const View all = state_->initial_fields.at("v");
+    if (d.dense()) return {all.data, out.rows, out.cols, out.rows};
+    for (Index p = 0; p < d.tokens(); ++p)
+      for (Index k = 0; k < d.active(); ++k)
+        std::copy_n(&all(d.expert(k, p) * out.rows, p), out.rows, &out(0, d.pair(k, p)));
+    return out;
+  }
+
+  /// A field over pairs as (M N_e, P), zero where not active.
+  View scattered(const Dispatch& d, View pairs) {
+    if (d.dense()) return P::stacked(d, pairs);
+    const View all = sized(scratch_, d.experts() * pairs.rows, d.tokens());
+    std::fill_n(all.data, all.size(), Real(0));
+    for (Index p = 0; p < d.tokens(); ++p)
+      for (Index k = 0; k < d.active(); ++k)
+        std::copy_n(&pairs(0, d.pair(k, p)), pairs.rows, &all(d.expert(k, p) * pairs.rows, p));
+    return all;
+  }
+
+  View initial(Tensor t) { return state_->initial[t]; }
+  /// A window of this shape on scratch that grows as needed.
+  static View sized(Scratch& scratch, Index rows, Index cols) {
+    if (scratch.data.size() < rows * cols) scratch.data = Matrix::uninitialized(rows * cols, 1);
+    scratch.view = {scratch.data.data(), rows, cols, rows};
+    return scratch.view;
+  }
+
+  const Step<Real>& step_;
+  std::set<std::string> names_;
+  bool fixed_samples_;
+  std::map<std::string, double> values_;
+  TrainingState<Real>* state_ = nullptr;
+  Forward<Real>* a_ = nullptr;
+  Backward<Real>* g_ = nullptr;
+  Scratch u_all_, v_all_, zeta_all_, v0_, Gv0_, present_, scratch_;
+};
+
+}  // namespace moe::trainer

@@ -1,0 +1,183 @@
+/// The body of train(): trainer_run.hpp.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "support/observable.hpp"
+#include "support/schedule.hpp"
+#include "validation/network_start.hpp"
+#include "validation/trainer_observer.hpp"
+#include "validation/trainer_run.hpp"
+
+namespace moe::trainer {
+
+template <class Real>
+class Run {
+ public:
+  using View = HostView<Real>;
+
+  Run(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
+      const TrainOptions& options)
+      : spec_(spec),
+        data_(data),
+        options_(options),
+        constants_(constants_at(spec, shape)),
+        step_({spec.model, spec.training.loss, shape, constants_.aggregation}),
+        observer_(step_, selected_observables(spec), spec.training.batch == 0),
+        samples_(spec.training.batch > 0 ? spec.training.batch : data.x.cols()),
+        forward_(shape, samples_),
+        backward_(shape, samples_) {
+    state_.weights = tensors_of<Real>(start);
+    start = {};
+    const Rule<Real> any = rule(Tensor::input);
+    for (std::size_t t = 0; t < num_tensors; ++t) {
+      const auto& w = state_.weights.values[t];
+      if (any.has_velocity() || any.has_moments()) state_.first.values[t] = HostMatrix<Real>(w.rows(), w.cols());
+      if (any.has_moments()) state_.second.values[t] = HostMatrix<Real>(w.rows(), w.cols());
+    }
+    state_.run.shape = shape;
+    x_ = real(data.x);
+    x_test_ = real(data.x_test);
+    if (!observer_.empty()) observe_at_ = observe_steps(spec);
+    kernels_at_ = kernel_steps(spec);
+    eval_at_ = eval_steps(spec.training);
+    if (data.x_test.cols() > 0) test_at_ = test_steps(spec.training);
+  }
+
+  NetworkRun operator()(const Team& team) {
+    try {
+      for (const int T = spec_.training.steps; state_.step <= T; ++state_.step) {
+        set_operation_threads(team.share());
+        pass();
+        record();
+        if (state_.step == T) break;
+        if (state_.step == 0) keep_initial_tensors();
+        step_.update(state_, samples(), forward_, backward_, [this](Tensor t) { return rule(t); });
+        if (options_.on_step) options_.on_step(state_.step + 1, last_loss_);
+      }
+    } catch (const NumericsError& failure) {
+      state_.run.failure = failure;
+    }
+    state_.run.final_weights = weights_of(state_.weights);
+    return std::move(state_.run);
+  }
+
+ private:
+  static bool contains(const std::vector<int>& steps, int t) {
+    return std::binary_search(steps.begin(), steps.end(), t);
+  }
+  static HostMatrix<Real> real(const Eigen::MatrixXd& from) {
+    auto to = HostMatrix<Real>::uninitialized(from.rows(), from.cols());
+    for (Index k = 0; k < from.size(); ++k) to.data()[k] = static_cast<Real>(from.data()[k]);
+    return to;
+  }
+  bool mini_batches() const { return spec_.training.batch > 0; }
+  View samples() { return mini_batches() ? batch_x_.view() : x_.view(); }
+  const Eigen::MatrixXd& targets() const { return mini_batches() ? batch_y_ : data_.y; }
+  Rule<Real> rule(Tensor t) const {
+    return Rule<Real>::at(spec_.optimizer, constants_.lr[t], constants_.eps[t], state_.step + 1);
+  }
+
+  /// Forward and backward on the samples of the step: the whole set, or its own batch (at t = T the one that it would take).
+  void pass() {
+    const int t = state_.step;
+    if (mini_batches()) {
+      const std::vector<int> rows = batch_rows(spec_, static_cast<int>(data_.x.cols()), t);
+      batch_x_ = real(data_.x(Eigen::all, rows));
+      batch_y_ = data_.y(Eigen::all, rows);
+    }
+    step_.forward(state_.weights, samples(), t, forward_);
+    f_ = Cpu<Real>::download(forward_.f);
+    last_loss_ = require_loss(network::loss_value(spec_.training.loss, f_, targets()));
+    step_.backward(state_.weights, forward_, network::loss_gradient(spec_.training.loss, f_, targets()), t, backward_);
+  }
+
+  /// Everything that is recorded of the state before the update.
+  void record() {
+    NetworkRun& run = state_.run;
+    const int t = state_.step;
+    if (mini_batches() && t < spec_.training.steps) run.batch_loss.push_back(last_loss_);
+    if (contains(eval_at_, t)) {
+      const Eigen::MatrixXd f = mini_batches() ? outputs(x_) : f_;
+      run.eval_steps.push_back(t);
+      run.loss.push_back(require_loss(network::loss_value(spec_.training.loss, f, data_.y)));
+      run.accuracy.push_back(network::accuracy(f, data_.y));
+      if (options_.keep_outputs) run.f.push_back(f);
+    }
+    if (contains(test_at_, t)) {
+      const Eigen::MatrixXd f = outputs(x_test_);
+      run.test_steps.push_back(t);
+      run.test_loss.push_back(network::loss_value(spec_.training.loss, f, data_.y_test));
+      run.test_accuracy.push_back(network::accuracy(f, data_.y_test));
+    }
+    if (contains(observe_at_, t)) {
+      run.observe_steps.push_back(t);
+      for (const auto& [name, value] : observer_.observe(state_, samples(), forward_, backward_))
+        run.observables[name].push_back(value);
+    }
+    if (contains(kernels_at_, t)) {
+      run.kernel_steps.push_back(t);
+      for (const auto& info : kernel_table)
+        run.kernels[info.name].push_back(observer_.kernel(info.name, forward_, backward_));
+    }
+  }
+
+  /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
+  Eigen::MatrixXd outputs(HostMatrix<Real>& inputs) {
+    if (!evaluation_)
+      evaluation_.emplace(step_.model().shape,
+                          std::min(evaluation_piece, std::max(x_test_.cols(), mini_batches() ? x_.cols() : 0)));
+    Eigen::MatrixXd f(step_.model().shape.C, inputs.cols());
+    for (Index first = 0; first < inputs.cols(); first += evaluation_piece) {
+      const Index n = std::min(evaluation_piece, inputs.cols() - first);
+      evaluation_->set_samples(n);
+      step_.forward(state_.weights, inputs.columns(first, n), state_.step, *evaluation_);
+      f.middleCols(first, n) = Cpu<Real>::download(evaluation_->f);
+    }
+    return f;
+  }
+
+  void keep_initial_tensors() {
+    if (contains(observe_at_, 0))
+      for (Tensor t : observer_.initial_tensors()) state_.initial[t] = copy_of(state_.weights[t].view());
+  }
+
+  double require_loss(double loss) const {
+    if (!std::isfinite(loss))
+      throw NumericsError(state_.step, "loss",
+                          fmt::format("the loss is {}; a smaller optimizer.lr usually helps", loss));
+    return loss;
+  }
+
+  static constexpr Index evaluation_piece = 256;
+
+  const RunSpec& spec_;
+  const Dataset& data_;
+  const TrainOptions& options_;
+  NetworkConstants constants_;
+  Step<Real> step_;
+  Observer<Real> observer_;
+  std::vector<int> observe_at_, kernels_at_, eval_at_, test_at_;
+
+  TrainingState<Real> state_;
+  HostMatrix<Real> x_, x_test_;
+  HostMatrix<Real> batch_x_;  ///< samples of the present step, mini-batches only
+  Eigen::MatrixXd batch_y_;
+  Index samples_;          ///< of a step
+  Forward<Real> forward_;  ///< on the samples of the present step
+  Backward<Real> backward_;
+  Eigen::MatrixXd f_;
+  std::optional<Forward<Real>> evaluation_;
+  double last_loss_ = std::numeric_limits<double>::quiet_NaN();
+};
+
+template <class Real>
+NetworkRun train(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
+                 const TrainOptions& options, const Team& team) {
+  return Run<Real>(spec, data, shape, std::move(start), options)(team);
+}
+
+}  // namespace moe::trainer

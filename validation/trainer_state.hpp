@@ -1,0 +1,67 @@
+/// Everything that a training run carries from one step to the next, so that it can be saved, loaded and continued.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "support/matrix.hpp"
+#include "support/run_spec.hpp"
+#include "validation/network.hpp"
+#include "validation/trainer_rule.hpp"
+
+namespace moe::trainer {
+
+/// The five tensors, each with the N neurons as rows: W_in (N, D), Q^T (N, M), A^T (N, M N_e), B (N, M N_e), W_out^T (N, C). What
+/// belongs to an expert is contiguous.
+template <class Real>
+using Tensors = PerTensor<HostMatrix<Real>>;
+
+template <class Real>
+struct TrainingState {
+  int step = 0;           ///< updates made
+  Tensors<Real> weights;  ///< W(t)
+  Tensors<Real> first;    ///< velocities or first moments; empty where the rule has none
+  Tensors<Real> second;   ///< second moments; likewise
+  Tensors<Real> initial;  ///< W(0), where an observable needs it
+  std::map<std::string, HostMatrix<Real>> initial_fields;  ///< those of t = 0 that observables compare with
+  NetworkRun run;                                          ///< what was recorded so far
+
+  Slot<Real> slot(Tensor t) { return {weights[t], first[t], second[t]}; }
+};
+
+template <class Real>
+HostMatrix<Real> copy_of(HostView<Real> from) {
+  auto to = HostMatrix<Real>::uninitialized(from.rows, from.cols);
+  for (Index j = 0; j < from.cols; ++j) std::copy_n(from.data + j * from.ld, from.rows, to.data() + j * from.rows);
+  return to;
+}
+
+/// Precision and layout of the public weights to those above, and back.
+template <class Real>
+Tensors<Real> tensors_of(const NetworkWeights& w) {
+  const auto plain = [](const Eigen::MatrixXd& from) {
+    auto to = HostMatrix<Real>::uninitialized(from.rows(), from.cols());
+    for (Index k = 0; k < from.size(); ++k) to.data()[k] = static_cast<Real>(from.data()[k]);
+    return to;
+  };
+  const auto transposed = [](const Eigen::MatrixXd& from) {
+    auto to = HostMatrix<Real>::uninitialized(from.cols(), from.rows());
+    for (Index j = 0; j < from.cols(); ++j)
+      for (Index i = 0; i < from.rows(); ++i) to(j, i) = static_cast<Real>(from(i, j));
+    return to;
+  };
+  return {{plain(w.w_in), transposed(w.router), transposed(w.expert_in), plain(w.expert_out), transposed(w.readout)}};
+}
+template <class Real>
+NetworkWeights weights_of(const Tensors<Real>& tensors) {
+  const auto plain = [&](Tensor t) {
+    const auto& from = tensors[t];
+    return Eigen::MatrixXd(
+        Eigen::Map<const Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>>(from.data(), from.rows(), from.cols())
+            .template cast<double>());
+  };
+  return {plain(Tensor::input), plain(Tensor::router).transpose(), plain(Tensor::expert_in).transpose(),
+          plain(Tensor::expert_out), plain(Tensor::readout).transpose()};
+}
+
+}  // namespace moe::trainer
