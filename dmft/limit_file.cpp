@@ -60,13 +60,8 @@ constexpr Description diagnostics[] = {
 
 }  // namespace
 
-void write_limit_file(const std::string& path, const std::string& program, const RunSpec& spec, const Dataset& data,
-                      const LimitResult& result) {
-  H5Writer file(path);
+void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& result) {
   LimitWriter limit(file, result);
-  write_root_attributes(file, "limit", program, spec);
-  write_data(file, data.x, data.y);
-
   limit.curve("/limit/loss", result.loss, "training loss");
   limit.curve("/limit/accuracy", result.accuracy, "share of training samples classified rightly");
   limit.curve("/limit/test_loss", result.test_loss, "test loss, by evaluation-only queries");
@@ -126,6 +121,14 @@ void write_limit_file(const std::string& path, const std::string& program, const
   std::string warnings;
   for (const auto& w : result.warnings) warnings += w + "\n";
   file.attribute("/limit", "warnings", warnings);
+}
+
+void write_limit_file(const std::string& path, const std::string& program, const RunSpec& spec, const Dataset& data,
+                      const LimitResult& result) {
+  H5Writer file(path);
+  write_root_attributes(file, "limit", program, spec);
+  write_data(file, data.x, data.y);
+  write_limit_group(file, spec, result);
   file.commit();
 }
 

@@ -90,6 +90,8 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
   result.replicas = static_cast<int>(records.size());
   for (const auto& r : records) {
     result.loss_per_replica.push_back(r.loss);
+    result.test_loss_per_replica.push_back(r.test_loss);
+    result.batch_loss_per_replica.push_back(r.batch_loss);
     result.summary["sample_ratio_defect"] = std::max(result.summary["sample_ratio_defect"], r.defect);
     if (r.failure && (!result.failure || r.failure->step < result.failure->step)) result.failure = r.failure;
   }

@@ -36,6 +36,7 @@ struct LimitResult {
   std::map<std::string, std::vector<double>> diagnostics;       ///< per training step, mean over replicas
   std::map<std::string, double> summary;  ///< scalars: sample-ratio defect, smallest effective sample size, ...
   std::vector<std::vector<double>> loss_per_replica;  ///< [replica][eval step]
+  std::vector<std::vector<double>> test_loss_per_replica, batch_loss_per_replica;
   std::vector<std::string> warnings;
   std::optional<NumericsError> failure;  ///< step and field at which the run stopped; curves end before it
   bool interrupted = false;              ///< SolveOptions::interrupt ended the run; curves hold what was computed

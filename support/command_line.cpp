@@ -19,10 +19,8 @@ namespace moe {
 
 namespace {
 
-struct ProgramFlag {
-  const char *name, *value, *help;
-};
-constexpr ProgramFlag program_flags[] = {
+/// Flags that every program has.
+const ProgramFlag common_flags[] = {
     {"--config", "FILE", "TOML configuration; flags override it (also as first positional argument)"},
     {"--set", "KEY=VALUE", "any key by its full name, repeatable: --set sampling.experts=512"},
     {"--out", "FILE", "result file"},
@@ -44,14 +42,16 @@ std::string words_of(const Key& key, const Field& field) {
 std::string help_text(const ProgramInfo& program) {
   std::string text =
       fmt::format("{}: {}\n\nUsage: {} [CONFIG.toml] [flags]\n\n", program.name, program.summary, program.name);
-  for (const auto& flag : program_flags) {
-    std::string help = flag.help;
-    if (std::string(flag.name) == "--out" && !program.default_out.empty())
-      help += fmt::format(" (default {})", program.default_out);
-    text += fmt::format("  {:<42}{}\n", fmt::format("{} {}", flag.name, flag.value), help);
-  }
+  const auto line = [&](const ProgramFlag& flag, const std::string& more) {
+    text += fmt::format("  {:<42}{}{}\n", fmt::format("{} {}", flag.name, flag.value), flag.help, more);
+  };
+  for (const auto& flag : program.flags) line(flag, "");
+  for (const auto& flag : common_flags)
+    line(flag,
+         flag.name == "--out" && !program.default_out.empty() ? fmt::format(" (default {})", program.default_out) : "");
   text += "\nKeys. Quantities without a unit are dimensionless. Keys that a run does not use are ignored.\n";
   RunSpec defaults;
+  if (program.own_defaults) program.own_defaults(defaults, {});
   std::string section;
   for (const auto& key : config_keys()) {
     if (key.section() != section) {
@@ -89,6 +89,10 @@ class CommandLine {
     text_option("--threads", threads_);
     text_option("--device", device_);
     app_.add_option("--set", settings_)->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    for (const auto& flag : program.flags) {
+      own_.push_back({&flag, nullptr, ""});
+      own_.back().option = flag.value.empty() ? app_.add_flag(flag.name) : text_option(flag.name, own_.back().text);
+    }
     for (const auto& key : config_keys()) {
       if (key.flags.empty()) continue;
       std::string names;
@@ -120,6 +124,9 @@ class CommandLine {
     read_flags(spec);
     read_settings(spec);
     read_program_options();
+    for (const auto& flag : own_)
+      if (flag.option->count() > 0) invocation.own[flag.flag->name] = flag.flag->value.empty() ? "true" : flag.text;
+    if (program_.own_defaults) program_.own_defaults(spec, invocation.own);
     validate(spec, faults);
     refuse_unavailable(invocation.options.device, "--device on the command line", faults);
   }
@@ -131,6 +138,11 @@ class CommandLine {
  private:
   struct FlagValue {
     const Key* key;
+    CLI::Option* option;
+    std::string text;
+  };
+  struct OwnFlag {
+    const ProgramFlag* flag;
     CLI::Option* option;
     std::string text;
   };
@@ -174,7 +186,8 @@ class CommandLine {
   void report_unknown_flag(const std::string& word) {
     const std::string name = word.substr(0, word.find('='));
     std::vector<std::string> known, same_leaf;
-    for (const auto& flag : program_flags) known.emplace_back(flag.name);
+    for (const auto& flag : common_flags) known.push_back(flag.name);
+    for (const auto& flag : program_.flags) known.push_back(flag.name);
     std::string leaf = name.substr(std::min(name.find_first_not_of('-'), name.size()));
     std::replace(leaf.begin(), leaf.end(), '-', '_');
     for (const auto& key : config_keys()) {
@@ -234,6 +247,7 @@ class CommandLine {
   std::string threads_ = "0", device_ = "auto";
   std::vector<std::string> settings_, extras_;
   std::deque<FlagValue> values_;  // CLI11 keeps references to the texts
+  std::deque<OwnFlag> own_;
 };
 
 }  // namespace

@@ -2,6 +2,8 @@
 /// the help text, the unit and the default, so that they cannot drift apart.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,13 +27,24 @@ struct ProgramOptions {
 struct Invocation {
   RunSpec spec;
   ProgramOptions options;
+  std::map<std::string, std::string> own;  ///< ProgramInfo::flags that were given; "true" for one without a value
   int exit_code = -1;
 };
 
+/// A flag of one program that is no configuration key.
+struct ProgramFlag {
+  std::string name;   ///< "--lr-sweep"
+  std::string value;  ///< "LO:HI:COUNT", or "" for a switch
+  std::string help;
+};
+
 struct ProgramInfo {
-  std::string name;         ///< "dmft_solve"
-  std::string summary;      ///< one sentence for --help
-  std::string default_out;  ///< "limit.h5"
+  std::string name;                     ///< "dmft_solve"
+  std::string summary;                  ///< one sentence for --help
+  std::string default_out;              ///< "limit.h5"
+  std::vector<ProgramFlag> flags = {};  ///< of this program alone
+  /// Sets what was not said (RunSpec::origin) before validation; it is told which of `flags` were given.
+  std::function<void(RunSpec&, const std::map<std::string, std::string>&)> own_defaults = {};
 };
 
 /// Parses and validates. Throws ConfigError listing every unknown key, wrong type, out-of-range value and impossible

@@ -12,7 +12,7 @@
 
 #include "dmft/solve.hpp"
 #include "tests/grid.hpp"
-#include "tests/statistics.hpp"
+#include "validation/statistics.hpp"
 
 namespace {
 
@@ -62,7 +62,7 @@ void compare(const grid::Case& which, std::uint64_t seed, Calibration& total) {
     std::vector<double> realisations;
     realisations.reserve(ours.loss_per_replica.size());
     for (const auto& replica : ours.loss_per_replica) realisations.push_back(replica[t]);
-    const statistics::Moments m = statistics::moments(realisations);
+    const moe::statistics::Moments m = moe::statistics::moments(realisations);
     const double variance = loss.values[2 * steps + t], variance_error = loss.values[3 * steps + t];
     INFO("its variance over realisations is ", m.variance, " +- ", m.variance_error, ", reference ", variance, " +- ",
          variance_error);

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "tests/limit_fixture.hpp"
-#include "tests/power_law.hpp"
-#include "tests/statistics.hpp"
+#include "validation/power_law_fit.hpp"
+#include "validation/statistics.hpp"
 #include "validation/network.hpp"
 
 namespace {
@@ -57,11 +57,11 @@ void confirm(const Setting& setting, const std::vector<int>& widths, int seeds) 
         const auto& values_of = run.observables.at(term.name);
         samples.push_back((term.at_start ? values_of.front() : values_of.back()) / scale);
       }
-      const statistics::Moments m = statistics::moments(samples);
+      const moe::statistics::Moments m = moe::statistics::moments(samples);
       x.push_back(of_width.front().shape.N), y.push_back(m.mean), e.push_back(m.mean_error);
       values += fmt::format(" {:.4f}({:.4f})", m.mean, m.mean_error);
     }
-    const power_law::Fit fit = power_law::fit(x, y, e);
+    const moe::PowerLawFit fit = moe::fit_power_law(x, y, e);
     const std::string line =
         fmt::format("{} {} {}{} at t = {}: exponent {:.3f} +- {:.3f}, predicted {}; values{}", setting.regime,
                     setting.param, term.name, term.per_change ? " / change_v" : "", term.at_start ? 0 : setting.step,

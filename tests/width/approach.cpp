@@ -11,8 +11,8 @@
 
 #include "dmft/solve.hpp"
 #include "tests/grid.hpp"
-#include "tests/power_law.hpp"
-#include "tests/statistics.hpp"
+#include "validation/power_law_fit.hpp"
+#include "validation/statistics.hpp"
 #include "validation/network.hpp"
 
 namespace {
@@ -67,7 +67,7 @@ Values train(moe::RunSpec s, const moe::Dataset& d, int N, int seeds) {
   }
   Values values;
   for (const auto& [name, list] : samples) {
-    const statistics::Moments m = statistics::moments(list);
+    const moe::statistics::Moments m = moe::statistics::moments(list);
     values[name] = {m.mean, m.mean_error};
   }
   return values;
@@ -104,7 +104,7 @@ Outcome approach(const grid::Case& which, const Effort& effort) {
       deviations += fmt::format(" {:+.4f}({:.4f})", y.back(), e.back());
     }
     const bool resolved = std::abs(y[0]) > 3 * e[0];
-    const power_law::Fit fit = power_law::fit(x, y, e);
+    const moe::PowerLawFit fit = moe::fit_power_law(x, y, e);
     const std::string line = fmt::format(
         "{} {}: limit {:.4f}({:.4f}), deviations{}, {}", which.name(), name, at_limit.mean, at_limit.error, deviations,
         resolved ? fmt::format("a = {:.2f} +- {:.2f}", -fit.exponent, fit.error) : "not resolved");

@@ -10,7 +10,7 @@
 
 #include "dmft/solve.hpp"
 #include "tests/grid.hpp"
-#include "tests/statistics.hpp"
+#include "validation/statistics.hpp"
 
 namespace {
 
@@ -50,7 +50,7 @@ void calibrate(const grid::Case& which, int runs, int replicas) {
       z.push_back((curve.mean[t] - mean) / curve.sem[t]);
       squares.push_back(z.back() * z.back());
     }
-    const statistics::Moments m = statistics::moments(squares);
+    const moe::statistics::Moments m = moe::statistics::moments(squares);
     const std::string line =
         fmt::format("{} loss at step {}: variance of z over {} runs of {} replicas {:.3f} +- {:.3f}, expected {:.3f}",
                     which.name(), t, runs, replicas, m.mean, m.mean_error, expected);
@@ -144,11 +144,11 @@ void small_steps(const grid::Case& which, int replicas) {
   const auto difference = [&](std::size_t a, std::size_t b) {
     std::vector<double> d;
     for (std::size_t k = 0; k < last[a].size(); ++k) d.push_back(last[a][k] - last[b][k]);
-    return statistics::moments(d);
+    return moe::statistics::moments(d);
   };
   std::vector<double> ratios, errors;
   for (std::size_t k = 0; k < 2; ++k) {
-    const statistics::Moments coarse = difference(k, k + 1), fine = difference(k + 1, k + 2);
+    const moe::statistics::Moments coarse = difference(k, k + 1), fine = difference(k + 1, k + 2);
     ratios.push_back(coarse.mean / fine.mean);
     errors.push_back(std::abs(ratios.back()) *
                      std::hypot(coarse.mean_error / coarse.mean, fine.mean_error / fine.mean));

@@ -10,7 +10,7 @@
 #include "dmft/march.hpp"
 #include "support/schedule.hpp"
 #include "tests/limit_fixture.hpp"
-#include "tests/statistics.hpp"
+#include "validation/statistics.hpp"
 #include "validation/network.hpp"
 
 namespace {
@@ -79,10 +79,10 @@ double compare(const Law& law, const moe::RunSpec& s, const moe::Dataset& d, boo
   double worst = 0;
   REQUIRE(networks.size() == limit.size());
   for (const auto& [name, values] : networks) {
-    const double zm = statistics::mean_z(values, limit.at(name)), zv = statistics::variance_z(values, limit.at(name));
+    const double zm = moe::statistics::mean_z(values, limit.at(name)), zv = moe::statistics::variance_z(values, limit.at(name));
     worst = std::max({worst, std::abs(zm), std::abs(zv)});
     if (drop_responses) continue;
-    const statistics::Moments a = statistics::moments(values), b = statistics::moments(limit.at(name));
+    const moe::statistics::Moments a = moe::statistics::moments(values), b = moe::statistics::moments(limit.at(name));
     INFO("regime ", law.regime, " ", law.param, ", N = ", law.N, ", ", name, ": networks mean ", a.mean, " +- ",
          a.mean_error, ", sd ", std::sqrt(a.variance), "; sweep mean ", b.mean, " +- ", b.mean_error, ", sd ",
          std::sqrt(b.variance), "; z ", zm, ", ", zv);

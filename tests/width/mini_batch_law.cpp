@@ -13,7 +13,7 @@
 #include "dmft/observer.hpp"
 #include "support/schedule.hpp"
 #include "tests/limit_fixture.hpp"
-#include "tests/statistics.hpp"
+#include "validation/statistics.hpp"
 #include "validation/network.hpp"
 
 namespace {
@@ -107,8 +107,8 @@ Samples of_limit(const moe::RunSpec& s, const moe::Dataset& d, Forms& forms) {
 
 void agree(const std::string& what, const std::vector<double>& networks, const std::vector<double>& limit,
            double bound) {
-  const double zm = statistics::mean_z(networks, limit), zv = statistics::variance_z(networks, limit);
-  const statistics::Moments a = statistics::moments(networks), b = statistics::moments(limit);
+  const double zm = moe::statistics::mean_z(networks, limit), zv = moe::statistics::variance_z(networks, limit);
+  const moe::statistics::Moments a = moe::statistics::moments(networks), b = moe::statistics::moments(limit);
   INFO(what, ": networks mean ", a.mean, " +- ", a.mean_error, ", sd ", std::sqrt(a.variance), "; sweep mean ", b.mean,
        " +- ", b.mean_error, ", sd ", std::sqrt(b.variance), "; z ", zm, ", ", zv);
   CHECK(std::abs(zm) < bound);
@@ -194,10 +194,10 @@ TEST_CASE("whole-set evaluation has the law of networks, in pieces their mean [I
     }
     for (const auto& [name, values] : networks) {
       agree(std::string(regime) + " one piece, " + name, values, whole.at(name), 4.2);
-      const double z = statistics::mean_z(values, pieces.at(name));
+      const double z = moe::statistics::mean_z(values, pieces.at(name));
       INFO(regime, " pieces of 5, ", name, ": z of the mean ", z);
       CHECK(std::abs(z) < 4.2);
-      CHECK(statistics::variance_z(values, pieces.at(name)) > -4.2);
+      CHECK(moe::statistics::variance_z(values, pieces.at(name)) > -4.2);
     }
   }
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tests/operator_fixture.hpp"
-#include "tests/statistics.hpp"
+#include "validation/statistics.hpp"
 
 namespace {
 
@@ -66,8 +66,8 @@ void compare(int dense_after, bool break_response) {
   }
   double worst = 0;
   for (std::size_t f = 0; f < num_features; ++f) {
-    const double zm = statistics::mean_z(asked[f], explicit_matrix[f]),
-                 zv = statistics::variance_z(asked[f], explicit_matrix[f]);
+    const double zm = moe::statistics::mean_z(asked[f], explicit_matrix[f]),
+                 zv = moe::statistics::variance_z(asked[f], explicit_matrix[f]);
     CAPTURE(f);
     CAPTURE(zm);
     CAPTURE(zv);

@@ -1,0 +1,122 @@
+// Learning-rate sweeps on curves whose optimum is known.
+#include "validation/lr_sweep.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "support/random.hpp"
+
+using namespace moe;
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+/// Losses 1 + (log eta - log best)^2 with noise that is common to all eta of a run, and noise of its own.
+SweepCurve parabola(const std::vector<double>& eta, double best, double common, double own, std::uint32_t stream) {
+  std::vector<std::vector<double>> runs;
+  for (std::size_t e = 0; e < eta.size(); ++e) {
+    std::vector<double> of_eta;
+    for (std::uint64_t r = 0; r < 8; ++r) {
+      double shared[2], alone[2];
+      normal_pair(StreamKey{1, 0, stream, 0}, r, shared);
+      normal_pair(StreamKey{2, static_cast<std::uint32_t>(e), stream, 0}, r, alone);
+      const double x = std::log(eta[e] / best);
+      of_eta.push_back(1 + x * x + common * shared[0] + own * alone[0]);
+    }
+    runs.push_back(of_eta);
+  }
+  return sweep_curve(runs);
+}
+
+std::vector<double> rates(const char* text) {
+  Faults faults;
+  auto eta = parse_sweep(text, faults);
+  REQUIRE(faults.empty());
+  return eta;
+}
+
+}  // namespace
+
+TEST_CASE("a sweep is spaced equally in log; text that is none is refused with an example") {
+  const auto eta = rates("0.01:1:3");
+  REQUIRE(eta.size() == 3);
+  CHECK(eta[1] == doctest::Approx(0.1));
+  for (const char* text : {"", "1", "1:2", "0:1:3", "2:1:3", "1:2:2", "1:2:3x", "1:2:3:4", "a:b:c", "1:inf:3"}) {
+    CAPTURE(text);
+    Faults faults;
+    CHECK(parse_sweep(text, faults).empty());
+    REQUIRE(faults.list().size() == 1);
+    CHECK(faults.list()[0].find("0.03:3:9") != std::string::npos);
+  }
+}
+
+TEST_CASE("criteria by hand: last tenth, end, test") {
+  const std::vector<int> steps = {0, 5, 10, 18, 19, 20};
+  const std::vector<double> loss = {9, 8, 7, 6, 5, 1};
+  CHECK(criterion_value(SweepCriterion::tail, 20, steps, loss, {}, {}) == 3);  // t = 19, 20
+  CHECK(criterion_value(SweepCriterion::final, 20, steps, loss, {}, {}) == 1);
+  CHECK(criterion_value(SweepCriterion::test, 20, steps, loss, {}, {3, 2}) == 2);
+  std::vector<double> batches(20, 4.0);
+  batches[18] = 2, batches[19] = 1;
+  CHECK(criterion_value(SweepCriterion::tail, 20, steps, loss, batches, {}) == 1.5);
+  CHECK(criterion_value(SweepCriterion::final, 20, steps, {1, NAN}, {}, {}) == infinity);
+}
+
+TEST_CASE("sweep of exact parabolas: optima, drift and lost losses by hand") {
+  LrSweep s;
+  s.eta = rates("0.1:10:9");
+  s.widths = {64, 256};
+  s.networks = {parabola(s.eta, 2, 0, 0, 1), parabola(s.eta, 1, 0, 0, 2)};
+  s.limit = parabola(s.eta, 0.8, 0, 0, 3);
+  analyse(s, 50);
+  CHECK(s.optimum[0].eta.value == doctest::Approx(2));
+  CHECK(s.optimum[1].eta.value == doctest::Approx(1));
+  CHECK(s.limit_optimum.eta.value == doctest::Approx(0.8));
+  CHECK(s.limit_optimum.loss.value == doctest::Approx(1));
+  CHECK(s.optimum[0].eta.high - s.optimum[0].eta.low < 1e-9);
+  CHECK(s.drift[0].value == doctest::Approx(std::log2(2.5)));
+  CHECK(s.lost_largest[0].value == doctest::Approx(std::pow(std::log(2.0), 2)));
+  CHECK(s.lost_largest[1].value == doctest::Approx(0));
+  CHECK(s.lost_limit[0].value == doctest::Approx(std::pow(std::log(2.5), 2)));
+  CHECK_FALSE(s.limit_optimum.at_edge);
+}
+
+TEST_CASE("noise that a run has at every learning rate moves no optimum; its own does, within the interval") {
+  const auto eta = rates("0.1:10:9");
+  const auto width_of = [&](double common, double own) {
+    LrSweep s;
+    s.eta = eta;
+    s.widths = {64};
+    s.networks = {parabola(eta, 1, common, own, 5)};
+    s.limit = parabola(eta, 1, 0, 0, 3);
+    analyse(s, 500);
+    CHECK(std::abs(std::log(s.optimum[0].eta.value)) < 4 * own + 1e-9);
+    return std::log(s.optimum[0].eta.high / s.optimum[0].eta.low) / 2;
+  };
+  CHECK(width_of(0.5, 0) < 1e-9);
+  // Vertex h/2 (l - r)/(l + r) with l + r = 2 h^2: errors of the mean own/sqrt(8) on three points give own/sqrt(8) sqrt(2)/(4 h).
+  const double h = std::log(100.0) / 8, expected = 0.02 / std::sqrt(8.0) * std::sqrt(2.0) / (4 * h);
+  const double seen = width_of(0.5, 0.02);
+  CHECK(seen > expected / 2);
+  CHECK(seen < expected * 2);
+}
+
+TEST_CASE("runs that diverge count as infinite losses; an optimum beside them is marked as at the edge") {
+  LrSweep s;
+  s.eta = rates("0.1:10:5");
+  s.widths = {64};
+  SweepCurve curve = parabola(s.eta, 20, 0, 0.01, 1);  // falls all the way
+  curve.runs[4][3] = infinity;
+  s.networks = {sweep_curve(curve.runs)};
+  s.limit = parabola(s.eta, 1, 0, 0.01, 3);
+  analyse(s, 100);
+  CHECK(s.networks[0].diverged == std::vector<int>{0, 0, 0, 0, 1});
+  CHECK(std::isinf(s.networks[0].mean[4]));
+  CHECK(s.optimum[0].at_edge);
+  CHECK(s.optimum[0].eta.value == doctest::Approx(s.eta[3]));
+  CHECK(std::isfinite(s.lost_limit[0].value));
+  CHECK_FALSE(s.limit_optimum.at_edge);
+}

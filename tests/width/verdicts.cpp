@@ -1,0 +1,244 @@
+// Verdicts on theories that are right, how often those are called wrong, and on theories that are wrong on purpose.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <string>
+
+#include "dmft/march.hpp"
+#include "support/cpu.hpp"
+#include "support/observable.hpp"
+#include "support/schedule.hpp"
+#include "tests/limit_fixture.hpp"
+#include "validation/comparison.hpp"
+#include "validation/comparison_report.hpp"
+
+using namespace moe;
+
+namespace {
+
+const Dataset data = limit_fixture::data(6, 5, 1);
+
+struct Setting {
+  std::string regime = "II", param = "mssp";
+  OptimizerKind optimizer = OptimizerKind::sgd;
+  double lr = 0.7;
+  Routing routing = Routing::soft;
+  std::vector<int> widths = {16, 32, 64};
+  int seeds = 16;
+  int neurons = 256, replicas = 16;
+};
+
+RunSpec describe(const Setting& s) {
+  RunSpec spec = limit_fixture::spec(s.regime, s.param, s.optimizer, s.lr, 8);
+  spec.model.routing = s.routing;
+  spec.model.experts = 4;
+  spec.network.widths = s.widths;
+  spec.network.seeds = s.seeds;
+  spec.sampling.neurons = s.neurons;
+  spec.sampling.replicas = s.replicas;
+  return spec;
+}
+
+/// Limit of one setting against networks of another: a right theory when they are the same. Different `k`: independent runs.
+Evidence evidence(const Setting& theory, const Setting& truth, int k = 0) {
+  RunSpec of_limit = describe(theory), of_networks = describe(truth);
+  of_networks.sampling.seed = 1000 + 100 * static_cast<std::uint64_t>(k);
+  of_limit.sampling.seed = 500000 + static_cast<std::uint64_t>(k);
+  RunSpec half = of_limit;
+  half.sampling.neurons /= 2;
+  half.sampling.seed += 1000003;
+  const bool random = theory.regime == "I" && theory.routing == Routing::topk;
+  const LimitResult limit = solve_limit(of_limit, data);
+  const LimitResult measures_bias = random ? LimitResult{} : solve_limit(half, data);
+  return evidence_of(of_limit, train_networks(of_networks, data, 0), limit, random ? nullptr : &measures_bias);
+}
+
+const ObservableComparison& of(const Comparison& c, const std::string& name) {
+  const auto found =
+      std::find_if(c.observables.begin(), c.observables.end(), [&](const auto& o) { return o.name == name; });
+  REQUIRE(found != c.observables.end());
+  return *found;
+}
+
+/// Share of independent repetitions in which a right theory is called wrong, and what was seen on the way.
+int false_alarms(const Setting& setting, int repetitions) {
+  int alarms = 0, undecided = 0;
+  double squares = 0, count = 0;
+  for (int k = 0; k < repetitions; ++k) {
+    const Comparison c = compare(evidence(setting, setting, k));
+    if (c.overall == Overall::negative) {
+      ++alarms;
+      MESSAGE(setting.regime << " " << setting.param << ", repetition " << k << ": " << c.reason);
+    }
+    undecided += c.overall == Overall::undecided ? 1 : 0;
+    const ObservableComparison& loss = of(c, "loss");
+    squares += loss.z.back() * loss.z.back(), count += 1;
+  }
+  MESSAGE(fmt::format("{} {}: {} of {} repetitions called wrong, {} undecided; mean z^2 of the last loss {:.2f}",
+                      setting.regime, setting.param, alarms, repetitions, undecided, squares / count));
+  return alarms;
+}
+
+/// A limit whose constants were changed by hand, which no configuration can do.
+template <class Change>
+LimitSamples changed_limit(const RunSpec& spec, Change&& change) {
+  Faults faults;
+  std::vector<std::string> warnings;
+  Plan plan{&spec, &data, limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings), {}, {}, {}, {},
+            {},    false};
+  REQUIRE(faults.empty());
+  change(plan.limit.block.constants);
+  plan.eval_steps = eval_steps(spec.training);
+  plan.observe_steps = observe_steps(spec);
+  plan.observables = selected_observables(spec);
+  std::vector<Record> records(static_cast<std::size_t>(spec.sampling.replicas));
+  const std::atomic<bool> stop{false};
+  for (std::size_t k = 0; k < records.size(); ++k) march<Cpu<double>>(plan, static_cast<int>(k), {}, stop, records[k]);
+  LimitSamples samples;
+  samples.replicas = spec.sampling.replicas;
+  samples.neurons = spec.sampling.neurons;
+  const auto curve = [&](const std::string& name, auto&& values_of) {
+    Curve& c = samples.curves[name];
+    for (std::size_t t = 0; t < plan.observe_steps.size(); ++t) {
+      std::vector<double> values;
+      for (const Record& r : records) values.push_back(values_of(r, t));
+      const statistics::Moments m = statistics::moments(values);
+      c.mean.push_back(m.mean), c.sem.push_back(m.mean_error);
+    }
+  };
+  curve("loss", [](const Record& r, std::size_t t) { return r.loss[t]; });
+  for (std::size_t n = 0; n < plan.observables.size(); ++n)
+    curve(plan.observables[n], [n](const Record& r, std::size_t t) { return r.observables[t][n]; });
+  return samples;
+}
+
+}  // namespace
+
+TEST_CASE("a right theory gets a positive verdict [II mssp sgd, III mup adam, I mssp momentum]") {
+  for (const Setting& s : {Setting{},
+                           Setting{.regime = "III",
+                           .param = "mup",
+                           .optimizer = OptimizerKind::adam,
+                           .lr = 0.12,
+                           .widths = {12, 24, 48},
+                           .neurons = 96},
+                           Setting{.regime = "I", .optimizer = OptimizerKind::momentum, .lr = 0.2}}) {
+    const Comparison c = compare(evidence(s, s));
+    INFO(comparison_report(c));
+    CHECK(c.overall == Overall::positive);
+    CHECK(of(c, "loss").verdict == Verdict::agrees);
+    CHECK(of(c, "accuracy").verdict == Verdict::not_judged);
+    // Corrections are seen at the smallest width: without extrapolation the comparison would be another one.
+    CHECK(std::abs(of(c, "loss").deviation_z(0, 8)) > std::abs(of(c, "loss").z[8]));
+  }
+}
+
+TEST_CASE("muP's limit against MSSP's networks gets a negative verdict that names the initial aggregation") {
+  const Comparison c = compare(evidence({.param = "mup"}, {.param = "mssp"}));
+  INFO(comparison_report(c));
+  CHECK(c.overall == Overall::negative);
+  CHECK(of(c, "rms_y_init").verdict == Verdict::deviates);
+  CHECK(of(c, "rms_zeta_init").verdict == Verdict::deviates);
+  CHECK(of(c, "loss").verdict == Verdict::deviates);
+  CHECK(of(c, "rms_h").steps[0] == 0);
+  CHECK(std::abs(of(c, "rms_h").z[0]) < of(c, "rms_h").bound[0]);  // the first layer is the same in both
+}
+
+TEST_CASE("a learning rate that is 10 % off gets a negative verdict that names what learns, not what starts") {
+  Setting theory, truth;
+  theory.lr = 1.1 * truth.lr;
+  const Comparison c = compare(evidence(theory, truth));
+  INFO(comparison_report(c));
+  CHECK(c.overall == Overall::negative);
+  CHECK(c.reason.find("change_") != std::string::npos);
+  for (const char* name : {"rms_h", "rms_y_init", "loss"}) CHECK(std::abs(of(c, name).z[0]) < of(c, name).bound[0]);
+}
+
+TEST_CASE(
+    "a limit without the other side's part of an operator gets a negative verdict [A, B; response and Gaussian]") {
+  const Setting truth;
+  const Evidence right = evidence(truth, truth);
+  RunSpec spec = describe(truth);
+  spec.sampling.seed = 500000;
+  const auto verdict = [&](auto&& change) {
+    Evidence wrong = right;
+    wrong.limit = changed_limit(spec, change);
+    wrong.half.reset();
+    return compare(wrong);
+  };
+  {  // The path of this test itself changes nothing.
+    const Comparison c = verdict([](LimitConstants&) {});
+    INFO(comparison_report(c));
+    CHECK(c.overall == Overall::positive);
+  }
+  {
+    const Comparison c = verdict([](LimitConstants& k) { k.expert_in.beta2 = 0; });
+    INFO(comparison_report(c));
+    CHECK(c.overall == Overall::negative);
+    CHECK(of(c, "rms_xi_A_init").verdict == Verdict::deviates);
+  }
+  {
+    const Comparison c = verdict([](LimitConstants& k) { k.expert_out.beta2 = 0; });
+    INFO(comparison_report(c));
+    CHECK(c.overall == Overall::negative);
+    CHECK(of(c, "rms_zeta_init").verdict == Verdict::deviates);
+  }
+}
+
+TEST_CASE("a random limit is compared by mean and variance at N = S, right and wrong [I mup topk, I mssp topk]") {
+  const Setting mup{.regime = "I",
+                    .param = "mup",
+                    .routing = Routing::topk,
+                    .widths = {32, 64, 128},
+                    .seeds = 32,
+                    .neurons = 128,
+                    .replicas = 48};
+  Setting mssp = mup;
+  mssp.param = "mssp";
+  const Comparison right = compare(evidence(mup, mup));
+  INFO(comparison_report(right));
+  CHECK(right.random_limit);
+  CHECK(right.overall == Overall::positive);
+  CHECK(of(right, "loss").variance.rows() == 3);
+  CHECK(std::isfinite(of(right, "loss").variance_z[8]));
+  Evidence spread = evidence(mup, mup);
+  for (double& sem : spread.limit.curves["loss"].sem) sem *= 2;  // a limit that fluctuates twice as much
+  CHECK(of(compare(spread), "loss").verdict == Verdict::deviates);
+  CHECK(of(compare(spread), "loss").reason.find("variance") != std::string::npos);
+  const Comparison wrong = compare(evidence(mup, mssp));
+  INFO(comparison_report(wrong));
+  CHECK(wrong.overall == Overall::negative);
+}
+
+TEST_CASE("few seeds and replicas make errors large: undecided, not positive [2 seeds, 2 replicas]") {
+  Setting s;
+  s.seeds = s.replicas = 2;
+  const Comparison c = compare(evidence(s, s));
+  INFO(comparison_report(c));
+  CHECK(c.overall == Overall::undecided);
+}
+
+TEST_CASE("a right theory is rarely called wrong [II mssp sgd, 24 repetitions] [slow]") {
+  // At 1 % each, three of 24 or more have a probability of 0.2 %.
+  CHECK(false_alarms({.seeds = 8, .neurons = 128, .replicas = 8}, 24) <= 2);
+}
+
+TEST_CASE("a right theory is rarely called wrong [300 and 100 repetitions]" * doctest::test_suite("long")) {
+  // Below 2 %, as docs/validation.md says: at 1 % twelve of 300 or more have a probability of 0.01 %.
+  CHECK(false_alarms({.seeds = 8, .neurons = 128, .replicas = 8}, 300) < 6);
+  CHECK(false_alarms({.regime = "I", .param = "mup", .seeds = 8, .neurons = 128, .replicas = 8}, 100) <= 3);
+  CHECK(false_alarms({.regime = "III",
+                      .optimizer = OptimizerKind::adam,
+                      .lr = 0.12,
+                      .widths = {12, 24, 48},
+                      .seeds = 8,
+                      .neurons = 64,
+                      .replicas = 8},
+                     100) <= 3);
+  CHECK(false_alarms(
+            {.regime = "I", .param = "mup", .routing = Routing::topk, .seeds = 16, .neurons = 64, .replicas = 16},
+            100) <= 3);
+}

@@ -1,0 +1,292 @@
+/// dmft_validate: solves the limit, trains networks, compares them and gives a verdict.
+#include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <map>
+#include <optional>
+
+#include "data/dataset.hpp"
+#include "dmft/limit_file.hpp"
+#include "support/config.hpp"
+#include "support/hdf5.hpp"
+#include "support/result_file.hpp"
+#include "validation/comparison.hpp"
+#include "validation/comparison_file.hpp"
+#include "validation/comparison_report.hpp"
+#include "validation/lr_sweep.hpp"
+#include "validation/network_file.hpp"
+#include "validation/validation_run.hpp"
+
+namespace {
+
+using moe::RunSpec;
+using Flags = std::map<std::string, std::string>;
+
+/// What dmft_validate takes where nothing was said: enough seeds and replicas for errors that mean something, widths that double.
+void own_defaults(RunSpec& spec, const Flags& flags) {
+  const auto unsaid = [&](const char* key) { return !spec.origin.contains(key); };
+  const bool sweep = flags.contains("--lr-sweep"), cubic = spec.model.regime == "III";
+  if (unsaid("network.widths")) {
+    spec.network.widths = cubic ? std::vector{32, 64, 128, 256} : std::vector{64, 128, 256, 512};
+    if (sweep) spec.network.widths.pop_back();
+  }
+  if (unsaid("network.seeds")) spec.network.seeds = sweep ? 8 : 16;
+  const bool random = spec.model.regime == "I" && spec.model.routing == moe::Routing::topk;
+  if (unsaid("sampling.replicas")) spec.sampling.replicas = random ? 32 : sweep ? 8 : 16;
+  // A random limit of S samples is compared with networks of N = S.
+  if (unsaid("sampling.neurons") && random && !spec.network.widths.empty())
+    spec.sampling.neurons = *std::max_element(spec.network.widths.begin(), spec.network.widths.end());
+}
+
+const moe::ProgramInfo program{
+    "dmft_validate",
+    "Solves the infinite-size limit, trains networks of several widths with the same configuration, compares every "
+    "observable and gives a verdict: exit status 0 if the networks tend to the limit, 1 if not or if errors are too "
+    "large to tell.",
+    "validation.h5",
+    {{"--limit", "FILE", "compare this limit (of dmft_solve) with the networks of --networks FILE"},
+     {"--networks", "FILE", "compare these networks (of moe_train) with the limit of --limit FILE"},
+     {"--force", "", "compare files of different configurations all the same"},
+     {"--coordinate-check", "LIST", "parameterizations side by side, e.g. mup,mssp: every RMS against width"},
+     {"--lr-sweep", "LOW:HIGH:COUNT",
+      "learning rates, equally spaced in log: best one of every width and of the limit"},
+     {"--sweep-loss", "NAME", "which loss is to be small: tail (last tenth of the steps), final, test (default tail)"},
+     {"--no-page", "", "do not make the HTML page beside the result"}},
+    own_defaults};
+
+/// dmft_plot stands beside this program; without it there is no page, which does not change the verdict.
+void make_page(const std::string& out) {
+  namespace fs = std::filesystem;
+  std::error_code ec;
+  const fs::path plot = fs::read_symlink("/proc/self/exe", ec).parent_path() / "dmft_plot";
+  const std::string page = fs::path(out).replace_extension(".html").string();
+  if (!fs::exists(plot, ec)) {
+    fmt::print(stderr, "dmft_validate: no page: {} is not there\n", plot.string());
+    return;
+  }
+  std::vector<std::string> words = {plot.string(), out, "--page", page};
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  std::fflush(stdout);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  int status = -1;
+  if (child > 0) ::waitpid(child, &status, 0);
+  if (child < 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 0)
+    fmt::print(stderr, "dmft_validate: no page: {} failed; the verdict and {} are not affected\n", plot.string(), out);
+}
+
+/// Failures that a comparison does not see: what did not finish.
+int tell_failures(const moe::ValidationRun& run, const std::string& out) {
+  int status = 0;
+  if (run.limit && run.limit->failure) {
+    fmt::print(stderr, "dmft_validate: the limit: {}. What was computed before is in {}\n", run.limit->failure->what(),
+               out);
+    status = 1;
+  }
+  for (const auto& of_width : run.runs)
+    for (const auto& network : of_width)
+      if (network.failure) {
+        fmt::print(stderr, "dmft_validate: N = {}, seed {} stopped: {}\n", network.shape.N, network.seed,
+                   network.failure->what());
+        status = 1;
+      }
+  if (moe::interrupted) {
+    fmt::print(stderr, "dmft_validate: interrupted; what was computed is in {}\n", out);
+    status = 1;
+  }
+  return status;
+}
+
+std::string heading(const RunSpec& spec, const std::string& data) {
+  return fmt::format("Regime {}, {}, {} lr {}; {}; {} steps.\n", spec.model.regime, spec.model.param,
+                     moe::to_string(spec.optimizer.name), spec.optimizer.lr, data.empty() ? spec.data.source : data,
+                     spec.training.steps);
+}
+
+/// Report, and the status that belongs to the verdict.
+int conclude(const moe::Comparison& comparison, const RunSpec& spec, const std::string& data, bool quiet) {
+  if (!quiet) fmt::print("{}{}", heading(spec, data), moe::comparison_report(comparison));
+  return comparison.overall == moe::Overall::positive ? 0 : 1;
+}
+
+void print_warnings(const moe::ValidationRun& run) {
+  if (!run.limit) return;
+  for (const auto& warning : run.limit->warnings) fmt::print(stderr, "dmft_validate: warning: {}\n", warning);
+}
+
+std::optional<moe::Comparison> comparison_of(const moe::ValidationRun& run, const RunSpec& spec) {
+  if (!run.complete) return std::nullopt;
+  return moe::compare(moe::evidence_of(spec, run.runs, *run.limit, run.half ? &*run.half : nullptr));
+}
+
+int compare_files(const moe::Invocation& call, const std::string& out) {
+  const auto given = [&](const char* flag) { return call.own.contains(flag) ? call.own.at(flag) : std::string(); };
+  const std::string limit = given("--limit"), networks = given("--networks");
+  moe::H5Writer file(out);
+  const moe::Evidence evidence = moe::read_evidence(limit, networks, call.own.contains("--force"));
+  const moe::Comparison comparison = moe::compare(evidence);
+  moe::write_root_attributes(file, "validation", program.name, evidence.spec);
+  moe::write_comparison(file, "/comparison", comparison);
+  file.commit();
+  const int status = conclude(comparison, evidence.spec, "", call.options.quiet);
+  if (!call.options.quiet) fmt::print("Written: {}\n", out);
+  return status;
+}
+
+int validate(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
+  const RunSpec& spec = call.spec;
+  moe::require_resources(spec, data, call.options.threads, out);
+  moe::on_signals();
+  const moe::ValidationRun run = moe::run_validation(spec, data, call.options, "validating");
+
+  moe::H5Writer file(out);
+  moe::write_root_attributes(file, "validation", program.name, spec);
+  moe::write_data(file, data.x, data.y);
+  if (run.limit) moe::write_limit_group(file, spec, *run.limit);
+  for (const auto& of_width : run.runs) moe::write_network_group(file, spec, data, of_width);
+  const auto comparison = comparison_of(run, spec);
+  if (comparison) moe::write_comparison(file, "/comparison", *comparison);
+  file.commit();
+  print_warnings(run);
+  const int failed = tell_failures(run, out);
+  if (!comparison) return 1;
+  const int status = conclude(*comparison, spec, data.description, call.options.quiet);
+  if (!call.options.quiet) fmt::print("Written: {}\n", out);
+  return std::max(failed, status);
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> words;
+  for (std::size_t from = 0; from <= text.size();) {
+    const std::size_t comma = std::min(text.find(',', from), text.size());
+    words.push_back(text.substr(from, comma - from));
+    from = comma + 1;
+  }
+  return words;
+}
+
+/// One comparison per parameterization, all in one file.
+int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
+  std::vector<RunSpec> specs;
+  moe::Faults faults;
+  for (const std::string& name : split(call.own.at("--coordinate-check"))) {
+    RunSpec spec = call.spec;
+    spec.model.param = name;
+    spec.origin["model.param"] = "--coordinate-check on the command line";
+    moe::load_parameterization(spec, faults);
+    specs.push_back(std::move(spec));
+  }
+  faults.throw_if_any();
+  for (const RunSpec& spec : specs) moe::require_resources(spec, data, call.options.threads, out);
+  moe::on_signals();
+  moe::H5Writer file(out);
+  moe::write_root_attributes(file, "validation", program.name, specs.front());
+  moe::write_data(file, data.x, data.y);
+  int status = 0;
+  for (const RunSpec& spec : specs) {
+    if (moe::interrupted) break;
+    const std::string name = std::filesystem::path(spec.model.param).stem().string();
+    const moe::ValidationRun run = moe::run_validation(spec, data, call.options, name);
+    const auto comparison = comparison_of(run, spec);
+    print_warnings(run);
+    status = std::max({status, tell_failures(run, out), comparison ? 0 : 1});
+    if (!comparison) continue;
+    moe::write_comparison(file, "/coordinate_check/" + name, *comparison);
+    if (call.options.quiet) continue;
+    fmt::print("{}{}Verdict: {}. {}.\n\n", heading(spec, data.description), moe::coordinate_table(*comparison),
+               moe::to_string(comparison->overall), comparison->reason);
+  }
+  file.commit();
+  if (!call.options.quiet) fmt::print("Written: {}\n", out);
+  return status;
+}
+
+int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
+  moe::Faults faults;
+  const std::vector<double> eta = moe::parse_sweep(call.own.at("--lr-sweep"), faults);
+  const std::string loss = call.own.contains("--sweep-loss") ? call.own.at("--sweep-loss") : "tail";
+  const auto criterion = moe::sweep_criterion(loss);
+  if (!criterion)
+    faults.add("sweep-loss", loss, "--sweep-loss on the command line", "is not known", "Use tail, final or test");
+  if (criterion == moe::SweepCriterion::test && data.x_test.cols() == 0)
+    faults.add("sweep-loss", loss, "--sweep-loss on the command line", "needs a test set, and there is none",
+               "Raise data.test, or use tail or final");
+  if (call.spec.network.seeds < 2 || call.spec.sampling.replicas < 2)
+    faults.add("comparison: one seed or replica gives no error. Give two at least (network.seeds, sampling.replicas)");
+  faults.throw_if_any();
+  moe::require_resources(call.spec, data, call.options.threads, out);
+  moe::on_signals();
+  const moe::LrSweep sweep = moe::run_lr_sweep(call.spec, data, call.options, eta, *criterion);
+  if (sweep.optimum.empty()) {
+    fmt::print(stderr, "dmft_validate: interrupted before three learning rates were done; nothing is written\n");
+    return 1;
+  }
+  moe::H5Writer file(out);
+  moe::write_root_attributes(file, "validation", program.name, call.spec);
+  moe::write_lr_sweep(file, sweep);
+  file.commit();
+  if (!call.options.quiet)
+    fmt::print("{}{}Written: {}\n", heading(call.spec, data.description), moe::lr_sweep_report(sweep), out);
+  if (!moe::interrupted) return 0;
+  fmt::print(stderr, "dmft_validate: interrupted; the learning rates that were done are in {}\n", out);
+  return 1;
+}
+
+/// Flags that ask for different things.
+void check_flags(const Flags& flags) {
+  moe::Faults faults;
+  const auto has = [&](const char* flag) { return flags.contains(flag); };
+  if (has("--limit") != has("--networks"))
+    faults.add(fmt::format("command line: {} needs {} beside it: both files, or neither to compute both",
+                           has("--limit") ? "--limit" : "--networks", has("--limit") ? "--networks" : "--limit"));
+  if (has("--force") && !has("--limit"))
+    faults.add("command line: --force is about files: it needs --limit and --networks");
+  if (has("--sweep-loss") && !has("--lr-sweep")) faults.add("command line: --sweep-loss belongs to --lr-sweep");
+  const int asked = (has("--limit") || has("--networks") ? 1 : 0) + has("--lr-sweep") + has("--coordinate-check");
+  if (asked > 1)
+    faults.add("command line: files to compare, --lr-sweep and --coordinate-check are different tasks. Choose one");
+  faults.throw_if_any();
+}
+
+int run(int argc, char** argv) {
+  const moe::Invocation call = moe::parse_command_line(program, argc, argv);
+  if (call.exit_code >= 0) return call.exit_code;
+  check_flags(call.own);
+  const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+  { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the run, not after it
+  int status = 0;
+  if (call.own.contains("--limit")) {
+    status = compare_files(call, out);
+  } else {
+    const moe::Dataset data = moe::load_dataset(call.spec);
+    status = call.own.contains("--lr-sweep")           ? lr_sweep(call, data, out)
+             : call.own.contains("--coordinate-check") ? coordinate_check(call, data, out)
+                                                       : validate(call, data, out);
+  }
+  if (!call.own.contains("--no-page") && !moe::interrupted) make_page(out);
+  return status;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const moe::ConfigError& error) {
+    fmt::print(stderr, "dmft_validate: {}\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "dmft_validate: {}\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,337 @@
+#include "validation/lr_sweep.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include "support/random.hpp"
+#include "validation/statistics.hpp"
+
+namespace moe {
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+/// Mean losses at log learning rates, with infinities.
+struct Losses {
+  std::vector<double> x, y;
+
+  /// Indices of three neighbouring finite losses around `centre`: fewer where there are not three in a row.
+  std::vector<std::size_t> neighbours(std::size_t centre) const {
+    std::size_t first = centre, last = centre;
+    while (first > 0 && centre - first < 2 && std::isfinite(y[first - 1])) --first;
+    while (last + 1 < y.size() && last - centre < 2 && std::isfinite(y[last + 1])) ++last;
+    if (first < centre && last > centre) return {centre - 1, centre, centre + 1};
+    std::vector<std::size_t> list;
+    for (std::size_t k = first; k <= last; ++k) list.push_back(k);
+    return list;
+  }
+  /// The polynomial through the neighbours of a node at a place.
+  double through(std::size_t centre, double at) const {
+    const auto nodes = neighbours(centre);
+    double value = 0;
+    for (const std::size_t i : nodes) {
+      double term = y[i];
+      for (const std::size_t j : nodes)
+        if (j != i) term *= (at - x[j]) / (x[i] - x[j]);
+      value += term;
+    }
+    return value;
+  }
+  std::size_t lowest() const { return static_cast<std::size_t>(std::min_element(y.begin(), y.end()) - y.begin()); }
+  std::size_t nearest(double at) const {
+    std::size_t best = 0;
+    for (std::size_t k = 1; k < x.size(); ++k)
+      if (std::abs(x[k] - at) < std::abs(x[best] - at)) best = k;
+    return best;
+  }
+  /// Loss at a log learning rate; infinite next to a rate that diverges.
+  double at(double place) const {
+    const std::size_t node = nearest(place);
+    return std::isfinite(y[node]) ? through(node, place) : infinity;
+  }
+};
+
+struct Best {
+  double x = 0, loss = 0;
+  bool at_edge = false;
+};
+
+Best best_of(const Losses& losses) {
+  const std::size_t k = losses.lowest(), last = losses.x.size() - 1;
+  Best best{losses.x[k], losses.y[k], false};
+  if (!std::isfinite(best.loss)) return {std::nan(""), infinity, true};
+  best.at_edge = k == 0 || k == last || !std::isfinite(losses.y[k - 1]) || !std::isfinite(losses.y[k + 1]);
+  if (best.at_edge) return best;
+  const double left = losses.y[k - 1] - losses.y[k], right = losses.y[k + 1] - losses.y[k];
+  const double step = losses.x[k + 1] - losses.x[k];
+  if (left + right > 0) best.x += 0.5 * step * (left - right) / (left + right);
+  best.loss = losses.through(k, best.x);
+  return best;
+}
+
+/// Means of a curve whose runs are chosen with replacement, the same ones at every eta.
+class Resampler {
+ public:
+  Resampler(const SweepCurve& curve, std::uint32_t stream) : curve_(curve), stream_(stream) {}
+
+  std::vector<double> means(std::uint64_t draw) const {
+    const std::size_t n = curve_.runs.front().size();
+    std::vector<double> counts(n, 0.0);
+    for (std::size_t k = 0; k < n; ++k) counts[uniform_bits(StreamKey{0x5eed, 0, stream_, 0}, draw * n + k) % n] += 1;
+    const double enlarge = n > 1 ? std::sqrt(static_cast<double>(n) / static_cast<double>(n - 1)) : 0;
+    std::vector<double> result;
+    for (std::size_t e = 0; e < curve_.runs.size(); ++e) {
+      if (!std::isfinite(curve_.mean[e])) {
+        result.push_back(infinity);
+        continue;
+      }
+      double drawn = 0;
+      for (std::size_t k = 0; k < n; ++k) drawn += counts[k] * curve_.runs[e][k] / static_cast<double>(n);
+      result.push_back(curve_.mean[e] + enlarge * (drawn - curve_.mean[e]));
+    }
+    return result;
+  }
+
+ private:
+  const SweepCurve& curve_;
+  std::uint32_t stream_;
+};
+
+Interval interval(double value, std::vector<double> draws) {
+  draws.erase(std::remove_if(draws.begin(), draws.end(), [](double d) { return std::isnan(d); }), draws.end());
+  if (draws.empty()) return {value, std::nan(""), std::nan("")};
+  std::sort(draws.begin(), draws.end());
+  const auto quantile = [&](double q) {
+    return draws[static_cast<std::size_t>(q * static_cast<double>(draws.size() - 1))];
+  };
+  return {value, quantile(0.16), quantile(0.84)};
+}
+
+std::string number_text(const Interval& i, int digits) {
+  return fmt::format("{:.{}g} ({:.{}g} .. {:.{}g})", i.value, digits, i.low, digits, i.high, digits);
+}
+
+const char* criterion_text(SweepCriterion criterion) {
+  switch (criterion) {
+    case SweepCriterion::tail: return "mean training loss over the last tenth of the steps";
+    case SweepCriterion::final: return "training loss at the end";
+    case SweepCriterion::test: break;
+  }
+  return "test loss at the end";
+}
+
+}  // namespace
+
+const char* to_string(SweepCriterion criterion) {
+  switch (criterion) {
+    case SweepCriterion::tail: return "tail";
+    case SweepCriterion::final: return "final";
+    case SweepCriterion::test: break;
+  }
+  return "test";
+}
+
+std::optional<SweepCriterion> sweep_criterion(const std::string& name) {
+  for (const auto criterion : {SweepCriterion::tail, SweepCriterion::final, SweepCriterion::test})
+    if (name == to_string(criterion)) return criterion;
+  return std::nullopt;
+}
+
+double criterion_value(SweepCriterion criterion, int steps, const std::vector<int>& eval_steps,
+                       const std::vector<double>& loss, const std::vector<double>& batch_loss,
+                       const std::vector<double>& test_loss) {
+  double value = infinity;
+  if (criterion == SweepCriterion::test) {
+    if (!test_loss.empty()) value = test_loss.back();
+  } else if (criterion == SweepCriterion::final) {
+    if (!loss.empty()) value = loss.back();
+  } else if (!batch_loss.empty()) {
+    const std::size_t n = std::max<std::size_t>(1, batch_loss.size() / 10);
+    value = 0;
+    for (std::size_t k = batch_loss.size() - n; k < batch_loss.size(); ++k)
+      value += batch_loss[k] / static_cast<double>(n);
+  } else if (!loss.empty()) {
+    double sum = 0, n = 0;
+    for (std::size_t k = 0; k < loss.size(); ++k)
+      if (k + 1 == loss.size() || eval_steps[k] > 0.9 * steps) sum += loss[k], n += 1;
+    value = sum / n;
+  }
+  return std::isfinite(value) ? value : infinity;
+}
+
+std::vector<double> parse_sweep(const std::string& text, Faults& faults) {
+  double low = 0, high = 0;
+  int count = 0;
+  const char *at = text.data(), *const end = text.data() + text.size();
+  const auto read = [&](auto& value, bool last) {
+    const auto result = std::from_chars(at, end, value);
+    at = result.ptr;
+    return result.ec == std::errc{} && (last ? at == end : at != end && *at++ == ':');
+  };
+  const bool reads = read(low, false) && read(high, false) && read(count, true);
+  if (!reads || !(low > 0) || !(high > low) || !std::isfinite(high) || count < 3 || count > 1000) {
+    faults.add("lr-sweep", text, "--lr-sweep on the command line", "is no sweep LOW:HIGH:COUNT of learning rates",
+               "Write 0 < LOW < HIGH and a count from 3 to 1000, e.g. 0.03:3:9");
+    return {};
+  }
+  std::vector<double> eta;
+  for (int k = 0; k < count; ++k) eta.push_back(low * std::pow(high / low, static_cast<double>(k) / (count - 1)));
+  return eta;
+}
+
+SweepCurve sweep_curve(std::vector<std::vector<double>> runs) {
+  SweepCurve curve;
+  for (const auto& of_eta : runs) {
+    const auto diverged =
+        static_cast<int>(std::count_if(of_eta.begin(), of_eta.end(), [](double v) { return !std::isfinite(v); }));
+    curve.diverged.push_back(diverged);
+    const statistics::Moments m = diverged > 0 ? statistics::Moments{} : statistics::moments(of_eta);
+    curve.mean.push_back(diverged > 0 ? infinity : m.mean);
+    curve.error.push_back(diverged > 0 ? std::nan("") : m.mean_error);
+  }
+  curve.runs = std::move(runs);
+  return curve;
+}
+
+void analyse(LrSweep& sweep, int resamples) {
+  std::vector<double> x;
+  for (const double eta : sweep.eta) x.push_back(std::log(eta));
+  const std::size_t W = sweep.widths.size();
+  std::vector<const SweepCurve*> curves;  // widths, then the limit
+  for (const SweepCurve& curve : sweep.networks) curves.push_back(&curve);
+  curves.push_back(&sweep.limit);
+
+  /// Everything that is read off one set of curves.
+  struct Reading {
+    std::vector<Best> best;
+    std::vector<double> lost_largest, lost_limit;
+  };
+  const auto read = [&](const std::vector<Losses>& losses) {
+    Reading r;
+    for (const Losses& l : losses) r.best.push_back(best_of(l));
+    for (std::size_t w = 0; w < W; ++w) {
+      r.lost_largest.push_back(losses[W - 1].at(r.best[w].x) - r.best[W - 1].loss);
+      r.lost_limit.push_back(losses[W].at(r.best[w].x) - r.best[W].loss);
+    }
+    return r;
+  };
+  std::vector<Losses> as_measured;
+  for (const SweepCurve* curve : curves) as_measured.push_back({x, curve->mean});
+  const Reading centre = read(as_measured);
+
+  std::vector<Reading> draws;
+  for (int d = 0; d < resamples; ++d) {
+    std::vector<Losses> drawn;
+    for (std::size_t k = 0; k < curves.size(); ++k)
+      drawn.push_back(
+          {x, Resampler(*curves[k], static_cast<std::uint32_t>(k + 1)).means(static_cast<std::uint64_t>(d))});
+    draws.push_back(read(drawn));
+  }
+  const auto of = [&](auto&& get) {
+    std::vector<double> values;
+    for (const Reading& r : draws) values.push_back(get(r));
+    return interval(get(centre), std::move(values));
+  };
+  const auto optimum = [&](std::size_t k) {
+    return Optimum{of([&](const Reading& r) { return std::exp(r.best[k].x); }),
+                   of([&](const Reading& r) { return r.best[k].loss; }), centre.best[k].at_edge};
+  };
+  sweep.optimum.clear(), sweep.drift.clear(), sweep.lost_largest.clear(), sweep.lost_limit.clear();
+  for (std::size_t w = 0; w < W; ++w) {
+    sweep.optimum.push_back(optimum(w));
+    sweep.drift.push_back(of([&](const Reading& r) { return (r.best[w].x - r.best[W].x) / std::log(2.0); }));
+    sweep.lost_largest.push_back(of([&](const Reading& r) { return r.lost_largest[w]; }));
+    sweep.lost_limit.push_back(of([&](const Reading& r) { return r.lost_limit[w]; }));
+  }
+  sweep.limit_optimum = optimum(W);
+}
+
+void write_lr_sweep(H5Writer& file, const LrSweep& s) {
+  const std::size_t W = s.widths.size(), E = s.eta.size();
+  const std::vector<std::int64_t> widths(s.widths.begin(), s.widths.end());
+  file.dataset("/lr_sweep/eta", {E}, s.eta.data(), "learning rates optimizer.lr", {"eta"});
+  file.dataset("/lr_sweep/widths", {W}, widths.data(), "widths N of the networks", {"width"});
+  std::vector<double> loss, error;
+  std::vector<std::int64_t> diverged;
+  for (const SweepCurve& curve : s.networks) {
+    loss.insert(loss.end(), curve.mean.begin(), curve.mean.end());
+    error.insert(error.end(), curve.error.begin(), curve.error.end());
+    diverged.insert(diverged.end(), curve.diverged.begin(), curve.diverged.end());
+  }
+  const std::string what = criterion_text(s.criterion);
+  file.dataset("/lr_sweep/loss", {W, E}, loss.data(), what + ", mean over seeds; infinite where one diverged",
+               {"width", "eta"});
+  file.dataset("/lr_sweep/loss_error", {W, E}, error.data(), "standard error of that mean", {"width", "eta"});
+  file.dataset("/lr_sweep/diverged", {W, E}, diverged.data(), "seeds that diverged", {"width", "eta"});
+  file.dataset("/lr_sweep/limit_loss", {E}, s.limit.mean.data(), what + ", in the limit, mean over replicas", {"eta"});
+  file.dataset("/lr_sweep/limit_loss_error", {E}, s.limit.error.data(), "standard error of that mean", {"eta"});
+
+  const auto per_width = [&](const std::string& name, const std::string& description, auto&& get) {
+    std::vector<double> values;
+    for (std::size_t w = 0; w < W; ++w) values.push_back(get(w));
+    file.dataset("/lr_sweep/" + name, {W}, values.data(), description, {"width"});
+  };
+  const auto intervals = [&](const std::string& name, const std::string& description, auto&& get) {
+    per_width(name, description, [&](std::size_t w) { return get(w).value; });
+    per_width(name + "_low", "16 % quantile of its resampled values", [&](std::size_t w) { return get(w).low; });
+    per_width(name + "_high", "84 % quantile of its resampled values", [&](std::size_t w) { return get(w).high; });
+  };
+  const auto half = [](const Interval& i) { return (i.high - i.low) / 2; };
+  intervals("optimum", "learning rate of the smallest loss", [&](std::size_t w) { return s.optimum[w].eta; });
+  per_width("optimum_loss", "loss there", [&](std::size_t w) { return s.optimum[w].loss.value; });
+  per_width("optimum_loss_error", "its error", [&](std::size_t w) { return half(s.optimum[w].loss); });
+  per_width("optimum_at_edge", "1: at the edge of the rates that did not diverge",
+            [&](std::size_t w) { return s.optimum[w].at_edge ? 1.0 : 0.0; });
+  intervals("drift", "log2 of optimum / limit_optimum", [&](std::size_t w) { return s.drift[w]; });
+  intervals("lost_largest", "loss that this width's optimum costs at the largest width",
+            [&](std::size_t w) { return s.lost_largest[w]; });
+  intervals("lost_limit", "loss that this width's optimum costs in the limit",
+            [&](std::size_t w) { return s.lost_limit[w]; });
+  const auto scalar = [&](const std::string& name, double value, const std::string& description) {
+    file.dataset("/lr_sweep/limit_" + name, {}, &value, description, {});
+  };
+  scalar("optimum", s.limit_optimum.eta.value, "learning rate of the smallest loss in the limit");
+  scalar("optimum_low", s.limit_optimum.eta.low, "16 % quantile of its resampled values");
+  scalar("optimum_high", s.limit_optimum.eta.high, "84 % quantile of its resampled values");
+  scalar("optimum_loss", s.limit_optimum.loss.value, "loss there");
+  scalar("optimum_loss_error", half(s.limit_optimum.loss), "its error");
+  scalar("optimum_at_edge", s.limit_optimum.at_edge ? 1 : 0, "1: at the edge of the rates that did not diverge");
+  file.attribute("/lr_sweep", "criterion", std::string(to_string(s.criterion)));
+  file.attribute("/lr_sweep", "criterion_text", what);
+}
+
+std::string lr_sweep_report(const LrSweep& s) {
+  std::string text = fmt::format("Learning-rate sweep: {}.\n{:>10}", criterion_text(s.criterion), "lr");
+  for (const int N : s.widths) text += fmt::format(" {:>17}", fmt::format("N = {}", N));
+  text += fmt::format(" {:>17}\n", "limit");
+  const auto cell = [](const SweepCurve& curve, std::size_t e) {
+    return std::isfinite(curve.mean[e]) ? fmt::format("{:.4f} +- {:.4f}", curve.mean[e], curve.error[e])
+                                        : fmt::format("{} diverged", curve.diverged[e]);
+  };
+  for (std::size_t e = 0; e < s.eta.size(); ++e) {
+    text += fmt::format("{:>10.4g}", s.eta[e]);
+    for (const SweepCurve& curve : s.networks) text += fmt::format(" {:>17}", cell(curve, e));
+    text += fmt::format(" {:>17}\n", cell(s.limit, e));
+  }
+  text += "\nBest learning rate, with the middle 68 % of its resampled values:\n";
+  const auto line = [&](const std::string& who, const Optimum& o) {
+    text += fmt::format("{:>10}: {}, loss {:.4f} +- {:.4f}{}", who, number_text(o.eta, 3), o.loss.value,
+                        (o.loss.high - o.loss.low) / 2,
+                        o.at_edge ? ", at the edge of the rates that did not diverge: widen the sweep" : "");
+  };
+  for (std::size_t w = 0; w < s.widths.size(); ++w) {
+    line(fmt::format("N = {}", s.widths[w]), s.optimum[w]);
+    text += fmt::format("; {} octaves from the limit's; carried to N = {} it costs {}, to infinity {}\n",
+                        number_text(s.drift[w], 2), s.widths.back(), number_text(s.lost_largest[w], 2),
+                        number_text(s.lost_limit[w], 2));
+  }
+  line("limit", s.limit_optimum);
+  return text + "\n";
+}
+
+}  // namespace moe

@@ -1,0 +1,197 @@
+#include "validation/validation_run.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <limits>
+
+#include "dmft/memory_estimate.hpp"
+#include "support/progress.hpp"
+#include "support/resources.hpp"
+#include "validation/network_file.hpp"
+#include "validation/network_memory.hpp"
+
+namespace moe {
+
+std::atomic<bool> interrupted{false};
+
+namespace {
+
+void on_interrupt(int) {
+  interrupted = true;
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);
+}
+
+/// Ends a training from its listener.
+struct Interrupted {};
+
+int neurons_of(const RunSpec& spec) { return sample_counts(spec, regime_named(spec.model.regime)).neurons; }
+
+/// The same limit from half as many samples, drawn anew: the difference measures the bias of order 1/S.
+RunSpec with_half_the_samples(const RunSpec& spec) {
+  RunSpec half = spec;
+  half.sampling.neurons = neurons_of(spec) / 2;
+  half.sampling.experts = spec.sampling.experts / 2;
+  half.sampling.hidden = spec.sampling.hidden / 2;
+  half.sampling.seed = spec.sampling.seed + 1000003;
+  return half;
+}
+
+/// Work of limit and networks in units of a million multiplications, for the time that remains: a replica of the limit costs about
+/// half of the network with as many neurons.
+struct Costs {
+  const RunSpec& spec;
+  const Dataset& data;
+
+  long of_step(int N) const {
+    const Sizes s = network_sizes(spec, N, static_cast<int>(data.x.rows()));
+    const double P = spec.training.batch > 0 ? spec.training.batch : static_cast<double>(data.x.cols());
+    return std::max(1L, std::lround(s.N * (s.M * s.Ne + s.M + s.D) * P / 1e6));
+  }
+  long of_limit_step(int S) const { return (of_step(S) + 1) / 2; }
+  long of_limit(int S) const {
+    return static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L) * of_limit_step(S);
+  }
+  long of_networks() const {
+    long total = 0;
+    for (const int N : spec.network.widths)
+      total += static_cast<long>(spec.network.seeds) * spec.training.steps * of_step(N);
+    return total;
+  }
+};
+
+LimitResult solve(const RunSpec& spec, const Dataset& data, int threads, Progress& progress, const std::string& name) {
+  const long cost = Costs{spec, data}.of_limit_step(neurons_of(spec));
+  SolveOptions options;
+  options.threads = threads;
+  options.interrupt = &interrupted;
+  options.on_step = [&](int, int step, double loss) {
+    progress.advance(cost, fmt::format("{}, step {} loss {:.4f}", name, step, loss));
+  };
+  return solve_limit(spec, data, options);
+}
+
+/// The networks of one width; nothing after an interrupt.
+std::optional<std::vector<NetworkRun>> train(RunSpec spec, const Dataset& data, int N, bool keep_outputs, int threads,
+                                             Progress& progress, const std::string& name) {
+  spec.network.widths = {N};
+  const long cost = Costs{spec, data}.of_step(N);
+  TrainOptions options;
+  options.keep_outputs = keep_outputs;
+  options.on_step = [&](int, double loss) {
+    if (interrupted) throw Interrupted{};
+    progress.advance(cost, fmt::format("{}N = {}, loss {:.4f}", name, N, loss));
+  };
+  try {
+    return train_networks(spec, data, threads, options).at(0);
+  } catch (const Interrupted&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+void on_signals() {
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
+}
+
+bool has_random_limit(const RunSpec& spec) {
+  return spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled;
+}
+
+void require_resources(const RunSpec& spec, const Dataset& data, int threads, const std::string& out) {
+  Faults faults;
+  std::vector<std::string> warnings;  // solve_limit reports them
+  const LimitSpec limit = limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  check_networks(spec, data, spec.network.widths, faults);
+  faults.throw_if_any();
+  const MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, threads));
+  require_memory(estimate, spec, limit);
+  require_network_memory(spec, data, threads);
+  constexpr double observables = 50;  // numbers a step beside the outputs
+  const double values = observables + (outputs_fit(spec, data) ? static_cast<double>(data.y.size()) : 0);
+  const double networks = static_cast<double>(spec.network.widths.size()) * spec.network.seeds *
+                          (spec.training.steps + 1.0) * sizeof(double) * values;
+  if (const double free = free_disk(out); estimate.output + networks > free)
+    throw IoError(fmt::format(
+        "io: the result will have about {}, and the file system of {} has {} left. Free some, or choose another file "
+        "with --out.",
+        bytes_text(estimate.output + networks), out, bytes_text(free)));
+}
+
+ValidationRun run_validation(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+                             const std::string& label) {
+  // A random limit is compared with networks of as many neurons, so that its bias does not matter.
+  const bool with_half = !has_random_limit(spec);
+  const Costs costs{spec, data};
+  const long total =
+      costs.of_limit(neurons_of(spec)) + (with_half ? costs.of_limit(neurons_of(spec) / 2) : 0) + costs.of_networks();
+  Progress progress(label, total, options.quiet);
+  ValidationRun run;
+  run.limit = solve(spec, data, options.threads, progress, "limit");
+  if (run.limit->failure || interrupted) return run;
+  if (with_half)
+    run.half = solve(with_half_the_samples(spec), data, options.threads, progress, "limit, half the samples");
+  if (interrupted) return run;
+  for (const int N : spec.network.widths) {
+    auto of_width = train(spec, data, N, outputs_fit(spec, data), options.threads, progress, "");
+    if (!of_width) return run;
+    run.runs.push_back(std::move(*of_width));
+  }
+  progress.finish();
+  run.complete = !run.half || !run.half->failure;
+  return run;
+}
+
+LrSweep run_lr_sweep(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+                     const std::vector<double>& eta, SweepCriterion criterion) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  RunSpec one = spec;
+  one.output.observables = {"none"};
+  std::sort(one.network.widths.begin(), one.network.widths.end());
+  const Costs costs{one, data};
+  Progress progress("sweeping", static_cast<long>(eta.size()) * (costs.of_limit(neurons_of(one)) + costs.of_networks()),
+                    options.quiet);
+  LrSweep sweep;
+  sweep.criterion = criterion;
+  sweep.widths = one.network.widths;
+  std::vector<std::vector<double>> of_limit;
+  std::vector<std::vector<std::vector<double>>> of_width(one.network.widths.size());
+  for (const double lr : eta) {
+    one.optimizer.lr = lr;
+    const std::string name = fmt::format("lr {:.3g}, ", lr);
+    const LimitResult limit = solve(one, data, options.threads, progress, name + "limit");
+    std::vector<std::vector<NetworkRun>> networks;
+    for (const int N : one.network.widths) {
+      if (interrupted) break;
+      if (auto runs = train(one, data, N, false, options.threads, progress, name)) networks.push_back(std::move(*runs));
+    }
+    if (interrupted) break;
+    std::vector<double> values;
+    for (std::size_t r = 0; r < limit.loss_per_replica.size(); ++r)
+      values.push_back(limit.failure
+                           ? infinity
+                           : criterion_value(criterion, one.training.steps, limit.eval_steps, limit.loss_per_replica[r],
+                                             limit.batch_loss_per_replica[r], limit.test_loss_per_replica[r]));
+    values.resize(static_cast<std::size_t>(one.sampling.replicas), infinity);
+    of_limit.push_back(std::move(values));
+    for (std::size_t w = 0; w < networks.size(); ++w) {
+      std::vector<double> losses;
+      for (const NetworkRun& r : networks[w])
+        losses.push_back(r.failure ? infinity
+                                   : criterion_value(criterion, one.training.steps, r.eval_steps, r.loss, r.batch_loss,
+                                                     r.test_loss));
+      of_width[w].push_back(std::move(losses));
+    }
+    sweep.eta.push_back(lr);
+  }
+  progress.finish();
+  sweep.limit = sweep_curve(std::move(of_limit));
+  for (auto& runs : of_width) sweep.networks.push_back(sweep_curve(std::move(runs)));
+  if (sweep.eta.size() >= 3) analyse(sweep);
+  return sweep;
+}
+
+}  // namespace moe

@@ -1,0 +1,44 @@
+/// The computations behind dmft_validate: limit, limit with half the samples, networks; the same over learning rates.
+#pragma once
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/dataset.hpp"
+#include "dmft/solve.hpp"
+#include "support/config.hpp"
+#include "validation/lr_sweep.hpp"
+#include "validation/network.hpp"
+
+namespace moe {
+
+/// Set by SIGINT and SIGTERM once on_signals() was called: computations finish their step and return what they have. A second signal
+/// ends the program.
+extern std::atomic<bool> interrupted;
+void on_signals();
+
+/// True where the limit is a random variable: experts that do not grow, chosen by rank (theory section 6).
+bool has_random_limit(const RunSpec& spec);
+
+/// Refuses before the run what memory of solver or trainer, or the file system of `out`, cannot hold. Throws ConfigError, IoError.
+void require_resources(const RunSpec& spec, const Dataset& data, int threads, const std::string& out);
+
+/// What was computed; after an interrupt or a limit that diverged only parts of it.
+struct ValidationRun {
+  std::optional<LimitResult> limit, half;
+  std::vector<std::vector<NetworkRun>> runs;  ///< [width][seed]
+  bool complete = false;
+};
+
+/// One progress over everything, labelled `label`.
+ValidationRun run_validation(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+                             const std::string& label);
+
+/// Limit and networks at every learning rate, the smallest first; without observables. After an interrupt only the rates that were
+/// finished. Diverged runs count as infinite losses.
+LrSweep run_lr_sweep(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+                     const std::vector<double>& eta, SweepCriterion criterion);
+
+}  // namespace moe
