@@ -3,313 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-
-#include "regimes/regime.hpp"
-#include "support/observable.hpp"
-#include "validation/extrapolation.hpp"
+#include <limits>
 
 namespace moe {
 
 namespace {
 
-using Eigen::Index;
-using Eigen::MatrixXd;
-
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-constexpr double infinity = std::numeric_limits<double>::infinity();
-
-/// Limit and networks may be computed in single precision: differences below this share of an observable's largest value say nothing.
-constexpr double rounding = 1e-5;
-/// N^-1/2 is preferred to 1/N when it fits better by this much in chi^2, the mean over judged steps (they are correlated).
-constexpr double preference = 4;
-/// An observable whose judged differences could hide more than this, relative to its size, is undecided.
-constexpr double coarsest_resolution = 0.25;
-
-struct Quantity {
-  std::string name, description;
-  bool squared = false;         ///< a root mean square
-  const char* not_judged = "";  ///< why, if so
-};
-
-std::vector<Quantity> all_quantities() {
-  static constexpr const char* share = "a share of few samples, not a smooth function of the outputs";
-  static constexpr const char* extreme = "an extreme over experts, whose number differs between networks and limit";
-  std::vector<Quantity> list = {{"loss", "training loss"},
-                                {"batch_loss", "loss of each step's own batch"},
-                                {"test_loss", "test loss"},
-                                {"accuracy", "share of training samples classified rightly", false, share},
-                                {"test_accuracy", "share of test samples classified rightly", false, share}};
-  for (const auto& info : observable_table) {
-    const std::string name = info.name;
-    const bool squared = name.starts_with("rms_") || name.starts_with("change_");
-    const bool no_limit = name.starts_with("ess_") || name.starts_with("load_");
-    list.push_back({name, info.description, squared, no_limit ? extreme : ""});
-  }
-  return list;
-}
-
-/// Standard deviation that is granted to the limit's bias, in units of an observable: c/S of its value and a tenth of that of its
-/// largest value. Measured biases are at most 15/S of the value (docs/results.md); with a second solve to measure them the allowance
-/// is wide, without one it is what was measured.
-double bias_share(const Evidence& e) {
-  const Regime& regime = regime_named(e.spec.model.regime);
-  const double c = e.half ? 20 : regime.experts_sampled && regime.hidden_sampled ? 15 : 5;
-  return c / e.limit.neurons;
-}
-
-/// One observable at one step in the units in which it is extrapolated: itself, or its square.
-struct Point {
-  std::vector<WidthMean> widths;
-  LimitMean limit;
-};
-
-class Comparer {
- public:
-  Comparer(const Evidence& evidence, const Quantity& quantity)
-      : e_(evidence), q_(quantity), steps_(evidence.steps.at(quantity.name)) {
-    for (std::size_t t = 0; t < steps_.size(); ++t) points_.push_back(point(t));
-    const auto judged = judged_steps(steps_);
-    for (std::size_t t = 0; t < steps_.size(); ++t)
-      if (std::binary_search(judged.begin(), judged.end(), steps_[t])) judged_.push_back(t);
-    for (const Point& p : points_) {
-      largest_ = std::max(largest_, std::abs(p.limit.full));
-      for (const WidthMean& w : p.widths) largest_any_ = std::max(largest_any_, std::abs(w.mean));
-    }
-    largest_any_ = std::max(largest_any_, largest_);
-  }
-
-  ObservableComparison run() {
-    ObservableComparison c;
-    c.name = q_.name, c.description = q_.description, c.steps = steps_, c.squared = q_.squared;
-    c.power = favoured_power();
-    const auto widths = static_cast<Index>(e_.networks.size()), n = static_cast<Index>(steps_.size());
-    for (MatrixXd* m : {&c.mean, &c.mean_error, &c.deviation_z}) *m = MatrixXd::Constant(widths, n, nan);
-    for (std::size_t t = 0; t < steps_.size(); ++t) step(c, t);
-    if (e_.limit.random_limit) variances(c);
-    return c;
-  }
-
-  const std::vector<std::size_t>& judged() const { return judged_; }
-  /// Of the difference at step index t, in the units that are compared.
-  double error(std::size_t t) const { return errors_[t]; }
-
-  /// Size to which differences are relative: of the limit, or of the networks where the limit is zero.
-  double size() const { return largest_ > rounding * largest_any_ ? largest_ : largest_any_; }
-  /// A relative difference of the observable is this many times as large in the units that are compared.
-  double unit_power() const { return q_.squared ? 2 : 1; }
-  double noise_floor() const { return rounding * largest_any_; }
-
- private:
-  std::vector<double> seeds_of(std::size_t width, std::size_t t) const {
-    const MatrixXd& table = e_.networks[width].curves.at(q_.name);
-    const Eigen::VectorXd column = table.col(static_cast<Index>(t));
-    return {column.data(), column.data() + column.size()};
-  }
-
-  Point point(std::size_t t) const {
-    Point p;
-    for (std::size_t w = 0; w < e_.networks.size(); ++w) {
-      std::vector<double> values = seeds_of(w, t);
-      if (q_.squared)
-        for (double& v : values) v *= v;
-      const statistics::Moments m = statistics::moments(values);
-      p.widths.push_back(
-          {static_cast<double>(e_.networks[w].shape.N), m.mean, m.mean_error, static_cast<double>(values.size())});
-    }
-    const auto in_units = [&](const LimitSamples& samples, double& value, double& error, double& replicas) {
-      const Curve& curve = samples.curves.at(q_.name);
-      if (t >= curve.mean.size()) return;
-      const double m = curve.mean[t], s = curve.sem[t], R = samples.replicas;
-      replicas = R;
-      // Mean of squares over replicas, and its error for normal replicas.
-      value = q_.squared ? m * m + (R - 1) * s * s : m;
-      error = q_.squared ? std::sqrt(4 * m * m * s * s + 2 * R * s * s * s * s) : s;
-    };
-    in_units(e_.limit, p.limit.full, p.limit.full_error, p.limit.full_replicas);
-    if (e_.half && e_.half->curves.contains(q_.name))
-      in_units(*e_.half, p.limit.half, p.limit.half_error, p.limit.half_replicas);
-    return p;
-  }
-
-  double favoured_power() const {
-    if (e_.networks.size() < 3 || judged_.empty()) return 1;
-    double better = 0;
-    for (const std::size_t t : judged_)
-      better += extrapolate(points_[t].widths, 1).chi2 - extrapolate(points_[t].widths, 0.5).chi2;
-    return better / static_cast<double>(judged_.size()) > preference ? 0.5 : 1;
-  }
-
-  Estimate limit_at(std::size_t t, const Extrapolation& networks, double power) const {
-    const LimitMean& limit = points_[t].limit;
-    if (compares_at_S()) return {limit.full, {limit.full_error * limit.full_error, limit.full_replicas - 1}, 0};
-    double prior = bias_share(e_) * unit_power() * (std::abs(limit.full) + 0.1 * largest_);
-    // Plain draws have the law of a network of N = S: its own correction is the bias.
-    if (!e_.limit.matching)
-      prior = std::max(
-          prior, 2 * std::abs(networks.correction) * std::pow(points_[t].widths.front().N / e_.limit.neurons, power));
-    return without_bias(limit, prior, power);
-  }
-
-  /// A random limit is drawn plainly and has, from S samples, the law of networks of N = S: compared there and not at infinity.
-  bool compares_at_S() const { return e_.limit.random_limit && !e_.limit.matching; }
-
-  double shown(double value) const { return q_.squared ? std::sqrt(std::max(value, 0.0)) : value; }
-  double shown_error(double value, double error) const {
-    return q_.squared ? (shown(value + error) - shown(value - error)) / 2 : error;
-  }
-
-  void step(ObservableComparison& c, std::size_t t) {
-    const Point& p = points_[t];
-    const Extrapolation networks = extrapolate(p.widths, c.power, compares_at_S() ? e_.limit.neurons : 0);
-    const Estimate& I = networks.at_infinity;
-    const Estimate L = limit_at(t, networks, c.power);
-    const double systematic =
-        std::sqrt(I.systematic * I.systematic + L.systematic * L.systematic + noise_floor() * noise_floor());
-    const statistics::Variance error =
-        statistics::sum({I.statistical, L.statistical, {systematic * systematic, infinity}});
-    const double difference = I.value - L.value;
-    c.z.push_back(difference == 0 ? 0 : difference / std::sqrt(error.value));
-    c.degrees.push_back(error.degrees);
-    errors_.push_back(std::sqrt(error.value));
-
-    const Curve& limit = e_.limit.curves.at(q_.name);
-    c.limit.push_back(limit.mean[t]), c.limit_error.push_back(limit.sem[t]);
-    c.limit_corrected.push_back(shown(L.value)), c.limit_corrected_error.push_back(shown_error(L.value, L.error()));
-    c.extrapolated.push_back(shown(I.value)), c.extrapolated_error.push_back(shown_error(I.value, I.error()));
-
-    std::vector<double> N, deviation, errors;
-    for (std::size_t w = 0; w < p.widths.size(); ++w) {
-      const auto k = static_cast<Index>(w), at = static_cast<Index>(t);
-      const statistics::Moments m = statistics::moments(seeds_of(w, t));
-      c.mean(k, at) = m.mean, c.mean_error(k, at) = m.mean_error;
-      const double gap = p.widths[w].mean - L.value;
-      const double noise =
-          std::sqrt(p.widths[w].error * p.widths[w].error + L.error() * L.error() + noise_floor() * noise_floor());
-      c.deviation_z(k, at) = gap == 0 ? 0 : gap / noise;
-      N.push_back(p.widths[w].N), deviation.push_back(m.mean - c.limit_corrected.back());
-      errors.push_back(std::hypot(m.mean_error, c.limit_corrected_error.back()));
-    }
-    constexpr double seen = 3;  // errors: a deviation below has no slope
-    const bool resolved = std::abs(deviation.front()) > seen * errors.front() &&
-                          std::all_of(errors.begin(), errors.end(), [](double v) { return v > 0; });
-    const PowerLawFit fit = resolved ? fit_power_law(N, deviation, errors) : PowerLawFit{nan, nan, nan};
-    c.slope.push_back(fit.exponent), c.slope_error.push_back(fit.error);
-  }
-
-  /// Variances over seeds at N = S, by a power law through the widths, against those over replicas; compared as logarithms.
-  void variances(ObservableComparison& c) const {
-    const auto n = static_cast<Index>(steps_.size());
-    c.variance = MatrixXd::Constant(static_cast<Index>(e_.networks.size()), n, nan);
-    for (std::size_t t = 0; t < steps_.size(); ++t) {
-      double kurtosis = 0, total = 0;
-      std::vector<statistics::Moments> moments;
-      for (std::size_t w = 0; w < e_.networks.size(); ++w) {
-        moments.push_back(statistics::moments(seeds_of(w, t)));
-        const auto seeds = static_cast<double>(e_.networks[w].seeds());
-        kurtosis += seeds * moments.back().excess_kurtosis, total += seeds;
-        c.variance(static_cast<Index>(w), static_cast<Index>(t)) = moments.back().variance;
-      }
-      kurtosis = std::max(kurtosis / total, -1.0);
-      const double R = e_.limit.replicas, sem = c.limit_error[t];
-      c.limit_variance.push_back(R * sem * sem);
-      // Of a logarithm of a variance of n values, with the kurtosis of all networks.
-      const auto log_error2 = [&](double count) { return 2 / (count - 1) + kurtosis / count; };
-      Eigen::MatrixXd A(static_cast<Index>(moments.size()), 2);
-      Eigen::VectorXd f(A.rows());
-      bool scatters = sem > noise_floor_raw();
-      for (std::size_t w = 0; w < moments.size(); ++w) {
-        const auto k = static_cast<Index>(w);
-        scatters = scatters && std::sqrt(moments[w].variance) > noise_floor_raw();
-        const double error = std::sqrt(log_error2(static_cast<double>(e_.networks[w].seeds())));
-        const double x = std::log(static_cast<double>(e_.networks[w].shape.N) / e_.limit.neurons);
-        A.row(k) << 1 / error, x / error;
-        f(k) = std::log(moments[w].variance) / error;
-      }
-      if (!scatters) {
-        c.variance_z.push_back(nan);
-        continue;
-      }
-      const Eigen::Matrix2d covariance = (A.transpose() * A).inverse();
-      const double at_S = (covariance * A.transpose() * f)(0);
-      c.variance_z.push_back((at_S - std::log(c.limit_variance.back())) / std::sqrt(covariance(0, 0) + log_error2(R)));
-    }
-  }
-  double noise_floor_raw() const { return rounding * (q_.squared ? std::sqrt(largest_any_) : largest_any_); }
-
-  const Evidence& e_;
-  const Quantity& q_;
-  const std::vector<int>& steps_;
-  std::vector<Point> points_;
-  std::vector<std::size_t> judged_;
-  double largest_ = 0, largest_any_ = 0;  ///< of the limit, of limit and networks
-  std::vector<double> errors_;
-};
-
-std::string number(double value, double error) { return fmt::format("{:.4g} +- {:.2g}", value, error); }
-
-double median(std::vector<double> values) {
-  if (values.empty()) return nan;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-/// Bounds at the common level, and what follows for one observable.
-void judge(ObservableComparison& c, const Comparer& comparer, double level, bool random, int S) {
-  const std::size_t n = c.steps.size();
-  c.bound.assign(n, nan);
-  if (random) c.variance_bound.assign(n, nan);
-  std::vector<double> resolutions;
-  bool worst_is_variance = false;
-  std::size_t worst = n;
-  for (const std::size_t t : comparer.judged()) {
-    c.bound[t] = statistics::two_sided_bound(level, c.degrees[t]);
-    const auto consider = [&](double z, double bound, bool variance) {
-      if (std::isnan(z)) return;
-      const double share = std::abs(z) / bound;
-      if (worst != n && share <= c.worst_share) return;
-      c.worst_share = share, c.worst_z = z, worst = t, worst_is_variance = variance;
-    };
-    consider(c.z[t], c.bound[t], false);
-    if (random) {
-      c.variance_bound[t] = statistics::two_sided_bound(level, infinity);
-      consider(c.variance_z[t], c.variance_bound[t], true);
-    }
-    if (c.steps[t] > 0 && comparer.error(t) > comparer.noise_floor() * 1.01)
-      resolutions.push_back(c.bound[t] * comparer.error(t) / (comparer.unit_power() * comparer.size()));
-  }
-  if (worst == n) {
-    c.verdict = Verdict::not_judged, c.reason = "it has no step to be judged at";
-    return;
-  }
-  c.worst_step = c.steps[worst];
-  c.resolution = resolutions.empty() ? rounding : median(resolutions);
-  const double bound = worst_is_variance ? c.variance_bound[worst] : c.bound[worst];
-  const std::string where = random ? fmt::format("networks at N = {}", S) : "networks extrapolated to infinite N";
-  const std::string largest =
-      fmt::format("largest deviation {:.1f} of its error{} at t = {}, {:.1f} allowed", std::abs(c.worst_z),
-                  worst_is_variance ? " (of the variance)" : "", c.worst_step, bound);
-  if (c.worst_share > 1) {
-    c.verdict = Verdict::deviates;
-    c.reason =
-        worst_is_variance
-            ? fmt::format(
-                  "at t = {} its variance over seeds differs from {:.3g} over replicas by {:.1f} errors, "
-                  "{:.1f} allowed",
-                  c.worst_step, c.limit_variance[worst], std::abs(c.worst_z), bound)
-            : fmt::format("at t = {} {} give {}, the limit {}: {:.1f} of their errors, {:.1f} allowed", c.worst_step,
-                          where, number(c.extrapolated[worst], c.extrapolated_error[worst]),
-                          number(c.limit_corrected[worst], c.limit_corrected_error[worst]), std::abs(c.worst_z), bound);
-  } else if (c.resolution > coarsest_resolution) {
-    c.verdict = Verdict::undecided;
-    c.reason = fmt::format("errors too large to tell: only a difference of {:.0f} % would be seen ({})",
-                           100 * c.resolution, largest);
-  } else {
-    c.verdict = Verdict::agrees;
-    c.reason = fmt::format("{}; a difference of {:.2g} % would be seen", largest, 100 * c.resolution);
-  }
-}
 
 void require(const Evidence& e) {
   Faults faults;
@@ -380,16 +80,6 @@ void conclude(Comparison& c, bool eps_matters) {
 
 }  // namespace
 
-const char* to_string(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::agrees: return "agrees";
-    case Verdict::deviates: return "deviates";
-    case Verdict::undecided: return "undecided";
-    case Verdict::not_judged: break;
-  }
-  return "not judged";
-}
-
 const char* to_string(Overall overall) {
   switch (overall) {
     case Overall::positive: return "positive";
@@ -398,13 +88,6 @@ const char* to_string(Overall overall) {
     case Overall::not_comparable: break;
   }
   return "not comparable";
-}
-
-std::vector<int> judged_steps(const std::vector<int>& steps) {
-  std::vector<int> judged;
-  for (const int t : steps)
-    if ((t & (t - 1)) == 0 || t == steps.back()) judged.push_back(t);
-  return judged;
 }
 
 Comparison compare(const Evidence& e) {
@@ -419,128 +102,30 @@ Comparison compare(const Evidence& e) {
   c.random_limit = e.limit.random_limit, c.half_solve = e.half.has_value();
   c.notes = e.notes, c.level = comparison_level;
 
-  const std::vector<Quantity> quantities = all_quantities();
-  std::vector<Comparer> comparers;
-  std::vector<const Quantity*> compared;
-  for (const Quantity& q : quantities) {
+  std::vector<Quantity> compared;
+  for (const Quantity& q : all_quantities()) {
     const auto has = [&](const auto& samples) { return samples.curves.contains(q.name); };
     if (!has(e.limit) || !e.steps.contains(q.name) || e.steps.at(q.name).empty() ||
         !std::all_of(e.networks.begin(), e.networks.end(), has))
       continue;
-    comparers.emplace_back(e, q);
-    compared.push_back(&q);
-    c.observables.push_back(comparers.back().run());
+    compared.push_back(q);
+    c.observables.push_back(compare_observable(e, q));
+    if (!q.judged()) continue;
+    const int tests_a_step = c.random_limit ? 2 : 1;
+    c.comparisons += tests_a_step * static_cast<int>(judged_steps(c.observables.back().steps).size());
   }
-  const int tests_a_step = c.random_limit ? 2 : 1;
-  for (std::size_t k = 0; k < compared.size(); ++k)
-    if (*compared[k]->not_judged == '\0')
-      c.comparisons += tests_a_step * static_cast<int>(comparers[k].judged().size());
   for (std::size_t k = 0; k < compared.size(); ++k) {
     ObservableComparison& o = c.observables[k];
-    if (*compared[k]->not_judged == '\0') {
-      judge(o, comparers[k], c.level / c.comparisons, c.random_limit, e.limit.neurons);
-      if (o.name.starts_with("rms_") && c.judged_steps.empty()) c.judged_steps = judged_steps(o.steps);
+    if (compared[k].judged()) {
+      judge(o, c.level / c.comparisons, c.random_limit, e.limit.neurons);
     } else {
       o.bound.assign(o.steps.size(), nan);
-      o.reason = compared[k]->not_judged;
+      o.reason = compared[k].not_judged;
     }
   }
+  c.exponents = compare_exponents(e, observable_exponents(e.spec));
   conclude(c, e.eps_matters);
   return c;
-}
-
-void note_small_eps(Evidence& e) {
-  constexpr double comparable = 0.02;  // theory section 5
-  if (is_linear(e.spec.optimizer.name) || e.spec.optimizer.eps >= comparable) return;
-  Faults faults;
-  std::vector<std::string> warnings;
-  const LimitSpec limit = limit_spec(e.spec, 1, faults, warnings);  // which gradients vanish does not depend on D
-  if (!faults.empty() || limit.vanishing.empty()) return;
-  std::vector<std::string> names;
-  for (const Tensor t : limit.vanishing) names.emplace_back(tensor_names[static_cast<std::size_t>(t)]);
-  e.eps_matters = true;
-  e.notes.push_back(fmt::format(
-      "optimizer.eps = {:g}, and the gradient of {} vanishes with size at t = 0: networks take full steps of "
-      "random sign until N^-1/2 is below eps, the limit takes none (docs/theory.md, section 5)",
-      e.spec.optimizer.eps, fmt::join(names, ", ")));
-}
-
-NetworkSamples network_samples(const std::vector<NetworkRun>& runs) {
-  NetworkSamples samples;
-  samples.shape = runs.front().shape;
-  std::vector<const NetworkRun*> finished;
-  for (const NetworkRun& run : runs) {
-    if (run.failure)
-      ++samples.diverged;
-    else
-      finished.push_back(&run);
-  }
-  if (finished.empty()) return samples;
-  const auto table = [&](const std::string& name, auto&& values_of) {
-    const std::size_t n = values_of(*finished.front()).size();
-    if (n == 0) return;
-    MatrixXd rows(static_cast<Index>(finished.size()), static_cast<Index>(n));
-    for (std::size_t s = 0; s < finished.size(); ++s)
-      for (std::size_t t = 0; t < n; ++t)
-        rows(static_cast<Index>(s), static_cast<Index>(t)) = values_of(*finished[s])[t];
-    samples.curves[name] = std::move(rows);
-  };
-  table(
-      "loss", [](const NetworkRun& r) -> const auto& { return r.loss; });
-  table(
-      "accuracy", [](const NetworkRun& r) -> const auto& { return r.accuracy; });
-  table(
-      "test_loss", [](const NetworkRun& r) -> const auto& { return r.test_loss; });
-  table(
-      "test_accuracy", [](const NetworkRun& r) -> const auto& { return r.test_accuracy; });
-  table(
-      "batch_loss", [](const NetworkRun& r) -> const auto& { return r.batch_loss; });
-  for (const auto& [name, unused] : finished.front()->observables)
-    table(
-        name, [key = name](const NetworkRun& r) -> const auto& { return r.observables.at(key); });
-  return samples;
-}
-
-LimitSamples limit_samples(const LimitResult& result) {
-  LimitSamples samples;
-  const auto keep = [&](const std::string& name, const Curve& curve) {
-    if (!curve.mean.empty()) samples.curves[name] = curve;
-  };
-  keep("loss", result.loss);
-  keep("accuracy", result.accuracy);
-  keep("test_loss", result.test_loss);
-  keep("test_accuracy", result.test_accuracy);
-  keep("batch_loss", result.batch_loss);
-  for (const auto& [name, curve] : result.observables) keep(name, curve);
-  samples.replicas = result.replicas;
-  samples.neurons = result.counts.neurons;
-  samples.matching = result.matching;
-  samples.random_limit = result.random_limit;
-  samples.status = result.failure ? result.failure->what() : result.interrupted ? "interrupted" : "complete";
-  return samples;
-}
-
-Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkRun>>& runs, const LimitResult& limit,
-                     const LimitResult* half) {
-  Evidence e;
-  e.spec = spec;
-  for (const auto& of_width : runs)
-    if (!of_width.empty()) e.networks.push_back(network_samples(of_width));
-  std::stable_sort(e.networks.begin(), e.networks.end(),
-                   [](const auto& a, const auto& b) { return a.shape.N < b.shape.N; });
-  e.limit = limit_samples(limit);
-  if (half != nullptr) e.half = limit_samples(*half);
-  const auto note_steps = [&](const char* name, const std::vector<int>& steps) { e.steps[name] = steps; };
-  note_steps("loss", limit.eval_steps);
-  note_steps("accuracy", limit.eval_steps);
-  note_steps("test_loss", limit.test_steps);
-  note_steps("test_accuracy", limit.test_steps);
-  std::vector<int> every(limit.batch_loss.mean.size());
-  for (std::size_t t = 0; t < every.size(); ++t) every[t] = static_cast<int>(t);
-  note_steps("batch_loss", every);
-  for (const auto& info : observable_table) note_steps(info.name, limit.observe_steps);
-  note_small_eps(e);
-  return e;
 }
 
 }  // namespace moe

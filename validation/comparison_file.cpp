@@ -64,6 +64,7 @@ void write_observable(H5Writer& file, const std::string& group, const Observable
   out.curve("extrapolated_error", o.extrapolated_error, "its error, what is not known of higher orders included");
   out.curve("z", o.z, "(extrapolated - limit_corrected) in combined errors, in the units that are compared");
   out.curve("degrees", o.degrees, "degrees of freedom of the combined error");
+  out.curve("relative_error", o.relative_error, "that combined error as a share of the largest value");
   out.curve("bound", o.bound, "what |z| may reach; NaN at steps that are not judged");
   out.table("variance", o.variance, "networks, variance over seeds");
   out.curve("limit_variance", o.limit_variance, "limit, variance over replicas");
@@ -81,9 +82,8 @@ void write_observable(H5Writer& file, const std::string& group, const Observable
 }
 
 void write_exponents(H5Writer& file, const std::string& group, const std::vector<ExponentComparison>& exponents) {
-  static constexpr const char* stages[] = {"init", "first_step", "late"};
   for (const ExponentComparison& x : exponents) {
-    const std::string path = group + "/exponents/" + x.name + "/" + stages[static_cast<std::size_t>(x.stage)];
+    const std::string path = group + "/exponents/" + x.name + "/" + stage_names[static_cast<std::size_t>(x.stage)];
     const auto scalar = [&](const char* name, double value, const char* description) {
       file.dataset(path + "/" + name, {}, &value, description, {});
     };

@@ -12,7 +12,9 @@
 
 #include "data/dataset.hpp"
 #include "dmft/limit_file.hpp"
+#include "regimes/regime.hpp"
 #include "support/config.hpp"
+#include "support/config_keys.hpp"
 #include "support/hdf5.hpp"
 #include "support/result_file.hpp"
 #include "validation/comparison.hpp"
@@ -29,14 +31,18 @@ using Flags = std::map<std::string, std::string>;
 
 /// What dmft_validate takes where nothing was said: enough seeds and replicas for errors that mean something, widths that double.
 void own_defaults(RunSpec& spec, const Flags& flags) {
+  const auto known = std::find(moe::regime_names.begin(), moe::regime_names.end(), spec.model.regime);
+  if (known == moe::regime_names.end()) return;  // validation refuses it
+  const moe::Regime& regime = moe::regime_named(spec.model.regime);
   const auto unsaid = [&](const char* key) { return !spec.origin.contains(key); };
-  const bool sweep = flags.contains("--lr-sweep"), cubic = spec.model.regime == "III";
+  const bool sweep = flags.contains("--lr-sweep"), random = moe::has_random_limit(spec);
   if (unsaid("network.widths")) {
-    spec.network.widths = cubic ? std::vector{32, 64, 128, 256} : std::vector{64, 128, 256, 512};
+    // A network costs N^3 where experts grow in number and in width.
+    spec.network.widths = regime.experts_sampled && regime.hidden_sampled ? std::vector{32, 64, 128, 256}
+                                                                          : std::vector{64, 128, 256, 512};
     if (sweep) spec.network.widths.pop_back();
   }
   if (unsaid("network.seeds")) spec.network.seeds = sweep ? 8 : 16;
-  const bool random = spec.model.regime == "I" && spec.model.routing == moe::Routing::topk;
   if (unsaid("sampling.replicas")) spec.sampling.replicas = random ? 32 : sweep ? 8 : 16;
   // A random limit of S samples is compared with networks of N = S.
   if (unsaid("sampling.neurons") && random && !spec.network.widths.empty())
@@ -52,7 +58,8 @@ const moe::ProgramInfo program{
     {{"--limit", "FILE", "compare this limit (of dmft_solve) with the networks of --networks FILE"},
      {"--networks", "FILE", "compare these networks (of moe_train) with the limit of --limit FILE"},
      {"--force", "", "compare files of different configurations all the same"},
-     {"--coordinate-check", "LIST", "parameterizations side by side, e.g. mup,mssp: every RMS against width"},
+     {"--coordinate-check", "LIST",
+      "parameterizations side by side, names or files with commas between: every RMS against width"},
      {"--lr-sweep", "LOW:HIGH:COUNT",
       "learning rates, equally spaced in log: best one of every width and of the limit"},
      {"--sweep-loss", "NAME", "which loss is to be small: tail (last tenth of the steps), final, test (default tail)"},

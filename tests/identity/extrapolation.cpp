@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "validation/comparison.hpp"
+#include "validation/observable_comparison.hpp"
 #include "validation/power_law_fit.hpp"
 #include "validation/statistics.hpp"
 

@@ -1,0 +1,52 @@
+/// What a comparison is made of: curves of networks, seed by seed, and of their limit, computed here or read from files.
+#pragma once
+
+#include <Eigen/Core>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dmft/solve.hpp"
+#include "validation/network.hpp"
+
+namespace moe {
+
+/// Curves of all seeds of one width: (seeds, steps) by name - "loss", "batch_loss", "test_loss", "accuracy", "test_accuracy" and the
+/// observables. Seeds that diverged are left out and counted.
+struct NetworkSamples {
+  NetworkShape shape;
+  std::map<std::string, Eigen::MatrixXd> curves;
+  int diverged = 0;
+  Eigen::Index seeds() const { return curves.empty() ? 0 : curves.begin()->second.rows(); }
+};
+
+/// Means over replicas by the same names.
+struct LimitSamples {
+  std::map<std::string, Curve> curves;
+  int replicas = 0, neurons = 0;
+  bool matching = true, random_limit = false;
+  std::string status = "complete";
+};
+
+/// Everything a comparison is made of. `half` is a second solve with half the samples, which measures the limit's bias.
+struct Evidence {
+  RunSpec spec;
+  std::map<std::string, std::vector<int>> steps;  ///< of every curve, by name
+  std::vector<NetworkSamples> networks;           ///< at least two widths, ascending
+  LimitSamples limit;
+  std::optional<LimitSamples> half;
+  std::vector<std::string> notes;  ///< what the reader of the report has to know, one sentence each
+  bool eps_matters = false;        ///< entrywise rule, small eps, a gradient that vanishes with size (theory section 5)
+};
+
+/// Sets Evidence::eps_matters out of the description, with a note that says so.
+void note_small_eps(Evidence& evidence);
+
+/// Evidence out of what was computed in this process.
+NetworkSamples network_samples(const std::vector<NetworkRun>& runs);
+LimitSamples limit_samples(const LimitResult& result);
+Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkRun>>& runs, const LimitResult& limit,
+                     const LimitResult* half);
+
+}  // namespace moe

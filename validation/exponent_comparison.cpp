@@ -1,0 +1,109 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "validation/comparison.hpp"
+#include "validation/power_law_fit.hpp"
+#include "validation/statistics.hpp"
+
+namespace moe {
+
+namespace {
+
+/// Corrections of higher order in 1/N at practical widths: an exponent may be off by this much beyond its error.
+constexpr double allowance = 0.15;
+/// Errors of the fit that are allowed besides.
+constexpr double errors = 4;
+/// An error of the fit above this leaves the exponent undecided: 0 and -1/2 could not be told apart.
+constexpr double coarsest = 0.1;
+/// Values below are rounding.
+constexpr double zero = 1e-6;
+
+/// What a late value is divided by, seed by seed (theory section 7): backward fields are proportional to the error that is left to
+/// learn; the propagating part of the aggregation to what v has learned.
+std::string proportional_to(const std::string& name) {
+  if (name == "rms_y_propagating") return "change_v";
+  for (const char* backward : {"rms_zeta", "rms_rho", "rms_xi"})
+    if (name.starts_with(backward)) return "rms_D";
+  return "";
+}
+
+/// Index of the stage's step among `steps`; none where it was not observed.
+std::optional<std::size_t> step_of(Stage stage, const std::vector<int>& steps) {
+  if (stage == Stage::late) return steps.size() < 2 ? std::nullopt : std::optional(steps.size() - 1);
+  const int wanted = stage == Stage::init ? 0 : 1;
+  const auto found = std::find(steps.begin(), steps.end(), wanted);
+  if (found == steps.end()) return std::nullopt;
+  return static_cast<std::size_t>(found - steps.begin());
+}
+
+void judge(ExponentComparison& x, double largest) {
+  if (!x.predicted) {
+    const bool vanishes = std::all_of(x.value.begin(), x.value.end(), [&](double v) { return v <= zero * largest; });
+    x.fitted = x.error = std::nan("");
+    x.verdict = vanishes ? Verdict::agrees : Verdict::deviates;
+    x.reason = vanishes ? "zero at every width, as predicted"
+                        : fmt::format("{:.3g} at the smallest width, and zero is predicted", x.value.front());
+    return;
+  }
+  const bool scatters = std::all_of(x.value_error.begin(), x.value_error.end(), [](double e) { return e > 0; });
+  if (x.value.front() <= zero * largest || !scatters) {
+    x.fitted = x.error = std::nan("");
+    x.verdict = Verdict::not_judged;
+    x.reason = x.value.front() <= zero * largest ? "zero in these networks" : "the same for every seed";
+    return;
+  }
+  const double off = std::abs(x.fitted - *x.predicted);
+  const std::string said = fmt::format("{:.3f} +- {:.3f} fitted, {:g} predicted", x.fitted, x.error, *x.predicted);
+  if (off > allowance + errors * x.error)
+    x.verdict = Verdict::deviates, x.reason = said;
+  else if (x.error > coarsest)
+    x.verdict = Verdict::undecided, x.reason = said + ": the error is too large to tell";
+  else
+    x.verdict = Verdict::agrees, x.reason = said;
+}
+
+}  // namespace
+
+std::vector<ExponentComparison> compare_exponents(const Evidence& e,
+                                                  const std::vector<ObservableExponents>& predicted) {
+  std::vector<ExponentComparison> list;
+  for (const ObservableExponents& of : predicted) {
+    const auto has = [&](const std::string& name) {
+      return std::all_of(e.networks.begin(), e.networks.end(),
+                         [&](const NetworkSamples& n) { return n.curves.contains(name); });
+    };
+    if (!e.steps.contains(of.name) || !has(of.name)) continue;
+    const std::vector<int>& steps = e.steps.at(of.name);
+    double largest = 0;
+    for (const NetworkSamples& n : e.networks) largest = std::max(largest, n.curves.at(of.name).cwiseAbs().maxCoeff());
+    for (const Stage stage : {Stage::init, Stage::first_step, Stage::late}) {
+      const auto at = step_of(stage, steps);
+      if (!at) continue;
+      ExponentComparison x;
+      x.name = of.name, x.stage = stage, x.step = steps[*at];
+      x.predicted = of.at[static_cast<std::size_t>(stage)];
+      if (x.predicted && !std::isfinite(*x.predicted)) continue;  // it grows with every step: no power of N
+      if (stage == Stage::late && x.predicted) x.per = proportional_to(of.name);
+      if (!x.per.empty() && !has(x.per)) x.per.clear();
+      std::vector<double> N;
+      for (const NetworkSamples& n : e.networks) {
+        Eigen::VectorXd values = n.curves.at(of.name).col(static_cast<Eigen::Index>(*at));
+        if (!x.per.empty()) values.array() /= n.curves.at(x.per).col(static_cast<Eigen::Index>(*at)).array();
+        const statistics::Moments m = statistics::moments({values.data(), values.data() + values.size()});
+        N.push_back(n.shape.N);
+        x.value.push_back(m.mean), x.value_error.push_back(m.mean_error);
+      }
+      if (x.predicted && std::all_of(x.value_error.begin(), x.value_error.end(), [](double v) { return v > 0; })) {
+        const PowerLawFit fit = fit_power_law(N, x.value, x.value_error);
+        x.fitted = fit.exponent, x.error = fit.error;
+      }
+      judge(x, x.per.empty() ? largest : 1);
+      list.push_back(std::move(x));
+    }
+  }
+  return list;
+}
+
+}  // namespace moe
