@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "validation/power_law_fit.hpp"
+
 namespace moe {
 
 namespace {
