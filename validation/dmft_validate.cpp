@@ -42,6 +42,7 @@ void own_defaults(RunSpec& spec, const Flags& flags) {
                                                                           : std::vector{64, 128, 256, 512};
     if (sweep) spec.network.widths.pop_back();
   }
+  if (unsaid("output.observables")) spec.output.observables = {"all"};
   if (unsaid("network.seeds")) spec.network.seeds = sweep ? 8 : 16;
   if (unsaid("sampling.replicas")) spec.sampling.replicas = random ? 32 : sweep ? 8 : 16;
   // A random limit of S samples is compared with networks of N = S.

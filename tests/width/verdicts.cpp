@@ -35,6 +35,7 @@ RunSpec describe(const Setting& s) {
   RunSpec spec = limit_fixture::spec(s.regime, s.param, s.optimizer, s.lr, 8);
   spec.model.routing = s.routing;
   spec.model.experts = 4;
+  spec.output.observables = {"all"};
   spec.network.widths = s.widths;
   spec.network.seeds = s.seeds;
   spec.sampling.neurons = s.neurons;
@@ -60,6 +61,13 @@ const ObservableComparison& of(const Comparison& c, const std::string& name) {
   const auto found =
       std::find_if(c.observables.begin(), c.observables.end(), [&](const auto& o) { return o.name == name; });
   REQUIRE(found != c.observables.end());
+  return *found;
+}
+
+const ExponentComparison& exponent_of(const Comparison& c, const std::string& name, Stage stage) {
+  const auto found = std::find_if(c.exponents.begin(), c.exponents.end(),
+                                  [&](const auto& x) { return x.name == name && x.stage == stage; });
+  REQUIRE(found != c.exponents.end());
   return *found;
 }
 
@@ -143,8 +151,22 @@ TEST_CASE("muP's limit against MSSP's networks gets a negative verdict that name
   CHECK(of(c, "rms_y_init").verdict == Verdict::deviates);
   CHECK(of(c, "rms_zeta_init").verdict == Verdict::deviates);
   CHECK(of(c, "loss").verdict == Verdict::deviates);
+  CHECK(exponent_of(c, "rms_y_init", Stage::init).verdict == Verdict::deviates);  // -1/2 predicted, 0 found
   CHECK(of(c, "rms_h").steps[0] == 0);
   CHECK(std::abs(of(c, "rms_h").z[0]) < of(c, "rms_h").bound[0]);  // the first layer is the same in both
+}
+
+TEST_CASE("size exponents are fitted and compared with those predicted [II mup sgd]") {
+  const Setting s{.param = "mup", .lr = 1.0, .widths = {32, 64, 128}, .seeds = 32};
+  const Comparison c = compare(evidence(s, s));
+  INFO(comparison_report(c));
+  CHECK(c.overall == Overall::positive);
+  const ExponentComparison& init = exponent_of(c, "rms_y_init", Stage::init);
+  CHECK(init.predicted == std::optional(-0.5));
+  CHECK(std::abs(init.fitted + 0.5) < 4 * init.error + 0.05);
+  CHECK(init.verdict == Verdict::agrees);
+  CHECK(exponent_of(c, "rms_y_propagating", Stage::late).per == "change_v");
+  CHECK(exponent_of(c, "rms_y_effective", Stage::init).verdict == Verdict::agrees);  // nothing was learned: zero
 }
 
 TEST_CASE("a learning rate that is 10 % off gets a negative verdict that names what learns, not what starts") {
