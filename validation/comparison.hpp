@@ -50,7 +50,7 @@ inline constexpr double comparison_level = 0.01;
 /// Compares. Throws ConfigError when fewer than two widths, seeds or replicas are there.
 Comparison compare(const Evidence& evidence);
 
-/// Fitted powers of N of every observable that `predicted` speaks of, at t = 0, t = 1 and the last step. Seed by seed, learned parts are
+/// Fitted powers of N of the atomic terms (rms_*_init, _propagating, _effective) that `predicted` speaks of, at t = 0, t = 1 and the last step. Seed by seed, learned parts are
 /// divided by what they are proportional to where learning itself is delayed with size (theory section 7).
 std::vector<ExponentComparison> compare_exponents(const Evidence& evidence,
                                                   const std::vector<ObservableExponents>& predicted);

@@ -64,7 +64,7 @@ void write_observable(H5Writer& file, const std::string& group, const Observable
   out.curve("extrapolated_error", o.extrapolated_error, "its error, what is not known of higher orders included");
   out.curve("z", o.z, "(extrapolated - limit_corrected) in combined errors, in the units that are compared");
   out.curve("degrees", o.degrees, "degrees of freedom of the combined error");
-  out.curve("relative_error", o.relative_error, "that combined error as a share of the largest value");
+  out.curve("error", o.error, "that combined error, of the square where extrapolated_as is square");
   out.curve("bound", o.bound, "what |z| may reach; NaN at steps that are not judged");
   out.table("variance", o.variance, "networks, variance over seeds");
   out.curve("limit_variance", o.limit_variance, "limit, variance over replicas");
@@ -79,6 +79,7 @@ void write_observable(H5Writer& file, const std::string& group, const Observable
   out.attribute("worst_z", o.worst_z);
   out.attribute("worst_share", o.worst_share);
   out.attribute("resolution", o.resolution);
+  out.attribute("size", o.size);
 }
 
 void write_exponents(H5Writer& file, const std::string& group, const std::vector<ExponentComparison>& exponents) {

@@ -23,7 +23,7 @@ Eigen::VectorXd pooled_errors(const std::vector<WidthMean>& widths, double small
     scale = std::max(scale, std::abs(w.mean));
   }
   // Without scatter (an observable that is the same for every seed) all widths count alike.
-  const double floor = scale > 0 ? 1e-9 * scale : 1;
+  const double floor = 1e-9 * scale;
   Eigen::VectorXd errors(static_cast<Index>(widths.size()));
   for (std::size_t k = 0; k < widths.size(); ++k)
     errors(static_cast<Index>(k)) =
@@ -37,6 +37,8 @@ Extrapolation extrapolate(const std::vector<WidthMean>& widths, double power, do
   const auto n = static_cast<Index>(widths.size());
   double smallest = HUGE_VAL;
   for (const WidthMean& w : widths) smallest = std::min(smallest, w.N);
+  if (std::all_of(widths.begin(), widths.end(), [](const WidthMean& w) { return w.mean == 0 && w.error == 0; }))
+    return {};  // identically zero: nothing is open
   const Eigen::VectorXd errors = pooled_errors(widths, smallest);
   Eigen::MatrixXd design(n, 3);
   Eigen::VectorXd means(n);

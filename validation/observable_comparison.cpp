@@ -19,7 +19,6 @@ using Eigen::Index;
 using Eigen::MatrixXd;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-constexpr double tiny = 1e-300;  ///< instead of dividing by zero
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 /// Limit and networks may be computed in single precision: differences below this share of an observable's largest value say nothing.
@@ -63,6 +62,7 @@ class Comparer {
     ObservableComparison c;
     c.name = q_.name, c.description = q_.description, c.steps = steps_, c.squared = q_.squared;
     c.power = favoured_power();
+    c.size = shown(largest_any_);
     const auto widths = static_cast<Index>(e_.networks.size()), n = static_cast<Index>(steps_.size());
     for (MatrixXd* m : {&c.mean, &c.mean_error, &c.deviation_z}) *m = MatrixXd::Constant(widths, n, nan);
     for (std::size_t t = 0; t < steps_.size(); ++t) step(c, t);
@@ -71,8 +71,6 @@ class Comparer {
   }
 
  private:
-  /// Size to which differences are relative: of the limit, or of the networks where the limit is zero.
-  double size() const { return largest_ > rounding * largest_any_ ? largest_ : largest_any_; }
   /// A relative difference of the observable is this many times as large in the units that are compared.
   double unit_power() const { return q_.squared ? 2 : 1; }
   double noise_floor() const { return rounding * largest_any_; }
@@ -147,7 +145,7 @@ class Comparer {
     const double difference = I.value - L.value;
     c.z.push_back(difference == 0 ? 0 : difference / std::sqrt(error.value));
     c.degrees.push_back(error.degrees);
-    c.relative_error.push_back(std::sqrt(error.value) / (unit_power() * std::max(size(), tiny)));
+    c.error.push_back(std::sqrt(error.value));
 
     const Curve& limit = e_.limit.curves.at(q_.name);
     c.limit.push_back(limit.mean[t]), c.limit_error.push_back(limit.sem[t]);
@@ -230,6 +228,13 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+/// Smallest difference from the limit that is beyond the bound at step index t, as a share of the observable's size.
+double seen_difference(const ObservableComparison& c, std::size_t t) {
+  if (c.size == 0) return 0;
+  const double beyond = c.bound[t] * c.error[t], limit = c.limit_corrected[t];
+  return (c.squared ? std::sqrt(limit * limit + beyond) - limit : beyond) / c.size;
+}
+
 }  // namespace
 
 std::vector<Quantity> all_quantities() {
@@ -275,7 +280,7 @@ void judge(ObservableComparison& c, double level, bool random, int S) {
       c.variance_bound[t] = statistics::two_sided_bound(level, infinity);
       consider(c.variance_z[t], c.variance_bound[t], true);
     }
-    if (c.steps[t] > 0) resolutions.push_back(c.bound[t] * c.relative_error[t]);
+    if (c.steps[t] > 0) resolutions.push_back(seen_difference(c, t));
   }
   if (worst == n) {
     c.verdict = Verdict::not_judged, c.reason = "it has no step to be judged at";

@@ -25,10 +25,11 @@ struct ObservableComparison {
   std::vector<double> slope, slope_error;                      ///< of log |deviation| against log N, where it is seen
   std::vector<double> extrapolated, extrapolated_error;        ///< networks at N = infinity; random limit: at N = S
   std::vector<double> z, degrees;                              ///< extrapolated against limit_corrected
-  std::vector<double> relative_error;  ///< of that difference, as a share of the observable's largest value
-  std::vector<double> bound;           ///< that |z| may reach; NaN at steps that are not judged
-  Eigen::MatrixXd variance;            ///< over seeds; random limit only, like the next three
+  std::vector<double> error;  ///< of that difference, in the units that are compared (the square of a root mean square)
+  std::vector<double> bound;  ///< that |z| may reach; NaN at steps that are not judged
+  Eigen::MatrixXd variance;   ///< over seeds; random limit only, like the next three
   std::vector<double> limit_variance, variance_z, variance_bound;
+  double size = 0;       ///< largest value, of limit and networks, to which differences are relative
   double power = 1;      ///< corrections are taken as N^-power
   bool squared = false;  ///< a root mean square: extrapolated as its square
   Verdict verdict = Verdict::not_judged;
