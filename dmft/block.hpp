@@ -19,6 +19,8 @@ struct BlockSpec {
   double activation_scale = 1;
   UpdateRule router, expert_in, expert_out;
   double tolerance = 0.01;
+  bool starts_dense = false;  ///< every operator in the dense form from the beginning, where sample counts allow it
+  bool must_start_dense = false;
   bool matching = true;
 };
 
@@ -94,6 +96,7 @@ class Block {
                                            streams);
     B_ = std::make_unique<ExpertMatrix<B>>(of_B, shape_, on, D_basis_, B_transposed, spec.expert_out, spec.tolerance,
                                            streams);
+    if (spec.starts_dense) start_dense();
   }
 
   const SiteShape& shape() const { return shape_; }
@@ -146,16 +149,24 @@ class Block {
     B::each(xi.rows, xi.cols, [=](Index n, Index p) { xi(n, p) += init(n, p) + learned(n, p); });
   }
 
-  /// One optimizer step of Q, A and B with the gradients of this step. z and D of forward() and backward() must still stand.
-  void update() {
-    router_->update(fields_.rho, z_);
-    A_->update(fields_.ghat, z_);
-    B_->update(fields_.Gv, D_);
-    const auto settle = [](Operator<B>& o) {
-      if (o.dense_pays() && o.can_become_dense()) o.become_dense();
-    };
-    settle(*router_);
-    for_each_matrix([&](ExpertMatrix<B>& m) { m.for_each_operator(settle); });
+  /// use(operator, z, x) for every operator of Q, A and B with its gradient sum_mu z_mu x_mu^T of this step. z and D of forward()
+  /// and backward() must still stand.
+  template <class Use>
+  void for_each_gradient(Use&& use) {
+    use(*router_, fields_.rho, z_);
+    A_->for_each_gradient(fields_.ghat, z_, use);
+    B_->for_each_gradient(fields_.Gv, D_, use);
+  }
+
+  /// Between steps: operators for which it pays by now become dense. True if one did.
+  bool settle() {
+    bool changed = false;
+    for_each_operator([&](Operator<B>& o) {
+      if (!o.dense_pays() || !o.can_become_dense()) return;
+      o.become_dense();
+      changed = true;
+    });
+    return changed;
   }
 
   /// y of other inputs (S, E) at the present weights; nothing is stored. Ask the stored queries of a step first.
@@ -184,6 +195,24 @@ class Block {
     B_->evaluate_initial_from_experts(Gw, y);
   }
 
+  void transfer(Archive& a) {
+    a("phi_basis", phi_basis_);
+    a("D_basis", D_basis_);
+    a("rho_basis", rho_basis_);
+    a("experts", experts_);
+    a("sites", sites_);
+    a("hidden", hidden_);
+    a("router", router_);
+    a("A", A_);
+    a("B", B_);
+  }
+
+  template <class F>
+  void for_each_operator(F&& f) {
+    f(*router_);
+    A_->for_each_operator(f);
+    B_->for_each_operator(f);
+  }
   /// Everything for diagnostics.
   Operator<B>& router() { return *router_; }
   ExpertMatrix<B>& expert_in() { return *A_; }
@@ -192,10 +221,15 @@ class Block {
   Index D_rank() const { return D_basis_.rank(); }
 
  private:
-  template <class F>
-  void for_each_matrix(F&& f) {
-    f(*A_);
-    f(*B_);
+  void start_dense() {
+    bool can = true;
+    for_each_operator([&](Operator<B>& o) { can &= o.can_become_dense(); });
+    if (!can && spec_.must_start_dense)
+      throw ConfigError(
+          {"sampling.form = \"dense\": sampling.experts and sampling.hidden are out of the network's ratio to "
+           "sampling.neurons, which the dense form needs (docs/theory.md, section 6). Leave them at 0, or use form = "
+           "\"bases\"."});
+    if (can) for_each_operator([](Operator<B>& o) { o.become_dense(); });
   }
   static void add(Answer<B>& parts, View total) {
     const View a = parts.init, b = parts.learned;

@@ -15,6 +15,7 @@
 #include "support/hdf5.hpp"
 #include "support/progress.hpp"
 #include "support/resources.hpp"
+#include "support/schedule.hpp"
 
 namespace {
 
@@ -34,9 +35,13 @@ void on_interrupt(int) {
 
 void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r,
                    const moe::MemoryEstimate& memory, const std::string& out) {
-  fmt::print("Limit of regime {}, {}, {} lr {}; {}; {} steps.\n", spec.model.regime, spec.model.param,
-             moe::to_string(spec.optimizer.name), spec.optimizer.lr,
-             data.description.empty() ? spec.data.source : data.description, spec.training.steps);
+  fmt::print(
+      "Limit of regime {}, {}, {} lr {}; {}; {}.\n", spec.model.regime, spec.model.param,
+      moe::to_string(spec.optimizer.name), spec.optimizer.lr,
+      data.description.empty() ? spec.data.source : data.description,
+      spec.training.dynamics == moe::Dynamics::flow
+          ? fmt::format("gradient flow to the time of {:g} steps", moe::flow_time(spec.training, spec.training.steps))
+          : fmt::format("{} steps", spec.training.steps));
   fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
              r.counts.experts, r.counts.hidden, r.replicas, r.matching ? ", moment matching" : ", drawn plainly",
              r.random_limit ? "; the limit is random: errors are over realisations" : "");
@@ -59,6 +64,9 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
                  r.test_accuracy.mean[next_test]);
     fmt::print("\n");
   }
+  if (r.converged_at >= 0)
+    fmt::print("Converged: a replica's loss reached training.stop_at_loss = {:g} at step {}, where the curves end.\n",
+               spec.training.stop_at_loss, r.converged_at);
   fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
   fmt::print(
       "Plot it: python3 -c \"import h5py, matplotlib.pyplot as p; f = h5py.File('{}')['limit']; "
@@ -87,7 +95,10 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
 int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
-  const moe::RunSpec& spec = call.spec;
+  // A checkpoint says what it is of: with no key given, that is what goes on.
+  const moe::CheckpointOptions& checkpoint = call.options.checkpoint;
+  const bool from_checkpoint = !checkpoint.resume.empty() && call.spec.origin.empty();
+  const moe::RunSpec spec = from_checkpoint ? moe::checkpoint_config(checkpoint.resume) : call.spec;
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
 
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
@@ -95,8 +106,14 @@ int run(int argc, char** argv) {
   const moe::MemoryEstimate memory = require_resources(spec, data, call.options.threads, out);
   moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
                          call.options.quiet);
+  const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);
+  moe::Checkpoints checkpoints(checkpoint, identity, [](const std::string& problem) {
+    fmt::print(stderr, "dmft_solve: warning: no checkpoint: {} The run goes on.\n", problem);
+  });
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   moe::SolveOptions options;
+  options.checkpoints = &checkpoints;
+  options.on_resume = [&](int, int steps) { progress.skip(steps); };
   options.threads = call.options.threads;
   options.interrupt = &interrupted;
   options.on_step = [&](int, int step, double loss) {
@@ -113,7 +130,8 @@ int run(int argc, char** argv) {
     return 1;
   }
   if (result.interrupted) {
-    fmt::print(stderr, "dmft_solve: interrupted; what was computed is in {}\n", out);
+    fmt::print(stderr, "dmft_solve: interrupted; what was computed is in {}{}\n", out,
+               checkpoint.file.empty() ? "" : fmt::format(". Continue with --resume {}", checkpoint.file));
     return 1;
   }
   return 0;

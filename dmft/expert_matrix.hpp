@@ -85,14 +85,21 @@ class ExpertMatrix {
     }
   }
 
-  /// Gradient sum_mu z_mu x_mu^T per expert; z (sites, P) and x (neurons, P) are the step's stored queries.
-  void update(View z, View x) {
+  /// use(operator, z, x) for every operator and the gradient sum_mu z_mu x_mu^T that is its own; z (sites, P) and x (neurons, P) are
+  /// the step's stored queries.
+  template <class Use>
+  void for_each_gradient(View z, View x, Use&& use) {
     if (structure_ == Structure::per_expert) {
-      for (Index i = 0; i < shape_.experts; ++i) op(i).update(expert(z, i), x);
+      for (Index i = 0; i < shape_.experts; ++i) use(op(i), expert(z, i), x);
       return;
     }
-    if (structure_ == Structure::shared) op(0).update(hidden_query_, x);
-    operators_.back()->update(z, x);
+    if (structure_ == Structure::shared) use(op(0), hidden_query_, x);
+    use(*operators_.back(), z, x);
+  }
+
+  void transfer(Archive& a) {
+    a("basis", bases_);
+    a("operator", operators_);
   }
 
   template <class F>

@@ -56,6 +56,8 @@ constexpr Description diagnostics[] = {
     {"rank_Gv", "largest rank of a query basis of G v (expert side of B)"},
     {"dense_fraction", "share of expert operators in dense form (T27)"},
     {"step_seconds", "wall time of the step"},
+    {"flow_evaluations", "right-hand sides of the flow between two recorded states"},
+    {"flow_rejected", "steps of the flow that the error control rejected"},
 };
 
 }  // namespace
@@ -71,6 +73,7 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
     write_steps(file, "/limit/eval_steps", result.eval_steps, "steps of loss, accuracy and f");
   if (!result.test_loss.mean.empty())
     write_steps(file, "/limit/test_steps", result.test_steps, "steps of test_loss and test_accuracy");
+  if (spec.training.dynamics == Dynamics::flow) write_flow_times(file, "/limit/times", spec);
   limit.matrices("/limit/f", result.f, "outputs f on the training set, mean over replicas", "output");
 
   std::vector<double> per_replica;
@@ -115,9 +118,11 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
   file.attribute("/limit", "random_limit", result.random_limit ? "yes: errors are over realisations" : "no");
   file.attribute("/limit", "seconds", result.seconds);
   file.attribute("/limit", "status",
-                 result.failure       ? result.failure->what()
-                 : result.interrupted ? "interrupted"
-                                      : "complete");
+                 result.failure             ? result.failure->what()
+                 : result.interrupted       ? "interrupted"
+                 : result.converged_at >= 0 ? fmt::format("converged: loss {:g} reached at step {}",
+                                                          spec.training.stop_at_loss, result.converged_at)
+                                            : "complete");
   std::string warnings;
   for (const auto& w : result.warnings) warnings += w + "\n";
   file.attribute("/limit", "warnings", warnings);

@@ -36,6 +36,10 @@ LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std
   block.expert_in = update_rule(spec, block.constants, Tensor::expert_in);
   block.expert_out = update_rule(spec, block.constants, Tensor::expert_out);
   block.tolerance = spec.sampling.tolerance;
+  limit.flows = spec.training.dynamics == Dynamics::flow;
+  limit.flow = {spec.training.stepper, spec.training.step_size, spec.training.rtol, spec.training.atol};
+  block.must_start_dense = spec.sampling.form == Form::dense;
+  block.starts_dense = block.must_start_dense || (spec.sampling.form == Form::automatic && limit.flows);
   limit.residual = spec.model.residual;
   limit.post_activation = spec.model.post_activation;
   limit.loss = spec.training.loss;

@@ -21,7 +21,23 @@ struct Record {
   std::map<std::string, std::vector<double>> diagnostics;
   double defect = 0;
   int dense_since = -1;
-  std::optional<NumericsError> failure;
+  int converged_at = -1;                 ///< step at which the loss reached training.stop_at_loss; -1: it did not
+  std::optional<NumericsError> failure;  ///< ends the run: not part of a checkpoint
+
+  void transfer(Archive& a) {
+    a("loss", loss);
+    a("accuracy", accuracy);
+    a("test_loss", test_loss);
+    a("test_accuracy", test_accuracy);
+    a("batch_loss", batch_loss);
+    a("f", f);
+    a("observables", observables);
+    a("kernels", kernels);
+    a("diagnostics", diagnostics);
+    a("defect", defect);
+    a("dense_since", dense_since);
+    a("converged_at", converged_at);
+  }
 };
 
 struct Plan {

@@ -7,8 +7,10 @@
 #include <chrono>
 #include <cmath>
 
+#include "dmft/flow.hpp"
 #include "dmft/march.hpp"
 #include "dmft/observer.hpp"
+#include "support/schedule.hpp"
 
 namespace moe {
 
@@ -39,6 +41,15 @@ inline Eigen::MatrixXd columns(const Eigen::MatrixXd& from, const std::vector<in
   Eigen::MatrixXd to(from.rows(), static_cast<Eigen::Index>(rows.size()));
   for (std::size_t j = 0; j < rows.size(); ++j) to.col(static_cast<Eigen::Index>(j)) = from.col(rows[j]);
   return to;
+}
+
+/// What is saved of a replica that is done.
+inline Checkpoints::State finished(Record& record, int T) {
+  return [&record, T](Archive& a) {
+    int next_step = T + 1;
+    a("next_step", next_step);
+    a("record", record);
+  };
 }
 
 template <class B>
@@ -81,11 +92,33 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
   const int P_all = static_cast<int>(data.x.cols());
   const bool full_batch = batch_rows(spec, P_all, 0).empty();
   const Index P = full_batch ? P_all : static_cast<Index>(batch_rows(spec, P_all, 0).size());
+  // A checkpoint that holds nothing but the record is of a replica that was done.
+  int t = 0;
+  double first_loss = 0;
+  std::optional<Archive> saved;
+  if (options.checkpoints) saved = options.checkpoints->begin(index);
+  if (saved) {
+    (*saved)("next_step", t);
+    (*saved)("record", record);
+    if (options.on_resume) options.on_resume(index, t);
+    if (t > T) return options.checkpoints->finish(index, detail::finished(record, T));
+  }
   Replica<B> replica(plan.limit, data.x.rows(), data.y.rows(), P, static_cast<std::uint32_t>(index));
   Observer<B> observer(plan.observables, full_batch);
+  Flow<B> flow(plan.limit.flow);
   if (full_batch) replica.set_batch(data.x, data.y);
-  double first_loss = 0;
-  for (int t = 0; t <= T && !stop && !(options.interrupt && *options.interrupt); ++t) {
+  const auto state = [&](Archive& a) {
+    a("next_step", t);
+    a("record", record);
+    a("first_loss", first_loss);
+    a("replica", replica);
+    a("observer", observer);
+    if (plan.limit.flows) a("flow", flow);
+  };
+  if (saved) state(*saved);
+  const auto interrupted = [&] { return options.interrupt && *options.interrupt; };
+  for (; t <= T && record.converged_at < 0 && !stop && !interrupted(); ++t) {
+    if (options.checkpoints && t > 0) options.checkpoints->between_steps(index, state);
     const auto start = std::chrono::steady_clock::now();
     if (!full_batch) {
       const auto rows = batch_rows(spec, P_all, t);
@@ -104,6 +137,7 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
       record.loss.push_back(loss_value(spec.training.loss, f, data.y));
       record.accuracy.push_back(accuracy(f, data.y));
       if (plan.keep_f) record.f.push_back(f);
+      if (spec.training.stop_at_loss > 0 && record.loss.back() <= spec.training.stop_at_loss) record.converged_at = t;
     }
     if (detail::contains(plan.test_steps, t)) {
       const Eigen::MatrixXd f = replica.evaluate(data.x_test);
@@ -114,13 +148,25 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     if (detail::contains(plan.kernel_steps, t))
       for (const auto& kernel : kernel_table)
         record.kernels[kernel.name].push_back(Observer<B>::kernel(replica, kernel.name));
-    if (t < T) {
-      replica.update();
+    if (t < T && record.converged_at < 0) {
+      if (plan.limit.flows) {
+        const FlowWork work = flow.advance(replica, flow_time(spec.training, t), flow_time(spec.training, t + 1),
+                                           [&] { detail::check_finite(replica, t); });
+        record.diagnostics["flow_evaluations"].push_back(work.evaluations);
+        record.diagnostics["flow_rejected"].push_back(work.rejected);
+      } else {
+        replica.update();
+      }
       detail::record_diagnostics(replica, record, t,
                                  std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     if (options.on_step) options.on_step(index, t, loss);
   }
+  if (!options.checkpoints) return;
+  if (t > T || record.converged_at >= 0)
+    options.checkpoints->finish(index, detail::finished(record, T));
+  else if (interrupted() && t > 0)
+    options.checkpoints->between_steps(index, state, true);
 }
 
 template <class B>

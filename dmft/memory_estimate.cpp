@@ -32,11 +32,13 @@ struct OperatorSize {
   bool keeps_bases = false, becomes_dense = false;
 
   bool learns() const { return rule.lr != 0; }
+  /// Numbers that a linear rule learns, in the form that has more of them.
+  double learned() const { return learns() ? copies * (becomes_dense ? X * Y : rank_x * rank_y) : 0; }
 };
 
 /// Ranks: as many as queries and sites, and no more than the change to the dense form leaves (r + q > X Y / (X + Y)).
 OperatorSize sized(std::string name, double X, double Y, double copies, const GaussianConstants& c,
-                   const UpdateRule& rule, double x_queries, double y_queries, double batch) {
+                   const UpdateRule& rule, double x_queries, double y_queries, double batch, bool starts_dense) {
   OperatorSize o{std::move(name), X, Y, copies, c.chi2, c.beta2, rule};
   o.keeps_bases = (rule.linear() && o.learns()) || c.chi2 > 0 || c.beta2 > 0;
   if (!o.keeps_bases) return o;
@@ -44,8 +46,10 @@ OperatorSize sized(std::string name, double X, double Y, double copies, const Ga
   o.rank_y = std::min(y_queries, Y);
   const double limit = X * Y / (X + Y);
   const bool may = c.chi2 == 0 || c.beta2 == 0 || std::abs(c.chi2 * Y / (c.beta2 * X) - 1) <= 0.02;
-  o.becomes_dense = may && o.rank_x + o.rank_y > limit;
-  if (o.becomes_dense) {
+  o.becomes_dense = may && (starts_dense || o.rank_x + o.rank_y > limit);
+  if (o.becomes_dense && starts_dense) {
+    o.rank_x = o.rank_y = 0;
+  } else if (o.becomes_dense) {
     const double shrink = std::min(1.0, (limit + 2 * std::min(batch, std::min(X, Y))) / (o.rank_x + o.rank_y));
     o.rank_x *= shrink;
     o.rank_y *= shrink;
@@ -118,7 +122,14 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   const BlockSpec& block = limit.block;
   const LimitConstants& c = block.constants;
   const double S = block.counts.neurons, SE = block.counts.experts, Sa = block.counts.hidden, sites = SE * Sa;
-  const double P = sizes.batch, D = sizes.D, C = sizes.C, queries = (sizes.steps + 1) * P;
+  const double P = sizes.batch, D = sizes.D, C = sizes.C, queries = limit.flows ? HUGE_VAL : (sizes.steps + 1) * P;
+  double learned = S * D + S * C;  // of a flow, by its stepper's stages
+  const auto size_of = [&](std::string name, double X, double copies, const GaussianConstants& g,
+                           const UpdateRule& rule, double neuron_queries) {
+    OperatorSize o = sized(std::move(name), X, S, copies, g, rule, queries, neuron_queries, P, block.starts_dense);
+    learned += o.learned();
+    return o;
+  };
   Account account(sizes.float64 ? 8 : 4);
 
   account.add(fmt::format("fields on {:.0f} expert sites x {:.0f} samples", sites, P), 12 * sites * P);
@@ -135,12 +146,12 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
     if (shared) {
       UpdateRule frozen = rule;
       frozen.lr = 0;
-      ops.push_back(sized(fmt::format("{} (common part)", name), Sa, S, 1, g, frozen, queries, neuron_queries, P));
-      ops.push_back(sized(name, sites, S, 1, {}, rule, queries, neuron_queries, P));
+      ops.push_back(size_of(fmt::format("{} (common part)", name), Sa, 1, g, frozen, neuron_queries));
+      ops.push_back(size_of(name, sites, 1, {}, rule, neuron_queries));
     } else if (block.experts_sampled) {
-      ops.push_back(sized(name, sites, S, 1, g, rule, queries, neuron_queries, P));
+      ops.push_back(size_of(name, sites, 1, g, rule, neuron_queries));
     } else {
-      ops.push_back(sized(name, Sa, S, SE, g, rule, queries, neuron_queries, P));
+      ops.push_back(size_of(name, Sa, SE, g, rule, neuron_queries));
     }
   };
   matrix(of_A, "expert_in", c.expert_in_shared, c.expert_in, block.expert_in, queries);
@@ -160,7 +171,7 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   take(of_A, rank_phi);
   take(of_B, rank_D);
   if (block.experts_sampled) {
-    const OperatorSize router = sized("router", SE, S, 1, c.router, block.router, queries, queries, P);
+    const OperatorSize router = size_of("router", SE, 1, c.router, block.router, queries);
     rank_phi = std::max(rank_phi, router.rank_y);
     expert_side += SE * router.rank_x;
     if (router.beta2 > 0) drawn_on_neurons += router.rank_x;
@@ -177,6 +188,10 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
     account.add("moment matching: earlier draws on neurons", growth * S * std::min(S / 2, drawn_on_neurons));
     account.add("moment matching: earlier draws on expert sites", growth * drawn_on_sites);
   }
+
+  if (limit.flows)
+    account.add("flow: stages of the stepper, each as large as all that learns",
+                (limit.flow.stepper == Stepper::rk4 ? 6 : 12) * learned);
 
   // Work space: of a step, or of a piece of an evaluation.
   const double test_piece = std::min(piece, sizes.batch < sizes.train ? std::max(sizes.train, sizes.test) : sizes.test);

@@ -42,6 +42,11 @@ class Observer {
     for (const auto& name : names_) values.push_back(value(name));
     return values;
   }
+  void transfer(Archive& a) {
+    a("first_measurement", first_measurement_);
+    a("initial", initial_);
+    a("initial_f", initial_f_);
+  }
   const std::vector<std::string>& names() const { return names_; }
 
   /// (P, P) population averages by name of kernel_table.

@@ -46,7 +46,8 @@ class Operator {
       if (side->variance > 0) side->population->add_user();
       if (keeps_bases()) side->basis->add_user();
     }
-    if (!rule_.linear() && learns()) pairs_ = LearnedArray<B>(X.sites(), Y.sites(), rule_);
+    const bool over_pairs = !rule_.linear() && learns();
+    pairs_ = LearnedArray<B>(over_pairs ? X.sites() : 0, over_pairs ? Y.sites() : 0, rule_);
     if (!keeps_bases()) dense_ = true;
   }
 
@@ -75,15 +76,42 @@ class Operator {
     }
     // Theta += eta sum_nu <zt, z_nu> <xt, x_nu>^T, with velocity for momentum.
     grow_theta();
-    const View cz = x_.basis->coefficients(), cx = y_.basis->coefficients();
     if (!rule_.has_velocity()) {
-      B::gemm(Op::plain, Op::transposed, rule_.lr, cz, cx, 1, theta_);
+      add_gradient(rule_.lr, 1, theta_);
       return;
     }
-    B::gemm(Op::plain, Op::transposed, 1, cz, cx, rule_.momentum, velocity_);
+    add_gradient(1, rule_.momentum, velocity_);
     const View T = theta_, V = velocity_;
     const Real lr = static_cast<Real>(rule_.lr);
     B::each(T.rows, T.cols, [=](Index i, Index j) { T(i, j) += lr * V(i, j); });
+  }
+
+  /// What SGD learns, for a flow: Theta, which may be smaller than the bases, or once dense the array over pairs. Empty if frozen.
+  Matrix& learned() { return pairs_.empty() ? theta_ : pairs_.learned(); }
+  /// Its derivative eta sum_mu z_mu x_mu^T, of the step's stored queries.
+  void derivative(View z, View x, Matrix& out) {
+    if (!learns()) {
+      out = Matrix();
+    } else if (!pairs_.empty()) {
+      pairs_.derivative(z, x, out);
+    } else {
+      out = Matrix::uninitialized(x_.basis->rank(), y_.basis->rank());
+      add_gradient(rule_.lr, 0, out);
+    }
+  }
+
+  /// Populations and bases are their owners' to save.
+  void transfer(Archive& a) {
+    a("noise_draws", noise_draws_);
+    a("x", x_);
+    a("y", y_);
+    a("decay", decay_);
+    a("defect", defect_);
+    a("dense", dense_);
+    a("theta", theta_);
+    a("velocity", velocity_);
+    a("pairs", pairs_);
+    a("W0", W0_);
   }
 
   bool dense() const { return dense_; }
@@ -165,10 +193,19 @@ class Operator {
         images;  ///< (sites, known): images of the first `known` vectors of the other side's basis; none if variance = 0
     Index known = 0;  ///< how many vectors of the OTHER side's basis this operator has taken in
     Index sites() const { return population->sites(); }
+    void transfer(Archive& a) {
+      a("images", images);
+      a("known", known);
+    }
   };
 
   bool learns() const { return rule_.lr != 0; }  ///< 0: frozen, or the common initial matrix of shared experts
   bool keeps_bases() const { return (rule_.linear() && learns()) || x_.variance > 0 || y_.variance > 0; }
+
+  /// to = keep * to + weight * sum_nu <zt, z_nu> <xt, x_nu>^T
+  void add_gradient(double weight, double keep, View to) {
+    B::gemm(Op::plain, Op::transposed, weight, x_.basis->coefficients(), y_.basis->coefficients(), keep, to);
+  }
 
   StreamKey next_noise() {
     StreamKey key = noise_;

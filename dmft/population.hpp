@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dmft/small_linear_algebra.hpp"
+#include "support/archive.hpp"
 #include "support/cpu.hpp"
 
 namespace moe {
@@ -54,6 +55,13 @@ class Population {
     B::gemm(Op::plain, Op::plain, 1, raw, whiten, 0, out);
     drawn_.set_columns(listed + k);
     B::copy(out, drawn_.columns(listed, k));
+  }
+
+  void transfer(Archive& a) {
+    a("matching", matching_);
+    a("users", users_);
+    a("draws", draws_);
+    a("drawn", drawn_);
   }
 
   /// An operator that will draw on this population registers, and says when it never will again: the list is then freed.

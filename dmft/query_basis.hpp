@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dmft/small_linear_algebra.hpp"
+#include "support/archive.hpp"
 #include "support/cpu.hpp"
 
 namespace moe {
@@ -71,6 +72,12 @@ class QueryBasis {
 
   /// field -= vectors * coefficients.
   void subtract(View coefficients, View field) { B::gemm(Op::plain, Op::plain, -1, vectors_, coefficients, 1, field); }
+
+  /// Between steps; the last query's coefficients belong to its step.
+  void transfer(Archive& a) {
+    a("users", users_);
+    a("vectors", vectors_);
+  }
 
   /// Matrices that need this basis; without any, queries are no longer stored and the memory is given back.
   void add_user() { ++users_; }

@@ -6,6 +6,7 @@
 #include "data/dataset.hpp"
 #include "dmft/block.hpp"
 #include "dmft/loss.hpp"
+#include "support/ode.hpp"
 
 namespace moe {
 
@@ -17,6 +18,8 @@ struct LimitSpec {
   Loss loss = Loss::mse;
   UpdateRule input, readout;
   std::uint64_t seed = 0;
+  FlowSpec flow;  ///< how a gradient flow is integrated, where `flows`
+  bool flows = false;
   std::vector<Tensor> vanishing;  ///< tensors whose gradient vanishes with size at t = 0 (theory section 5)
 };
 
@@ -43,7 +46,7 @@ class Replica {
         xi_(S(), P),
         input_gradient_(S(), P),
         delta_(C, P),
-        W_in_(S(), D, spec.input),
+        W_in_(S(), D, spec.input, 1.0 / static_cast<double>(D)),
         w_bar_(S(), C, spec.readout) {
     neurons_.add_user();
     neurons_.draw(W_in_.value(), D > S() / 4);
@@ -84,11 +87,33 @@ class Replica {
     }
   }
 
+  /// One optimizer step with the gradients of this step.
   void update() {
-    times_slope(spec_.block.activation, spec_.block.activation_scale, h_, xi_, input_gradient_);
-    W_in_.update(input_gradient_, x_, 1.0 / static_cast<double>(x_.rows()));  // (T11), (T21)
-    w_bar_.update(stream_, delta_);                                           // (T20)
-    block_->update();
+    for_each_gradient([](auto& tensor, View z, View x) { tensor.update(z, x); });
+    block_->settle();
+  }
+
+  /// What SGD learns, by tensor and operator; a flow of it passes through states between steps.
+  void learned(ArrayList<B>& w) {
+    w.arrays.clear();
+    for_each_learned([&](Matrix& value) {
+      w.arrays.push_back(Matrix::uninitialized(value.rows(), value.cols()));
+      B::copy(value, w.arrays.back());
+    });
+  }
+  void set_learned(const ArrayList<B>& w) {
+    std::size_t k = 0;
+    for_each_learned([&](Matrix& value) {
+      const Matrix& from = w.arrays[k++];
+      if (value.rows() != from.rows() || value.cols() != from.cols())
+        value = Matrix::uninitialized(from.rows(), from.cols());
+      B::copy(from.view(), value);
+    });
+  }
+  /// Its time derivative, with the gradients of this step.
+  void learned_derivative(ArrayList<B>& d) {
+    d.arrays.clear();
+    for_each_gradient([&](auto& tensor, View z, View x) { tensor.derivative(z, x, d.arrays.emplace_back()); });
   }
 
   /// Outputs (C, P) and loss of the batch at this step.
@@ -125,6 +150,15 @@ class Replica {
     activate(spec_.block.activation, spec_.block.activation_scale, u.init, v0);
   }
 
+  /// State between two steps; fields are made again by the next forward() and backward().
+  void transfer(Archive& a) {
+    a("neurons", neurons_);
+    a("W_in", W_in_);
+    a("W_in_initial", W_in_initial_);
+    a("w_bar", w_bar_);
+    a("block", block_);
+  }
+
   Block<B>& block() { return *block_; }
   const LimitSpec& spec() const { return spec_; }
   View h() { return h_; }
@@ -135,6 +169,21 @@ class Replica {
   View xi() { return xi_; }
 
  private:
+  /// use(tensor or operator, z, x) wherever a gradient sum_mu z_mu x_mu^T of this step belongs.
+  template <class Use>
+  void for_each_gradient(Use&& use) {
+    times_slope(spec_.block.activation, spec_.block.activation_scale, h_, xi_, input_gradient_);
+    use(W_in_, input_gradient_.view(), x_.view());  // (T11), (T21)
+    use(w_bar_, stream_.view(), delta_.view());     // (T20)
+    block_->for_each_gradient(use);
+  }
+  template <class Use>
+  void for_each_learned(Use&& use) {
+    use(W_in_.learned());
+    use(w_bar_.learned());
+    block_->for_each_operator([&](Operator<B>& o) { use(o.learned()); });
+  }
+
   Index S() const { return spec_.block.counts.neurons; }
 
   static void scale(View a, double factor) {

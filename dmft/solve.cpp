@@ -77,7 +77,11 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
   if (plan.keep_f) result.f = mean_matrices(lists([](const Record& r) { return &r.f; }));
   if (!plan.kernel_steps.empty())
     for (const auto& [name, unused] : records.front().kernels)
-      result.kernels[name] = mean_matrices(lists([&, key = name](const Record& r) { return &r.kernels.at(key); }));
+      result.kernels[name] = mean_matrices(lists([&, key = name](const Record& r) {
+        static const std::vector<Eigen::MatrixXd> none;  // of a replica that ended before the first step of kernels
+        const auto found = r.kernels.find(key);
+        return found == r.kernels.end() ? &none : &found->second;
+      }));
   for (std::size_t k = 0; k < plan.observables.size(); ++k)
     result.observables[plan.observables[k]] = statistics_of(records, [k](const Record& r) {
       std::vector<double> row;
@@ -85,14 +89,18 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
       return row;
     });
   for (const auto& [name, unused] : records.front().diagnostics)
-    result.diagnostics[name] =
-        statistics_of(records, [key = name](const Record& r) { return r.diagnostics.at(key); }).mean;
+    result.diagnostics[name] = statistics_of(records, [key = name](const Record& r) {
+                                 const auto found = r.diagnostics.find(key);
+                                 return found == r.diagnostics.end() ? std::vector<double>() : found->second;
+                               }).mean;
   result.replicas = static_cast<int>(records.size());
   for (const auto& r : records) {
     result.loss_per_replica.push_back(r.loss);
     result.test_loss_per_replica.push_back(r.test_loss);
     result.batch_loss_per_replica.push_back(r.batch_loss);
     result.summary["sample_ratio_defect"] = std::max(result.summary["sample_ratio_defect"], r.defect);
+    if (r.converged_at >= 0 && (result.converged_at < 0 || r.converged_at < result.converged_at))
+      result.converged_at = r.converged_at;
     if (r.failure && (!result.failure || r.failure->step < result.failure->step)) result.failure = r.failure;
   }
   result.summary["dense_since_step"] = records.front().dense_since;
@@ -159,6 +167,32 @@ void warn(const Plan& plan, LimitResult& result) {
 }
 
 }  // namespace
+
+RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program) {
+  Faults faults;
+  std::vector<std::string> warnings;
+  const LimitSpec limit = limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  faults.throw_if_any();
+  const LimitConstants& c = limit.block.constants;
+  std::vector<double> numbers = {c.router.chi2,
+                                 c.router.beta2,
+                                 c.expert_in.chi2,
+                                 c.expert_in.beta2,
+                                 c.expert_out.chi2,
+                                 c.expert_out.beta2,
+                                 c.input_var,
+                                 c.readout_var,
+                                 c.explicit_router_var,
+                                 c.expert_in_shared ? 1.0 : 0.0,
+                                 c.expert_out_shared ? 1.0 : 0.0};
+  numbers.insert(numbers.end(), c.lr.values.begin(), c.lr.values.end());
+  numbers.insert(numbers.end(), c.eps.values.begin(), c.eps.values.end());
+  return {program,
+          &spec,
+          {"network", "output.weights"},
+          digest({&data.x, &data.y, &data.x_test, &data.y_test}),
+          fmt::format("{}", fmt::join(numbers, " "))};
+}
 
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options) {
   const auto start = Clock::now();

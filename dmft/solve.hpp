@@ -12,6 +12,7 @@
 #include "data/dataset.hpp"
 #include "dmft/replica.hpp"
 #include "regimes/regime.hpp"
+#include "support/checkpoint.hpp"
 #include "support/error.hpp"
 #include "support/run_spec.hpp"
 
@@ -39,6 +40,7 @@ struct LimitResult {
   std::vector<std::vector<double>> test_loss_per_replica, batch_loss_per_replica;
   std::vector<std::string> warnings;
   std::optional<NumericsError> failure;  ///< step and field at which the run stopped; curves end before it
+  int converged_at = -1;                 ///< step at which a replica reached training.stop_at_loss; curves end there
   bool interrupted = false;              ///< SolveOptions::interrupt ended the run; curves hold what was computed
   int replicas = 0;                      ///< that the means are over
   double seconds = 0;
@@ -47,12 +49,17 @@ struct LimitResult {
 struct SolveOptions {
   int threads = 0;                                                  ///< 0: all cores
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
+  std::function<void(int replica, int steps)> on_resume;            ///< of these steps a checkpoint knows
+  Checkpoints* checkpoints = nullptr;                               ///< one job per replica
   const std::atomic<bool>* interrupt = nullptr;  ///< set to finish the present steps and return what there is
 };
 
 /// The units in which a replica works, out of description, parameterization and data dimension D. Faults: tables without a limit,
 /// combinations that cannot run.
 LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std::string>& warnings);
+
+/// What a checkpoint of this solve belongs to.
+RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);
 
 /// Solves. Throws ConfigError; a run that diverges returns with `failure` set and what was computed before.
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options = {});

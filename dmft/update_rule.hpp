@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "support/archive.hpp"
 #include "support/cpu.hpp"
 #include "support/error.hpp"
 #include "support/point.hpp"
@@ -31,7 +32,9 @@ class LearnedArray {
   using View = typename B::View;
 
   LearnedArray() = default;
-  LearnedArray(Index rows, Index cols, const UpdateRule& rule) : rule_(rule), value_(rows, cols) {
+  /// `scale` multiplies the learning rate: 1/D for W_in, whose inputs are coordinates and not a population (T21).
+  LearnedArray(Index rows, Index cols, const UpdateRule& rule, double scale = 1)
+      : rule_(rule), scale_(scale), value_(rows, cols) {
     if (rule.has_velocity() || rule.has_moments()) first_ = Matrix(rows, cols);
     if (rule.has_moments()) second_ = Matrix(rows, cols);
   }
@@ -41,13 +44,27 @@ class LearnedArray {
   View velocity() { return first_; }
   std::size_t bytes() const { return value_.bytes() + first_.bytes() + second_.bytes(); }
 
+  void transfer(Archive& a) {
+    a("steps", steps_);
+    a("value", value_);
+    a("first", first_);
+    a("second", second_);
+  }
+
+  /// What learns, for a flow: d value/dt = scale * lr * sum_mu z_mu x_mu^T, SGD only.
+  Matrix& learned() { return value_; }
+  void derivative(View z, View x, Matrix& out) const {
+    out = Matrix::uninitialized(z.rows, x.rows);
+    add_gradient(z, x, 0, out);
+  }
+
   /// value = decay * value + scale * lr * rule(sum_mu z_mu x_mu^T);  z (rows, P), x (cols, P).
-  void update(View z, View x, double scale = 1) {
+  void update(View z, View x) {
     ++steps_;
     const View value = value_, first = first_, second = second_;
-    const Real lr = static_cast<Real>(scale * rule_.lr), decay = static_cast<Real>(rule_.decay);
+    const Real lr = static_cast<Real>(scale_ * rule_.lr), decay = static_cast<Real>(rule_.decay);
     switch (rule_.kind) {
-      case OptimizerKind::sgd: B::gemm(Op::plain, Op::transposed, scale * rule_.lr, z, x, 1, value); return;
+      case OptimizerKind::sgd: add_gradient(z, x, 1, value); return;
       case OptimizerKind::momentum: {
         const Real momentum = static_cast<Real>(rule_.momentum);
         B::entrywise_update(z, x, value, [=](Real g, Index i, Index j) {
@@ -78,7 +95,13 @@ class LearnedArray {
   }
 
  private:
+  /// to = keep * to + scale * lr * sum_mu z_mu x_mu^T
+  void add_gradient(View z, View x, double keep, View to) const {
+    B::gemm(Op::plain, Op::transposed, scale_ * rule_.lr, z, x, keep, to);
+  }
+
   UpdateRule rule_;
+  double scale_ = 1;
   int steps_ = 0;
   Matrix value_, first_, second_;  ///< (rows, cols): value, velocity or first moment, second moment
 };

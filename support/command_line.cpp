@@ -26,6 +26,10 @@ const ProgramFlag common_flags[] = {
     {"--out", "FILE", "result file"},
     {"--threads", "INT", "0 = all cores (default 0)"},
     {"--device", "NAME", "auto, cpu or cuda (default auto)"},
+    {"--checkpoint", "FILE", "save the state of the run here at intervals, to go on from after an end of any kind"},
+    {"--checkpoint-every", "TIME", "between two checkpoints: 30s, 10min, 2h; 0 = after every step (default 60s)"},
+    {"--resume", "FILE",
+     "go on from this checkpoint, whose configuration holds; --checkpoint is the same file if not given"},
     {"--quiet", "", "no progress and no summary"},
     {"--print-config", "", "print the resolved configuration as TOML and stop"},
     {"--help", "", "print this and stop"},
@@ -86,6 +90,9 @@ class CommandLine {
     app_.add_flag("--print-config", invocation.options.print_config);
     text_option("--config", invocation.options.config_file);
     text_option("--out", invocation.options.out);
+    text_option("--checkpoint", invocation.options.checkpoint.file);
+    text_option("--checkpoint-every", checkpoint_every_);
+    text_option("--resume", invocation.options.checkpoint.resume);
     text_option("--threads", threads_);
     text_option("--device", device_);
     app_.add_option("--set", settings_)->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
@@ -234,6 +241,7 @@ class CommandLine {
     if (read.ec != std::errc{} || read.ptr != end || threads < 0 || threads > 65536)
       faults.add("threads", threads_, "--threads on the command line", "is not a number of threads",
                  "Write an integer from 0 to 65536; 0 is all cores");
+    read_checkpoint_options();
     const auto names = enum_names(Device{});
     const auto it = std::find(names.begin(), names.end(), device_);
     if (it == names.end())
@@ -242,9 +250,23 @@ class CommandLine {
       invocation.options.device = static_cast<Device>(it - names.begin());
   }
 
+  void read_checkpoint_options() {
+    CheckpointOptions& checkpoint = invocation.options.checkpoint;
+    if (checkpoint.file.empty()) checkpoint.file = checkpoint.resume;
+    static const std::map<std::string, double> units = {{"", 1}, {"ms", 1e-3}, {"s", 1}, {"min", 60}, {"h", 3600}};
+    const char *const begin = checkpoint_every_.data(), *const end = begin + checkpoint_every_.size();
+    const auto read = std::from_chars(begin, end, checkpoint.every_s);
+    const auto unit = units.find(std::string(read.ptr, end));
+    if (read.ec != std::errc{} || unit == units.end() || !(checkpoint.every_s >= 0) || checkpoint.every_s > 1e9)
+      faults.add("checkpoint-every", checkpoint_every_, "--checkpoint-every on the command line", "is not a time",
+                 "Write a number and one of the units ms, s, min, h, e.g. 60s");
+    else
+      checkpoint.every_s *= unit->second;
+  }
+
   const ProgramInfo& program_;
   CLI::App app_;
-  std::string threads_ = "0", device_ = "auto";
+  std::string checkpoint_every_ = "60s", threads_ = "0", device_ = "auto";
   std::vector<std::string> settings_, extras_;
   std::deque<FlagValue> values_;  // CLI11 keeps references to the texts
   std::deque<OwnFlag> own_;

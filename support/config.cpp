@@ -118,6 +118,19 @@ void check_combinations(const RunSpec& spec, Faults& faults) {
     fault("training.batch", std::to_string(spec.training.batch),
           fmt::format("is larger than data.train = {}", spec.data.train),
           "Lower it or raise data.train; 0 is the full batch");
+  if (spec.training.dynamics == Dynamics::flow) {
+    if (spec.optimizer.name != OptimizerKind::sgd)
+      fault("optimizer.name", to_string(spec.optimizer.name),
+            "has no gradient flow: training.dynamics = \"flow\" is the limit lr -> 0 of gradient descent",
+            "Use sgd, or dynamics = \"gd\"");
+    if (spec.training.batch > 0)
+      fault("training.batch", std::to_string(spec.training.batch), "does not go with training.dynamics = \"flow\"",
+            "Use the full batch, 0");
+    if (spec.training.stepper == Stepper::dopri5 && spec.sampling.precision == Precision::float32 &&
+        spec.training.rtol < 1e-5)
+      fault("training.rtol", fmt::format("{:g}", spec.training.rtol),
+            "is below what sampling.precision = \"float32\" resolves, 1e-5", "Raise it or use float64");
+  }
   for (const int step : spec.output.kernels_at)
     if (step > spec.training.steps)
       fault("output.kernels_at", std::to_string(step),

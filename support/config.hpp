@@ -12,12 +12,20 @@
 
 namespace moe {
 
+/// What --checkpoint, --checkpoint-every and --resume say (support/checkpoint.hpp).
+struct CheckpointOptions {
+  std::string file;     ///< to write; empty: none
+  double every_s = 60;  ///< least time between two; 0: after every step
+  std::string resume;   ///< to continue from; empty: from the start
+};
+
 /// What a program was asked to do, beyond the run itself.
 struct ProgramOptions {
   std::string config_file;  ///< empty: none given
   std::string out;          ///< empty: the program's default
   int threads = 0;          ///< 0: all cores
   Device device = Device::automatic;
+  CheckpointOptions checkpoint;
   bool quiet = false;
   bool print_config = false;
 };

@@ -124,7 +124,18 @@ std::vector<Key> rows() {
   k.push_back(key("data.seed", MEMBER(data.seed), "of permutation, teacher and shuffled order", seed_range));
 
   k.push_back(key("training.loss", MEMBER(training.loss), "mse has the factor 1/2"));
-  k.push_back(key("training.steps", MEMBER(training.steps), "updates T", not_negative));
+  k.push_back(key("training.dynamics", MEMBER(training.dynamics), "gradient descent, or its flow (lr -> 0, sgd only)"));
+  k.push_back(key("training.steps", MEMBER(training.steps), "updates T; of a flow: intervals between recorded states",
+                  not_negative));
+  k.push_back(key("training.time", MEMBER(training.time),
+                  "end of a flow, in steps of gradient descent with the same lr; 0 = training.steps", not_negative));
+  k.push_back(key("training.stepper", MEMBER(training.stepper),
+                  "of a flow: Dormand-Prince with error control, fixed Runge-Kutta 4, Adams-Bashforth-Moulton 4"));
+  k.push_back(key("training.step_size", MEMBER(training.step_size),
+                  "of a flow: largest step of rk4 and abm, first attempt of dopri5; unit of training.time", positive));
+  k.push_back(
+      key("training.rtol", MEMBER(training.rtol), "of a flow, dopri5: error of a step relative to an entry", positive));
+  k.push_back(key("training.atol", MEMBER(training.atol), "of a flow, dopri5: absolute error of a step", positive));
   k.push_back(key("training.batch", MEMBER(training.batch), "samples per step, 0 = full batch", not_negative));
   k.push_back(key("training.batch_order", MEMBER(training.batch_order), "shuffled: a new permutation each epoch"));
   k.push_back(key("training.eval_every", MEMBER(training.eval_every),
@@ -132,6 +143,8 @@ std::vector<Key> rows() {
                   not_negative));
   k.push_back(key("training.test_every", MEMBER(training.test_every),
                   "steps between test-set evaluations; 0 = eval_every or steps/20, whichever is larger", not_negative));
+  k.push_back(key("training.stop_at_loss", MEMBER(training.stop_at_loss),
+                  "end the run once a whole-set evaluation has this loss; 0 = never", not_negative));
 
   k.push_back(
       key("sampling.neurons", MEMBER(sampling.neurons), "neuron samples S, 0 = chosen for the regime", size_or_unsaid));
@@ -144,6 +157,9 @@ std::vector<Key> rows() {
       key("sampling.replicas", MEMBER(sampling.replicas), "independent repetitions", {.low = 1, .high = 1 << 20}));
   k.push_back(key("sampling.seed", MEMBER(sampling.seed), "of the limit; networks use seed, seed+1, ...", seed_range));
   k.push_back(key("sampling.tolerance", MEMBER(sampling.tolerance), "of the query bases, relative", decay));
+  k.push_back(key(
+      "sampling.form", MEMBER(sampling.form),
+      "of initial matrices: bases of what was asked, dense, or auto: bases while they are small; a flow starts dense"));
   k.push_back(key("sampling.precision", MEMBER(sampling.precision), "of every program"));
   k.push_back(key("sampling.method", MEMBER(sampling.method), "causal sweep or kernel iteration"));
 

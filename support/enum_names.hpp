@@ -21,6 +21,9 @@ inline std::vector<std::string> enum_names(Matching) { return {"auto", "on", "of
 inline std::vector<std::string> enum_names(Precision) { return {"float32", "float64"}; }
 inline std::vector<std::string> enum_names(Normalize) { return {"sample", "feature", "none"}; }
 inline std::vector<std::string> enum_names(BatchOrder) { return {"sequential", "shuffled"}; }
+inline std::vector<std::string> enum_names(Dynamics) { return {"gd", "flow"}; }
+inline std::vector<std::string> enum_names(Stepper) { return {"rk4", "dopri5", "abm"}; }
+inline std::vector<std::string> enum_names(Form) { return {"auto", "bases", "dense"}; }
 inline std::vector<std::string> enum_names(Method) { return {"sweep", "iterate"}; }
 inline std::vector<std::string> enum_names(Device) { return {"auto", "cpu", "cuda"}; }
 

@@ -11,7 +11,8 @@
 
 namespace moe {
 
-/// Writes to PATH.tmp-PID and renames on commit(): a killed run leaves the old file or a complete new one.
+/// Writes to PATH.tmp-PID and renames on commit(): a killed run leaves the old file or a complete new one. What killed runs have
+/// left under such names is removed. A checksum over all contents is stored with them (H5Reader::verify).
 class H5Writer {
  public:
   explicit H5Writer(std::string path);
@@ -30,6 +31,8 @@ class H5Writer {
   void attribute(const std::string& object, const std::string& name, const std::string& value);
   void attribute(const std::string& object, const std::string& name, double value);
   void attribute(const std::string& object, const std::string& name, std::int64_t value);
+  /// Copies a group of another file with all it holds, to the same name.
+  void copy(const std::string& other_file, const std::string& group);
   /// Flushes, closes and renames. Throws IoError with the path and the reason.
   void commit();
 
@@ -51,6 +54,10 @@ class H5Reader {
   ~H5Reader();
   H5Reader(const H5Reader&) = delete;
   H5Reader& operator=(const H5Reader&) = delete;
+
+  /// Throws IoError unless the contents are those that H5Writer gave their checksum to: for files of our own, which a cut or an
+  /// alteration by hand must not pass through. Reads the whole file.
+  void verify() const;
 
   bool has(const std::string& name) const;
   /// Names of the members of a group, in file order.

@@ -64,6 +64,14 @@ inline std::string library_reason() {
   return reason.empty() ? "no reason given by the HDF5 library" : reason;
 }
 
+/// Root attribute that holds content_checksum().
+inline constexpr const char* checksum_attribute = "checksum";
+
+/// CRC-32 (eight hexadecimal digits) over everything an open file says: for each object in the order of its name, the name ("."
+/// for the root), of a dataset its shape and numbers as stored, then names and values of its attributes, but for the checksum
+/// itself. Texts end with a zero byte. Throws std::runtime_error naming what cannot be read.
+std::string content_checksum(hid_t file);
+
 inline std::string shape_text(const std::vector<std::size_t>& shape) {
   return fmt::format("({})", fmt::join(shape, ", "));
 }

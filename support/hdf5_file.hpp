@@ -18,6 +18,7 @@ class File {
   File(const File&) = delete;
   File& operator=(const File&) = delete;
 
+  bool verify() const;  ///< true, or throws
   bool has(const std::string& name) const;
   std::vector<std::string> members(const std::string& group) const;
   H5Array read(const std::string& name) const;

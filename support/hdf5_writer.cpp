@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <hdf5_hl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -58,6 +59,24 @@ int sync_path(const std::string& path, int flags) {
   const int error = ::fsync(fd) == 0 ? 0 : errno;
   ::close(fd);
   return error;
+}
+
+/// Removes TARGET.tmp-PID files that killed runs left: those that no process has locked, as the library does while it writes.
+void remove_abandoned(const std::string& target) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::path(target).parent_path();
+  const std::string prefix = fs::path(target).filename().string() + ".tmp-";
+  std::error_code ec;
+  for (const auto& entry : fs::directory_iterator(folder.empty() ? fs::path(".") : folder, ec)) {
+    const std::string name = entry.path().filename().string();
+    if (name.size() <= prefix.size() || !name.starts_with(prefix) ||
+        name.find_first_not_of("0123456789", prefix.size()) != std::string::npos)
+      continue;
+    const int fd = ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) continue;
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) ::unlink(entry.path().c_str());
+    ::close(fd);
+  }
 }
 
 }  // namespace
@@ -161,6 +180,7 @@ H5Writer::H5Writer(std::string path) : impl_(std::make_unique<Impl>()) {
   impl_->path = std::move(path);
   impl_->target = resolve_target(impl_->path);
   impl_->temporary = fmt::format("{}.tmp-{}", impl_->target, ::getpid());
+  remove_abandoned(impl_->target);
   // Plain open first: its errno is the clearest reason there is.
   const bool existed = ::access(impl_->temporary.c_str(), F_OK) == 0;
   const int fd = ::open(impl_->temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
@@ -238,9 +258,28 @@ void H5Writer::attribute(const std::string& object, const std::string& name, std
   });
 }
 
+void H5Writer::copy(const std::string& other_file, const std::string& group) {
+  guarded(*impl_, [&] {
+    const std::string what = fmt::format("copy of {} from {}", group, other_file);
+    impl_->must_be_open(what);
+    impl_->make_groups(group, what);
+    const Id other(H5Fopen(other_file.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
+    if (!other.valid() || H5Ocopy(other, group.c_str(), impl_->file, group.c_str(), H5P_DEFAULT, H5P_DEFAULT) < 0)
+      fail_write(impl_->path, what, library_reason());
+  });
+}
+
 void H5Writer::commit() {
   guarded(*impl_, [&] {
     impl_->must_be_open("commit");
+    std::string checksum;
+    try {
+      checksum = h5::content_checksum(impl_->file);
+    } catch (const std::runtime_error& unreadable) {
+      fail_write(impl_->path, "checksum", unreadable.what());
+    }
+    impl_->with_object("/", h5::checksum_attribute,
+                       [&](hid_t id) { impl_->write_text(id, "/", h5::checksum_attribute, checksum); });
     if (H5Fflush(impl_->file, H5F_SCOPE_GLOBAL) < 0) fail_write(impl_->path, "flush", library_reason());
     if (H5Fclose(impl_->file) < 0) fail_write(impl_->path, "close", library_reason());
     impl_->file = -1;

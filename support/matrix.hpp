@@ -60,6 +60,8 @@ class HostMatrix {
   const Real& operator()(Index i, Index j) const { return data_.get()[i + j * rows_]; }
 
   HostView<Real> view() { return {data_.get(), rows_, cols_, rows_}; }
+  /// Whole array again: a view does not know that it must not write.
+  HostView<Real> view() const { return {data_.get(), rows_, cols_, rows_}; }
   operator HostView<Real>() { return view(); }  // NOLINT(google-explicit-constructor): an array is its own window
   HostView<Real> columns(Index first, Index count) { return view().columns(first, count); }
 

@@ -160,6 +160,11 @@ void Progress::advance(long units, const std::string& note) {
   if (impl_->state.elapsed_s >= impl_->next_s && impl_->state.done < impl_->state.total) impl_->print(false);
 }
 
+void Progress::skip(long units) {
+  const std::lock_guard<std::mutex> guard(impl_->lock);
+  impl_->state.total -= units;
+}
+
 void Progress::finish() {
   const std::lock_guard<std::mutex> guard(impl_->lock);
   if (impl_->quiet || impl_->finished) return;

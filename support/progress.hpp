@@ -14,6 +14,8 @@ class Progress {
   ~Progress();
   /// Thread-safe. `note` is shown behind the bar, e.g. "loss 0.41".
   void advance(long units, const std::string& note = "");
+  /// Units that need no work after all: neither done nor to do.
+  void skip(long units);
   /// Ends the line.
   void finish();
 

@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include "support/config.hpp"
+#include "support/schedule.hpp"
 
 #ifndef MOE_VERSION
 #error "MOE_VERSION is set by support/CMakeLists.txt"
@@ -52,6 +53,13 @@ void write_steps(H5Writer& file, const std::string& name, const std::vector<int>
                  const std::string& description) {
   const std::vector<std::int64_t> values(steps.begin(), steps.end());
   file.dataset(name, {values.size()}, values.data(), description, {"step"});
+}
+
+void write_flow_times(H5Writer& file, const std::string& name, const RunSpec& spec) {
+  std::vector<double> times;
+  for (int t = 0; t <= spec.training.steps; ++t) times.push_back(flow_time(spec.training, t));
+  file.dataset(name, {times.size()}, times.data(),
+               "times of the states of the flow, in steps of gradient descent with the same lr", {"step"});
 }
 
 }  // namespace moe

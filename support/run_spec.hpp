@@ -21,6 +21,9 @@ enum class Matching { automatic, on, off };
 enum class Precision { float32, float64 };
 enum class Normalize { sample, feature, none };
 enum class BatchOrder { sequential, shuffled };
+enum class Dynamics { gd, flow };
+enum class Stepper { rk4, dopri5, abm };
+enum class Form { automatic, bases, dense };
 enum class Method { sweep, iterate };
 enum class Device { automatic, cpu, cuda };
 
@@ -88,10 +91,16 @@ struct DataSpec {
 
 struct TrainingSpec {
   Loss loss = Loss::cross_entropy;
-  int steps = 100;
-  int batch = 0;  ///< 0 = full batch
+  Dynamics dynamics = Dynamics::gd;
+  int steps = 100;  ///< T; of a flow: intervals between recorded states
+  double time = 0;  ///< end of a flow, in steps of gradient descent with the same lr; 0 = steps
+  Stepper stepper = Stepper::dopri5;
+  double step_size = 1;             ///< rk4, abm: largest step; dopri5: first attempt; unit of `time`
+  double rtol = 1e-4, atol = 1e-6;  ///< dopri5
+  int batch = 0;                    ///< 0 = full batch
   BatchOrder batch_order = BatchOrder::sequential;
-  int eval_every = 0;  ///< 0 = not said: 1 with full batches, max(1, steps/20) with mini-batches
+  int eval_every = 0;       ///< 0 = not said: 1 with full batches, max(1, steps/20) with mini-batches
+  double stop_at_loss = 0;  ///< ends the run once the whole set's loss is there; 0: never. Addition to the interface.
   int test_every = 0;  ///< test-set evaluation; 0 = not said: max(eval_every, steps/20). Addition to the interface.
 };
 
@@ -103,6 +112,7 @@ struct SamplingSpec {
   int replicas = 6;
   std::uint64_t seed = 0;
   double tolerance = 0.01;
+  Form form = Form::automatic;  ///< of the operators: dense from the start for a flow, else when it pays
   Precision precision = Precision::float32;
   Method method = Method::sweep;
 };

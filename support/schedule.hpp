@@ -8,6 +8,11 @@
 
 namespace moe {
 
+/// Time of a flow at which state t of 0..steps is recorded; with training.time not said it is t.
+inline double flow_time(const TrainingSpec& training, int t) {
+  return training.time > 0 ? training.time * t / training.steps : t;
+}
+
 /// 0, every, 2 every, ... and always the last step T.
 inline std::vector<int> steps_every(int every, int T) {
   std::vector<int> steps;

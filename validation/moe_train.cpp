@@ -81,6 +81,8 @@ int run(int argc, char** argv) {
   moe::check_networks(spec, data, spec.network.widths, faults);
   if (call.options.device == moe::Device::cuda)
     faults.add("--device cuda: finite networks are trained on the CPU. Say --device cpu or leave it out.");
+  if (!call.options.checkpoint.file.empty())
+    faults.add("--checkpoint, --resume: moe_train does not have them yet. Leave them out.");
   faults.throw_if_any();
   if (const auto undefined = moe::undefined_observables(spec); !undefined.empty())
     fmt::print(stderr,

@@ -1,0 +1,236 @@
+/// Boost.Odeint's steppers on lists of arrays: the algebra that they need, and one class that advances such a list in time by a
+/// stepper chosen at run time.
+#pragma once
+
+#include <algorithm>
+#include <boost/numeric/odeint/stepper/adams_bashforth.hpp>
+#include <boost/numeric/odeint/stepper/adams_moulton.hpp>
+#include <boost/numeric/odeint/stepper/controlled_runge_kutta.hpp>
+#include <boost/numeric/odeint/stepper/runge_kutta4.hpp>
+#include <boost/numeric/odeint/stepper/runge_kutta_dopri5.hpp>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "support/archive.hpp"
+#include "support/cpu.hpp"
+#include "support/run_spec.hpp"
+
+namespace moe {
+
+/// A point of state space, or a derivative there: arrays by number. Arrays may grow on the way (bases do): what a shorter one lacks
+/// is zero.
+template <class B>
+struct ArrayList {
+  using Matrix = typename B::Matrix;
+  std::vector<Matrix> arrays;
+
+  ArrayList() = default;
+  ArrayList(const ArrayList& other) { *this = other; }
+  ArrayList(ArrayList&&) noexcept = default;
+  ArrayList& operator=(ArrayList&&) noexcept = default;
+  ArrayList& operator=(const ArrayList& other) {
+    if (this == &other) return *this;
+    arrays.resize(other.arrays.size());
+    for (std::size_t k = 0; k < arrays.size(); ++k) {
+      const Matrix& from = other.arrays[k];
+      if (arrays[k].rows() != from.rows() || arrays[k].cols() != from.cols())
+        arrays[k] = Matrix::uninitialized(from.rows(), from.cols());
+      B::copy(from.view(), arrays[k]);
+    }
+    return *this;
+  }
+  void transfer(Archive& a) { a("arrays", arrays); }
+};
+
+/// The stepper algebra of Boost.Odeint: op(out element, in elements...) over all arrays, `out` growing to the largest of them.
+template <class B>
+struct ArrayAlgebra {
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  template <class Op, class Out, class... In>
+  static void apply(Op op, Out& out, const In&... in) {
+    out.arrays.resize(std::max({out.arrays.size(), in.arrays.size()...}));
+    for (std::size_t k = 0; k < out.arrays.size(); ++k) {
+      grow(out.arrays[k], std::max({out.arrays[k].rows(), rows(in, k)...}),
+           std::max({out.arrays[k].cols(), cols(in, k)...}));
+      each(op, out.arrays[k], view(in, k)...);
+    }
+  }
+  template <class S1, class S2, class Op>
+  static void for_each2(S1& s1, S2& s2, Op op) {
+    apply(op, s1, s2);
+  }
+  template <class S1, class S2, class S3, class Op>
+  static void for_each3(S1& s1, S2& s2, S3& s3, Op op) {
+    apply(op, s1, s2, s3);
+  }
+  template <class S1, class S2, class S3, class S4, class Op>
+  static void for_each4(S1& s1, S2& s2, S3& s3, S4& s4, Op op) {
+    apply(op, s1, s2, s3, s4);
+  }
+  template <class S1, class S2, class S3, class S4, class S5, class Op>
+  static void for_each5(S1& s1, S2& s2, S3& s3, S4& s4, S5& s5, Op op) {
+    apply(op, s1, s2, s3, s4, s5);
+  }
+  template <class S1, class S2, class S3, class S4, class S5, class S6, class Op>
+  static void for_each6(S1& s1, S2& s2, S3& s3, S4& s4, S5& s5, S6& s6, Op op) {
+    apply(op, s1, s2, s3, s4, s5, s6);
+  }
+  template <class S1, class S2, class S3, class S4, class S5, class S6, class S7, class Op>
+  static void for_each7(S1& s1, S2& s2, S3& s3, S4& s4, S5& s5, S6& s6, S7& s7, Op op) {
+    apply(op, s1, s2, s3, s4, s5, s6, s7);
+  }
+
+  /// Largest magnitude; infinite when an element is not finite, so that an error estimate cannot pass as small.
+  static double norm_inf(const ArrayList<B>& s) {
+    double largest = 0;
+    for (const Matrix& m : s.arrays)
+      for (Index k = 0; k < m.size(); ++k) {
+        const double size = std::abs(static_cast<double>(m.data()[k]));
+        if (!std::isfinite(size)) return std::numeric_limits<double>::infinity();
+        largest = std::max(largest, size);
+      }
+    return largest;
+  }
+
+ private:
+  static Index rows(const ArrayList<B>& s, std::size_t k) { return k < s.arrays.size() ? s.arrays[k].rows() : 0; }
+  static Index cols(const ArrayList<B>& s, std::size_t k) { return k < s.arrays.size() ? s.arrays[k].cols() : 0; }
+  static View view(const ArrayList<B>& s, std::size_t k) { return k < s.arrays.size() ? s.arrays[k].view() : View{}; }
+  static void grow(Matrix& m, Index rows, Index cols) {
+    if (m.rows() == rows && m.cols() == cols) return;
+    Matrix bigger(rows, cols);
+    if (!m.empty()) B::copy(m, bigger.view().row_range(0, m.rows()).columns(0, m.cols()));
+    m = std::move(bigger);
+  }
+  template <class Op, class... Views>
+  static void each(Op op, View out, Views... in) {
+    if (((in.rows == out.rows && in.cols == out.cols) && ...)) {
+      B::each(out.rows, out.cols, [=](Index i, Index j) { op(out(i, j), std::as_const(in(i, j))...); });
+      return;
+    }
+    const auto padded = [](const View& v, Index i, Index j) {
+      return i < v.rows && j < v.cols ? v(i, j) : typename B::Real(0);
+    };
+    B::each(out.rows, out.cols, [=](Index i, Index j) { op(out(i, j), padded(in, i, j)...); });
+  }
+};
+
+/// How a flow is integrated. Times are in steps of gradient descent with the same learning rate.
+struct FlowSpec {
+  Stepper stepper = Stepper::dopri5;
+  double step_size = 1;  ///< rk4, abm: largest step; dopri5: first attempt
+  double rtol = 1e-4, atol = 1e-6;
+};
+
+/// Work that an integration took.
+struct FlowWork {
+  int evaluations = 0;  ///< of the right-hand side
+  int accepted = 0, rejected = 0;
+};
+
+/// Advances a state along dw/dt = right-hand side. Steps never cross the end of an interval that was asked for, so that what is
+/// recorded there is a state of the integration itself.
+template <class B>
+class FlowStepper {
+ public:
+  using State = ArrayList<B>;
+  /// derivative <- dw/dt at w.
+  using System = std::function<void(const State& w, State& derivative)>;
+
+  explicit FlowStepper(const FlowSpec& spec) : spec_(spec), next_step_(spec.step_size) {}
+
+  /// w(from) -> w(to). Intervals of equal length keep the multistep method's history valid; forget() it when w was changed.
+  FlowWork advance(State& w, double from, double to, const System& system) {
+    namespace odeint = boost::numeric::odeint;
+    FlowWork work;
+    const auto right_hand_side = [&](const State& x, State& dxdt, double) {
+      ++work.evaluations;
+      system(x, dxdt);
+    };
+    if (spec_.stepper == Stepper::dopri5) {
+      using Errors = odeint::default_error_checker<double, ArrayAlgebra<B>, odeint::default_operations>;
+      odeint::controlled_runge_kutta<Dopri5, Errors> dopri5(Errors(spec_.atol, spec_.rtol));
+      right_hand_side(w, derivative_, from);
+      const double shortest = 1e-12 * std::max(std::abs(to), to - from);
+      for (double t = from; to - t > shortest;) {
+        double step = std::min(next_step_, to - t);
+        const bool cut = step < next_step_;
+        const bool accepted = dopri5.try_step(right_hand_side, w, derivative_, t, step) == odeint::success;
+        ++(accepted ? work.accepted : work.rejected);
+        if (!accepted || !cut || step > next_step_) next_step_ = step;
+        if (next_step_ < shortest)
+          throw Error("flow: the step that the tolerance asks for has become too short to be taken");
+      }
+      return work;
+    }
+    const int steps = std::max(1, static_cast<int>(std::ceil((to - from) / spec_.step_size * (1 - 1e-12))));
+    const double step = (to - from) / steps;
+    for (int k = 0; k < steps; ++k, ++work.accepted) {
+      const double t = from + k * step;
+      if (spec_.stepper == Stepper::rk4) {
+        rk4_.do_step(right_hand_side, w, t, step);
+      } else {
+        // Predictor and corrector of Boost's adams_bashforth_moulton, which hides the derivatives that a checkpoint needs.
+        multistep_.do_step(right_hand_side, w, t, predicted_, step);
+        if (past_ + 1 < order)
+          w = predicted_;
+        else
+          corrector_.do_step(right_hand_side, w, predicted_, t + step, w, step, multistep_.step_storage());
+        ++past_;
+      }
+    }
+    return work;
+  }
+
+  /// Past derivatives are no longer those of this state.
+  void forget() {
+    multistep_.reset();
+    past_ = 0;
+  }
+
+  void transfer(Archive& a) {
+    a("next_step", next_step_);
+    a("past", past_);
+    std::vector<State> history(static_cast<std::size_t>(std::min(past_, order - 1)));
+    for (std::size_t k = 0; k < history.size(); ++k) {
+      if (!a.loading()) history[k] = multistep_.step_storage()[k].m_v;
+      a("history" + std::to_string(k), history[k]);
+    }
+    if (!a.loading()) return;
+    // A stepper takes a history in by making the steps that begin one, with the known derivatives in place of the system.
+    multistep_.reset();
+    for (std::size_t k = history.size(); k-- > 0;) {
+      State scratch;
+      multistep_.do_step([&](const State&, State& dxdt, double) { dxdt = history[k]; }, State(history[k]), 0, scratch,
+                         1);
+    }
+  }
+
+ private:
+  template <template <class...> class Method>
+  using On = Method<State, double, State, double, ArrayAlgebra<B>, boost::numeric::odeint::default_operations>;
+  static constexpr int order = 4;
+  using Rk4 = On<boost::numeric::odeint::runge_kutta4>;
+  using Dopri5 = On<boost::numeric::odeint::runge_kutta_dopri5>;
+  using Never = boost::numeric::odeint::never_resizer;  // the algebra does
+  using Predictor = boost::numeric::odeint::adams_bashforth<order, State, double, State, double, ArrayAlgebra<B>,
+                                                            boost::numeric::odeint::default_operations, Never, Rk4>;
+  using Corrector = boost::numeric::odeint::adams_moulton<order, State, double, State, double, ArrayAlgebra<B>,
+                                                          boost::numeric::odeint::default_operations, Never>;
+
+  FlowSpec spec_;
+  double next_step_;
+  State derivative_, predicted_;
+  Rk4 rk4_;
+  Predictor multistep_;
+  Corrector corrector_;
+  int past_ = 0;  ///< steps since the multistep method began
+};
+
+}  // namespace moe

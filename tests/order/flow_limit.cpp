@@ -1,0 +1,245 @@
+// Gradient flow of the limit: observed orders of the steppers with the randomness frozen (dense from t = 0), error control, gradient
+// descent at small rates, linear networks in closed form, the lazy limit as a kernel ODE.
+#include <doctest/doctest.h>
+
+#include <boost/numeric/odeint/stepper/runge_kutta4.hpp>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "dmft/replica.hpp"
+#include "tests/limit_fixture.hpp"
+
+namespace {
+
+using moe::Tensor;
+
+/// A flow to time 4 at lr 0.25 that moves all fields by order one, recorded at its end alone.
+moe::RunSpec flow(const std::string& regime, const std::string& param, moe::Stepper stepper, double step_size) {
+  moe::RunSpec s = limit_fixture::spec(regime, param, moe::OptimizerKind::sgd, 0.25, 1);
+  s.training.dynamics = moe::Dynamics::flow;
+  s.training.time = 4;
+  s.training.stepper = stepper;
+  s.training.step_size = step_size;
+  s.sampling.neurons = 48;
+  s.sampling.replicas = 1;
+  s.sampling.matching = moe::Matching::off;
+  s.output.observables = {"none"};
+  return s;
+}
+
+/// Outputs at the end, (C P) numbers.
+Eigen::MatrixXd end_of(const moe::RunSpec& s, const moe::Dataset& d) { return moe::solve_limit(s, d).f.back(); }
+
+double mean_evaluations(const moe::LimitResult& r) {
+  double sum = 0;
+  for (const double n : r.diagnostics.at("flow_evaluations")) sum += n;
+  return sum;
+}
+
+const char* const tables[][2] = {{"I", "mssp"}, {"II", "mssp"}, {"III", "mssp"}, {"III", "mup"}};
+
+}  // namespace
+
+TEST_CASE(
+    "flow: errors of fixed steps fall with the order of the method, the randomness frozen by the dense form [rk4 4, "
+    "abm 4 or "
+    "more; regime x parameterization]") {
+  const moe::Dataset d = limit_fixture::data(5, 5, 1);
+  for (const auto& [regime, param] : tables) {
+    moe::RunSpec exact = flow(regime, param, moe::Stepper::rk4, 4.0 / 512);
+    const Eigen::MatrixXd f = end_of(exact, d);
+    for (const auto stepper : {moe::Stepper::rk4, moe::Stepper::abm}) {
+      std::vector<double> errors;
+      for (const int steps : {16, 32, 64})
+        errors.push_back((end_of(flow(regime, param, stepper, 4.0 / steps), d) - f).norm());
+      for (std::size_t k = 0; k + 1 < errors.size(); ++k) {
+        const double order = std::log2(errors[k] / errors[k + 1]);
+        INFO(regime, " ", param, stepper == moe::Stepper::rk4 ? " rk4" : " abm", ": errors ", errors[k], ", ",
+             errors[k + 1], ", order ", order);
+        MESSAGE(std::string(regime) << " " << param << (stepper == moe::Stepper::rk4 ? " rk4" : " abm") << " order "
+                                    << order);
+        CHECK(errors[k + 1] > 1e-13);  // above rounding: it is an order that is seen
+        // The next term of the error expansion changes the ratio by O(step); halved steps leave half of it.
+        CHECK(order > 3.7);
+        CHECK(order < (stepper == moe::Stepper::rk4 ? 4.5 : 5.5));
+      }
+    }
+  }
+}
+
+TEST_CASE(
+    "flow: the adaptive stepper meets its tolerance with fifth-order economy, in the dense form and in bases "
+    "[dopri5]") {
+  const moe::Dataset d = limit_fixture::data(5, 5, 1);
+  const Eigen::MatrixXd f = end_of(flow("II", "mssp", moe::Stepper::rk4, 4.0 / 512), d);
+  std::vector<double> errors, evaluations;
+  for (const double tolerance : {1e-4, 1e-6, 1e-8}) {
+    moe::RunSpec s = flow("II", "mssp", moe::Stepper::dopri5, 1);
+    s.training.rtol = s.training.atol = tolerance;
+    const moe::LimitResult r = moe::solve_limit(s, d);
+    errors.push_back((r.f.back() - f).cwiseAbs().maxCoeff());
+    evaluations.push_back(mean_evaluations(r));
+    INFO("tolerance ", tolerance, ": error ", errors.back(), ", ", evaluations.back(), " evaluations");
+    MESSAGE("dopri5 tolerance " << tolerance << " error " << errors.back() << " evaluations " << evaluations.back());
+    // Every entry of every step is within the tolerance; errors of steps add up over a time of order one.
+    CHECK(errors.back() <= 10 * tolerance);
+  }
+  // Error per step ~ step^5 by the embedded fourth order: a hundredth of the tolerance takes 100^(1/5) = 2.5 times the steps.
+  for (std::size_t k = 0; k + 1 < evaluations.size(); ++k) {
+    CHECK(evaluations[k + 1] / evaluations[k] < 3.5);
+    CHECK(errors[k + 1] < 0.1 * errors[k]);
+  }
+}
+
+TEST_CASE(
+    "flow: in growing bases it is the flow of the dense form up to what the bases drop, with the law of the same "
+    "replicas "
+    "[rk4, abm, dopri5; stages enlarge the bases]") {
+  const moe::Dataset d = limit_fixture::data(4, 5, 1);
+  for (const auto stepper : {moe::Stepper::rk4, moe::Stepper::abm, moe::Stepper::dopri5}) {
+    moe::RunSpec s = flow("II", "mssp", stepper, 0.5);
+    s.training.steps = 4;
+    s.training.rtol = 1e-4;
+    s.sampling.neurons = 256;
+    s.sampling.replicas = 8;
+    moe::RunSpec bases = s;
+    bases.sampling.form = moe::Form::bases;
+    bases.sampling.tolerance = 1e-3;
+    const moe::LimitResult dense = moe::solve_limit(s, d), grown = moe::solve_limit(bases, d);
+    CHECK(grown.diagnostics.at("rank_phi").back() > 4);
+    CHECK(grown.diagnostics.at("dense_fraction").back() == 0);
+    for (std::size_t t = 0; t < dense.loss.mean.size(); ++t) {
+      const double allowed = 4 * std::hypot(dense.loss.sem[t], grown.loss.sem[t]);
+      INFO("time ", t, ": dense ", dense.loss.mean[t], ", bases ", grown.loss.mean[t], ", allowed ", allowed);
+      CHECK(std::abs(dense.loss.mean[t] - grown.loss.mean[t]) <= allowed);
+    }
+    CHECK(dense.loss.mean.back() < 0.7 * dense.loss.mean.front());
+  }
+}
+
+TEST_CASE(
+    "flow: gradient descent with lr -> 0 at fixed lr T approaches it at first order [check (5), regime x "
+    "parameterization]") {
+  const moe::Dataset d = limit_fixture::data(5, 5, 1);
+  for (const auto& [regime, param] : tables) {
+    const Eigen::MatrixXd f = end_of(flow(regime, param, moe::Stepper::rk4, 4.0 / 64), d);
+    std::vector<double> errors;
+    for (const int steps : {32, 64, 128}) {
+      moe::RunSpec s = flow(regime, param, moe::Stepper::rk4, 1);
+      s.training.dynamics = moe::Dynamics::gd;
+      s.sampling.form = moe::Form::dense;
+      s.training.steps = steps;
+      s.optimizer.lr *= 4.0 / steps;
+      errors.push_back((end_of(s, d) - f).norm());
+    }
+    for (std::size_t k = 0; k + 1 < errors.size(); ++k) {
+      INFO(regime, " ", param, ": errors ", errors[k], " and ", errors[k + 1]);
+      CHECK(errors[k] / errors[k + 1] > 1.85);
+      CHECK(errors[k] / errors[k + 1] < 2.15);
+    }
+  }
+}
+
+TEST_CASE(
+    "flow: a linear limit with one learning tensor relaxes at its tangent kernel's rate [regime x parameterization x "
+    "tensor]") {
+  // Rates as in tests/closed_form/limit_linear.cpp: f(t) = Y (1 - exp(-lr rate t)). M = 2, N_e = 4, rho_M = rho_e = 1/2.
+  struct Rates {
+    const char* regime;
+    const char* param;
+    double input, expert_in, expert_out, readout;
+  };
+  for (const Rates& row :
+       {Rates{"I", "mup", 0.5, 0.5, 1, 0.5}, Rates{"II", "mssp", 1, 2, 1, 1}, Rates{"II", "mup", 0, 0, 1, 0},
+        Rates{"III", "mssp", 1, 0.5, 1, 1}, Rates{"III", "mup", 0, 0.5, 1, 0}})
+    for (const auto& [tensor, rate] :
+         {std::pair{Tensor::input, row.input}, std::pair{Tensor::expert_in, row.expert_in},
+          std::pair{Tensor::expert_out, row.expert_out}, std::pair{Tensor::readout, row.readout}}) {
+      moe::RunSpec s = limit_fixture::spec(row.regime, row.param, moe::OptimizerKind::sgd, 0.15, 4);
+      s.model.activation = moe::Activation::identity;
+      s.model.gate = moe::Gate::constant;
+      s.training.dynamics = moe::Dynamics::flow;
+      s.training.time = 8;
+      s.sampling.form = moe::Form::bases;
+      s.sampling.neurons = std::string(row.regime) == "III" ? 200 : 600;
+      s.sampling.replicas = 6;
+      for (std::size_t k = 0; k < moe::num_tensors; ++k)
+        if (static_cast<Tensor>(k) != tensor) s.optimizer.lr_scale.values[k] = 0;
+      moe::Dataset d = limit_fixture::data(1, 5, 1);
+      d.y(0, 0) = 1.5;
+      const moe::LimitResult r = moe::solve_limit(s, d);
+      REQUIRE(r.f.size() == 5);
+      for (std::size_t t = 0; t < r.f.size(); ++t) {
+        const double time = 2.0 * static_cast<double>(t), f = r.f[t](0, 0),
+                     expected = 1.5 * (1 - std::exp(-0.15 * rate * time));
+        // As in limit_linear.cpp: four standard errors and O(1/S) of the sample counts.
+        const double allowed = 4 * r.loss.sem[t] / std::abs(1.5 - f) + 12.0 / s.sampling.neurons * time * 0.15;
+        INFO(row.regime, " ", row.param, ", only ", moe::tensor_names[static_cast<std::size_t>(tensor)], ", time ",
+             time, ": f = ", f, ", expected ", expected, ", allowed ", allowed);
+        CHECK(std::abs(f - expected) <= allowed + 1e-4);
+      }
+    }
+}
+
+TEST_CASE(
+    "flow: with the output scale alpha -> infinity and lr / alpha^2 it becomes the flow of the kernel at t = 0 [lazy "
+    "limit]") {
+  // f(0) = 0 in the limit; on samples it is alpha O(S^-1/2), and targets Y + f(0) do to f - f(0) what Y does to f.
+  const moe::Dataset d = limit_fixture::data(5, 5, 1);
+  const auto lazy = [&](const moe::Dataset& data, double alpha, double time, int steps) {
+    moe::RunSpec s = flow("II", "mssp", moe::Stepper::rk4, 0.125);
+    s.model.output_scale = alpha;
+    s.optimizer.lr = 0.25 / (alpha * alpha);
+    s.training.time = time;
+    s.training.steps = steps;
+    s.sampling.neurons = 1024;
+    s.sampling.replicas = 1;
+    return moe::solve_limit(s, data);
+  };
+  std::vector<double> distances;
+  for (const double alpha : {4.0, 16.0, 64.0}) {
+    // Tangent kernel of this very sample: outputs after a short time with one output pulled. mse: df/dt = K (Y - f)/P.
+    const double short_time = 1e-4;
+    const Eigen::Index P = d.x.cols();
+    Eigen::MatrixXd K(P, P);
+    moe::Dataset pushed = d;
+    const Eigen::MatrixXd f0 = lazy(d, alpha, 1, 1).f.front();
+    for (Eigen::Index p = 0; p < P; ++p) {
+      pushed.y = f0;
+      pushed.y(0, p) += 1;
+      moe::RunSpec s = flow("II", "mssp", moe::Stepper::rk4, short_time);
+      s.model.output_scale = alpha;
+      s.optimizer.lr = 0.25 / (alpha * alpha);
+      s.training.time = short_time;
+      s.sampling.neurons = 1024;
+      const moe::LimitResult r = moe::solve_limit(s, pushed);
+      K.col(p) = (r.f.back() - r.f.front()).transpose() * static_cast<double>(P) / short_time;
+    }
+    moe::Dataset centred = d;
+    centred.y += f0;
+    const moe::LimitResult r = lazy(centred, alpha, 8, 8);
+    std::vector<double> f(f0.data(), f0.data() + P);
+    double farthest = 0;
+    boost::numeric::odeint::runge_kutta4<std::vector<double>> kernel_stepper;
+    const auto kernel_flow = [&](const std::vector<double>& at, std::vector<double>& rate, double) {
+      const Eigen::VectorXd pull = centred.y.row(0).transpose() - Eigen::Map<const Eigen::VectorXd>(at.data(), P);
+      Eigen::Map<Eigen::VectorXd>(rate.data(), P) = K * pull / static_cast<double>(P);
+    };
+    constexpr int kernel_steps = 64;
+    for (std::size_t k = 1; k < r.f.size(); ++k) {
+      for (int n = 0; n < kernel_steps; ++n) kernel_stepper.do_step(kernel_flow, f, 0, 1.0 / kernel_steps);
+      farthest = std::max(
+          farthest, (r.f[k].row(0).transpose() - Eigen::Map<const Eigen::VectorXd>(f.data(), P)).cwiseAbs().maxCoeff());
+    }
+    distances.push_back(farthest);
+    INFO("alpha ", alpha, ": largest distance from the kernel ODE ", farthest, ", f(0) of size ",
+         f0.cwiseAbs().maxCoeff());
+    MESSAGE("lazy alpha " << alpha << " distance " << farthest << ", loss " << r.loss.mean.front() << " -> "
+                          << r.loss.mean.back());
+    CHECK(r.loss.mean.back() < 0.6 * r.loss.mean.front());
+  }
+  // Features move by O(1/alpha): so does the distance.
+  for (std::size_t k = 0; k + 1 < distances.size(); ++k) CHECK(distances[k + 1] < 0.4 * distances[k]);
+  CHECK(distances.back() < 0.02);
+}

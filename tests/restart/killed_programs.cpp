@@ -1,0 +1,195 @@
+// Programs that are killed at any moment: they continue, lose no more than the last interval, and leave no broken file.
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "support/hdf5.hpp"
+#include "tests/program.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr int kills = 50;
+
+/// States of replicas that a checkpoint holds, summed: what a run does not have to do again.
+long states_in(const std::string& checkpoint) {
+  const moe::H5Reader file(checkpoint);
+  file.verify();
+  long n = 0;
+  for (const auto& job : file.members("/job"))
+    n += static_cast<long>(file.read("/job/" + job + "/next_step").values[0]);
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "dmft_solve: killed 50 times at random moments and continued each time, it ends with the numbers of an undisturbed "
+    "run; every file on the way is whole [SIGKILL] [slow]") {
+  const TemporaryFolder folder;
+  const std::string checkpoint = folder / "run.ckpt", out = folder / "a.h5", undisturbed = folder / "b.h5";
+  const std::vector<std::string> problem = {
+      "--source", "gaussian",      "--dimension", "8",    "--train", "12",   "--test",     "6", "--neurons", "48",
+      "--steps",  "1500",          "--optimizer", "adam", "--eps",   "0.05", "--replicas", "3", "--threads", "2",
+      "--quiet",  "--observables", "none"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = problem;
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  REQUIRE(run_program("dmft_solve", with({"--out", undisturbed})).status == 0);
+  std::mt19937 random(11);
+  long kept = 0;
+  int killed = 0, done = 0, grown = 0;
+  while (killed < kills) {
+    std::vector<std::string> arguments = {"--out", out, "--checkpoint", checkpoint, "--checkpoint-every", "20ms"};
+    if (fs::exists(checkpoint)) arguments.insert(arguments.end(), {"--resume", checkpoint});
+    const auto written = [&] {
+      return fs::exists(checkpoint) ? fs::last_write_time(checkpoint) : fs::file_time_type::min();
+    };
+    const auto before = written();
+    RunningProgram program("dmft_solve", with(arguments));
+    // Every other life ends anywhere, starting up included; the others some time after they wrote something.
+    if (killed % 2 == 1)
+      for (int k = 0; k < 5000 && written() == before; ++k) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 150000));
+    program.send(SIGKILL);
+    const ProgramRun run = program.wait();
+    if (run.status == 128 + SIGKILL)
+      ++killed;
+    else
+      REQUIRE_MESSAGE(run.status == 0, run.text);
+    if (fs::exists(checkpoint)) {
+      const long now = states_in(checkpoint);  // throws if it is not whole
+      INFO("states kept before ", kept, ", now ", now);
+      CHECK(now >= kept);
+      grown += now > kept ? 1 : 0;
+      kept = now;
+    }
+    if (fs::exists(out)) moe::H5Reader(out).verify();
+    if (run.status == 0) {  // done before the kill: begin again
+      ++done;
+      fs::remove(checkpoint);
+      kept = 0;
+    }
+  }
+  INFO(done, " lives ended by themselves, ", grown, " got further");
+  CHECK(grown >= kills / 3);
+  std::vector<std::string> last = {"--out", out, "--checkpoint", checkpoint};
+  if (fs::exists(checkpoint)) last.insert(last.end(), {"--resume", checkpoint});
+  REQUIRE(run_program("dmft_solve", with(last)).status == 0);
+  const moe::H5Reader a(out), b(undisturbed);
+  for (const char* name : {"/limit/loss", "/limit/loss_sem", "/limit/test_loss", "/limit/f", "/limit/loss_per_replica"})
+    CHECK_MESSAGE(a.read(name).values == b.read(name).values, name);
+  for (const auto& entry : fs::directory_iterator(folder.path()))
+    CHECK_MESSAGE(!contains(entry.path().filename().string(), ".tmp-"), entry.path().string());
+}
+
+TEST_CASE("dmft_solve: what a kill loses is younger than the interval [SIGKILL]") {
+  const TemporaryFolder folder;
+  const std::string checkpoint = folder / "run.ckpt";
+  constexpr double every_s = 0.3;
+  RunningProgram program("dmft_solve", {"--source",
+                                        "gaussian",
+                                        "--train",
+                                        "12",
+                                        "--test",
+                                        "0",
+                                        "--neurons",
+                                        "64",
+                                        "--steps",
+                                        "2000000",
+                                        "--replicas",
+                                        "2",
+                                        "--eps",
+                                        "0.05",
+                                        "--out",
+                                        folder / "a.h5",
+                                        "--observe-every",
+                                        "100000",
+                                        "--eval-every",
+                                        "100000",
+                                        "--checkpoint",
+                                        checkpoint,
+                                        "--checkpoint-every",
+                                        "300ms"});
+  const auto age_s = [&] {
+    return std::chrono::duration<double>(fs::file_time_type::clock::now() - fs::last_write_time(checkpoint)).count();
+  };
+  while (!fs::exists(checkpoint)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  // The file is as old as its last write; writing and a step add to the interval: as much again, a loaded machine ten times.
+  double oldest = 0;
+  for (int k = 0; k < 100; ++k) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    oldest = std::max(oldest, age_s());
+  }
+  program.send(SIGKILL);
+  CHECK(program.wait().status == 128 + SIGKILL);
+  INFO("the checkpoint was at most ", oldest, " s old");
+  CHECK(oldest <= 10 * every_s);
+  CHECK(states_in(checkpoint) > 0);
+}
+
+TEST_CASE("dmft_solve: SIGTERM leaves a checkpoint that --resume alone continues") {
+  const TemporaryFolder folder;
+  const std::string checkpoint = folder / "run.ckpt";
+  const std::vector<std::string> problem = {"--source",    "gaussian", "--train",       "12",   "--test",     "0",
+                                            "--neurons",   "64",       "--steps",       "3000", "--replicas", "2",
+                                            "--optimizer", "sgd",      "--observables", "none"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = problem;
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  REQUIRE(run_program("dmft_solve", with({"--out", folder / "b.h5", "--quiet"})).status == 0);
+  RunningProgram program("dmft_solve",
+                         with({"--out", folder / "a.h5", "--checkpoint", checkpoint, "--checkpoint-every", "1h"}));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  program.send(SIGTERM);
+  const ProgramRun ended = program.wait();
+  CAPTURE(ended.text);
+  if (ended.status == 0) {
+    MESSAGE("the run was done before the signal");
+    return;
+  }
+  CHECK(ended.status == 1);
+  CHECK(contains(ended.text, "Continue with --resume " + checkpoint));
+  const ProgramRun rest = run_program("dmft_solve", {"--resume", checkpoint, "--out", folder / "a.h5"});
+  CAPTURE(rest.text);
+  CHECK(rest.status == 0);
+  const moe::H5Reader a(folder / "a.h5"), b(folder / "b.h5");
+  CHECK(a.read("/limit/loss").values == b.read("/limit/loss").values);
+}
+
+TEST_CASE(
+    "dmft_solve: a checkpoint that does not fit is refused with status and sentence [missing, not one, other keys, a "
+    "bad time]") {
+  const TemporaryFolder folder;
+  const std::vector<std::string> problem = {
+      "--source", "gaussian", "--train",    "8", "--test",      "0",   "--neurons", "32",
+      "--steps",  "3",        "--replicas", "1", "--optimizer", "sgd", "--out",     folder / "a.h5"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = problem;
+    all.insert(all.end(), more.begin(), more.end());
+    return run_program("dmft_solve", all);
+  };
+  ProgramRun run = with({"--resume", folder / "none.ckpt"});
+  CHECK_MESSAGE((run.status == 1 && contains(run.text, "none.ckpt")), run.text);
+  REQUIRE(with({}).status == 0);
+  run = with({"--resume", folder / "a.h5"});
+  CHECK_MESSAGE((run.status == 1 && contains(run.text, "is not a checkpoint")), run.text);
+  REQUIRE(with({"--checkpoint", folder / "run.ckpt", "--checkpoint-every", "0"}).status == 0);
+  run = with({"--resume", folder / "run.ckpt", "--lr", "0.7"});
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "optimizer.lr was 0.1 and is 0.7")), run.text);
+  for (const char* time : {"1 fortnight", "-1s", "", "nan"}) {
+    run = with({"--checkpoint", folder / "run.ckpt", std::string("--checkpoint-every=") + time});
+    CHECK_MESSAGE((run.status == 2 && contains(run.text, "checkpoint-every")), run.text);
+  }
+}

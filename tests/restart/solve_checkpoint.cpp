@@ -1,0 +1,277 @@
+// A solve that was ended and continued from its checkpoint gives the numbers of one that was not, bit for bit.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "support/checkpoint.hpp"
+#include "tests/limit_fixture.hpp"
+#include "tests/temporary_folder.hpp"
+
+namespace {
+
+using enum moe::OptimizerKind;
+
+struct Stopped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Every number that a result holds but for wall times, in a fixed order.
+std::vector<double> numbers(const moe::LimitResult& r) {
+  std::vector<double> all;
+  const auto add = [&](const std::vector<double>& values) { all.insert(all.end(), values.begin(), values.end()); };
+  for (const moe::Curve* c : {&r.loss, &r.accuracy, &r.test_loss, &r.test_accuracy, &r.batch_loss})
+    add(c->mean), add(c->sem);
+  for (const auto& m : r.f) all.insert(all.end(), m.data(), m.data() + m.size());
+  for (const auto& [name, c] : r.observables) add(c.mean), add(c.sem);
+  for (const auto& [name, list] : r.kernels)
+    for (const auto& m : list) all.insert(all.end(), m.data(), m.data() + m.size());
+  for (const auto& [name, values] : r.diagnostics)
+    if (name != "step_seconds") add(values);
+  for (const auto& [name, value] : r.summary) all.push_back(value);
+  return all;
+}
+
+/// Entries that differ, a different length counting as all.
+std::size_t differing(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return std::max(a.size(), b.size());
+  std::size_t n = 0;
+  for (std::size_t k = 0; k < a.size(); ++k) n += a[k] == b[k] || (std::isnan(a[k]) && std::isnan(b[k])) ? 0 : 1;
+  return n;
+}
+
+struct Case {
+  const char* regime;
+  const char* param;
+  moe::OptimizerKind optimizer;
+  int batch;
+  const char* what;
+};
+
+moe::RunSpec spec_of(const Case& c) {
+  moe::RunSpec s = limit_fixture::spec(c.regime, c.param, c.optimizer, moe::is_linear(c.optimizer) ? 0.3 : 0.05, 9);
+  s.sampling.neurons = std::string(c.regime) == "III" ? 32 : 64;
+  s.sampling.replicas = 3;
+  s.sampling.tolerance = 1e-4;
+  s.sampling.precision = c.batch > 0 ? moe::Precision::float32 : moe::Precision::float64;
+  s.optimizer.weight_decay = 0.2;
+  s.training.batch = c.batch;
+  s.training.test_every = 2;
+  s.output.observables = {"all"};
+  s.output.kernels_at = {0, 4, 9};
+  return s;
+}
+
+moe::Dataset samples() {
+  moe::Dataset d = limit_fixture::data(10, 6, 2);
+  d.x_test = limit_fixture::data(4, 6, 2, 5).x;
+  d.y_test = limit_fixture::data(4, 6, 2, 5).y;
+  return d;
+}
+
+moe::LimitResult solve(const moe::RunSpec& s, const moe::Dataset& d, const moe::CheckpointOptions& files = {},
+                       const std::function<void(int, int)>& on_step = {},
+                       const std::atomic<bool>* interrupt = nullptr) {
+  moe::Checkpoints checkpoints(files, moe::solve_identity(s, d, "test"));
+  moe::SolveOptions options;
+  options.threads = 2;
+  options.checkpoints = &checkpoints;
+  options.interrupt = interrupt;
+  if (on_step) options.on_step = [&](int replica, int step, double) { on_step(replica, step); };
+  return moe::solve_limit(s, d, options);
+}
+
+const Case cases[] = {
+    {"II", "mssp", sgd, 0, "bases that turn dense"},
+    {"II", "mup", momentum, 0, "velocities, one-sided operators"},
+    {"II", "mssp", adamw, 0, "moments and decay"},
+    {"II", "mssp", adam, 4, "mini-batches, float32"},
+    {"I", "mssp", sgd, 0, "one operator per expert, explicit router"},
+    {"I", "mup", adam, 0, "the same with moments"},
+    {"III", "mssp", momentum, 0, "shared experts"},
+    {"III", "mup", adam, 0, "three populations"},
+    {"II", "mssp", signsgd, 0, "no state but the value"},
+};
+
+}  // namespace
+
+TEST_CASE(
+    "checkpoint: a solve that was interrupted, or died, and goes on gives the uninterrupted numbers bit for bit "
+    "[regime x "
+    "parameterization x optimizer, mini-batches, every form of an operator] [threads]") {
+  const moe::Dataset d = samples();
+  bool turned_dense_before = false, turned_dense_after = false;
+  for (const Case& c : cases) {
+    const moe::RunSpec s = spec_of(c);
+    const moe::LimitResult whole_result = solve(s, d);
+    const std::vector<double> whole = numbers(whole_result);
+    REQUIRE(whole.size() > 400);
+    const double dense_at = whole_result.summary.at("dense_since_step");
+    for (const int at : {1, 5}) {
+      turned_dense_before |= dense_at >= 0 && dense_at < at;
+      turned_dense_after |= dense_at >= at;
+      INFO(c.regime, " ", c.param, ", ", c.what, ", ended at step ", at);
+      const TemporaryFolder folder;
+      moe::CheckpointOptions files{folder / "run.ckpt", 1e9, ""};
+      std::atomic<bool> interrupt{false};
+      const moe::LimitResult part = solve(
+          s, d, files,
+          [&](int, int step) {
+            if (step == at) interrupt = true;
+          },
+          &interrupt);
+      CHECK(part.interrupted);
+      files.resume = files.file;
+      CHECK_MESSAGE(differing(numbers(solve(s, d, files)), whole) == 0, "after an interrupt");
+
+      // Dies without any preparation; what there is was written after every step.
+      files = {folder / "died.ckpt", 0, ""};
+      CHECK_THROWS_AS(solve(s, d, files,
+                            [&](int, int step) {
+                              if (step == at + 2) throw Stopped("dies");
+                            }),
+                      Stopped);
+      files.resume = files.file;
+      CHECK_MESSAGE(differing(numbers(solve(s, d, files)), whole) == 0, "after its death");
+    }
+  }
+  CHECK(turned_dense_before);
+  CHECK(turned_dense_after);
+}
+
+TEST_CASE("checkpoint: replicas that were done, under way and not begun all go on, on one worker after two [threads]") {
+  const moe::Dataset d = samples();
+  moe::RunSpec s = spec_of(cases[0]);
+  s.sampling.replicas = 5;
+  const std::vector<double> whole = numbers(solve(s, d));
+  const TemporaryFolder folder;
+  moe::CheckpointOptions files{folder / "run.ckpt", 0, ""};
+  CHECK_THROWS_AS(solve(s, d, files,
+                        [&](int replica, int step) {
+                          if (replica == 3 && step == 4) throw Stopped("dies");
+                        }),
+                  Stopped);
+  // A second life on one worker, which dies before it reaches the replicas that the first had under way: they are kept.
+  files.resume = files.file;
+  moe::Checkpoints checkpoints(files, moe::solve_identity(s, d, "test"));
+  moe::SolveOptions options;
+  options.threads = 1;
+  options.checkpoints = &checkpoints;
+  int steps = 0, known = 0;
+  options.on_resume = [&](int, int n) { known += n; };
+  options.on_step = [&](int, int, double) {
+    if (++steps == 3) throw Stopped("dies again");
+  };
+  CHECK_THROWS_AS(moe::solve_limit(s, d, options), Stopped);
+  CHECK(known >= 10);
+  int known_later = 0;
+  moe::Checkpoints last(files, moe::solve_identity(s, d, "test"));
+  options.checkpoints = &last;
+  options.threads = 2;
+  options.on_resume = [&](int, int n) { known_later += n; };
+  options.on_step = {};
+  CHECK(differing(numbers(moe::solve_limit(s, d, options)), whole) == 0);
+  CHECK(known_later >= 30);  // replicas 0 to 2 of ten states each
+}
+
+TEST_CASE("checkpoint: of another configuration, data or program it is refused with every key that differs") {
+  const moe::Dataset d = samples();
+  const moe::RunSpec s = spec_of(cases[0]);
+  const TemporaryFolder folder;
+  moe::CheckpointOptions files{folder / "run.ckpt", 0, ""};
+  solve(s, d, files);
+  const moe::CheckpointOptions resume{"", 60, files.file};
+  const auto refusal = [&](const moe::RunSpec& other, const moe::Dataset& data, const char* program = "test") {
+    return message_of<moe::ConfigError>([&] { moe::Checkpoints(resume, moe::solve_identity(other, data, program)); });
+  };
+  CHECK(refusal(s, d).empty());
+  moe::RunSpec other = s;
+  other.network.widths = {8};  // not used by the solver
+  CHECK(refusal(other, d).empty());
+  other.optimizer.lr = 0.4;
+  other.model.gate = moe::Gate::softmax;
+  other.training.steps = 10;
+  const std::string text = refusal(other, d);
+  CAPTURE(text);
+  for (const char* part : {"optimizer.lr was 0.3 and is 0.4", "model.gate was \"sigmoid\" and is \"softmax\"",
+                           "training.steps was 9 and is 10", "run.ckpt", "without --resume"})
+    CHECK(contains(text, part));
+  moe::Dataset moved = d;
+  moved.x(0, 0) += 1e-9;
+  CHECK(contains(refusal(s, moved), "checksum of the data"));
+  CHECK(contains(refusal(s, d, "moe_train"), "the program was test and is moe_train"));
+  CHECK(moe::checkpoint_config(files.file).optimizer.lr == 0.3);
+}
+
+TEST_CASE(
+    "checkpoint: cut short or altered it is refused, or what it says is unaltered; results likewise [every byte "
+    "kind]") {
+  const moe::Dataset d = samples();
+  moe::RunSpec s = spec_of(cases[2]);
+  s.sampling.replicas = 1;
+  s.sampling.neurons = 12;
+  s.training.steps = 2;
+  s.output.kernels_at = {};
+  const TemporaryFolder folder;
+  const moe::CheckpointOptions files{folder / "run.ckpt", 0, ""};
+  solve(s, d, files);
+  const std::string whole = read_bytes(files.file);
+  REQUIRE(whole.size() > 20000);
+  const std::string copy = folder / "copy.ckpt";
+  const auto refused = [&](const std::string& bytes) {
+    write_bytes(copy, bytes);
+    return message_of<moe::IoError>([&] { moe::H5Reader(copy).verify(); });
+  };
+  CHECK(refused(whole).empty());
+  for (std::size_t k = 1; k < 20; ++k) CHECK_FALSE(refused(whole.substr(0, whole.size() * k / 20)).empty());
+  CHECK_FALSE(refused(whole.substr(0, whole.size() - 1)).empty());
+  // Any byte: where the file is still accepted, it says what it said.
+  std::size_t accepted = 0, tried = 0;
+  const auto config = moe::H5Reader(files.file).attribute_text("/", "config");
+  for (std::size_t at = 7; at < whole.size(); at += whole.size() / 120, ++tried) {
+    std::string bytes = whole;
+    bytes[at] = static_cast<char>(bytes[at] ^ 0x10);
+    const std::string message = refused(bytes);
+    if (message.empty()) {
+      ++accepted;
+      const moe::H5Reader same(copy), original(files.file);
+      CHECK(same.attribute_text("/", "config") == config);
+      for (const char* name : {"/job/0/record/loss", "/job/0/next_step"})
+        CHECK(same.read(name).values == original.read(name).values);
+    } else {
+      CHECK(contains(message, copy));
+    }
+  }
+  MESSAGE(accepted << " of " << tried << " altered copies were accepted: the byte says nothing");
+  // Numbers that HDF5 itself does not guard: replaced through its own interface or in place, they are found all the same.
+  const std::vector<double> loss = moe::H5Reader(files.file).read("/job/0/record/loss").values;
+  const std::string old(reinterpret_cast<const char*>(&loss[0]), sizeof(double));
+  std::string bytes = whole;
+  REQUIRE(bytes.find(old) != std::string::npos);
+  bytes[bytes.find(old)] ^= 1;
+  CHECK(contains(refused(bytes), "cut short or altered"));
+}
+
+TEST_CASE("solve: a run whose loss reaches stop_at_loss ends there and says so; the numbers before it are the same") {
+  const moe::Dataset d = limit_fixture::data(6, 5, 1);
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 0.5, 40);
+  s.sampling.neurons = 100;
+  s.sampling.replicas = 3;
+  s.output.kernels_at = {0, 39};
+  const moe::LimitResult whole = moe::solve_limit(s, d);
+  CHECK(whole.converged_at == -1);
+  REQUIRE(whole.loss.mean.size() == 41);
+  s.training.stop_at_loss = whole.loss.mean[12];
+  const moe::LimitResult ended = moe::solve_limit(s, d);
+  int first = 41;
+  for (const auto& row : whole.loss_per_replica)
+    for (int t = 0; t < first; ++t)
+      if (row[static_cast<std::size_t>(t)] <= s.training.stop_at_loss) first = t;
+  CHECK(ended.converged_at == first);
+  REQUIRE(ended.loss.mean.size() == static_cast<std::size_t>(first) + 1);
+  for (std::size_t t = 0; t < ended.loss.mean.size(); ++t) CHECK(ended.loss.mean[t] == whole.loss.mean[t]);
+  CHECK(ended.kernel_steps == std::vector<int>{0});
+}
