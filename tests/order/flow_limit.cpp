@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "dmft/replica.hpp"
+#include "support/config.hpp"
 #include "tests/limit_fixture.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace {
 
@@ -242,4 +244,28 @@ TEST_CASE(
   // Features move by O(1/alpha): so does the distance.
   for (std::size_t k = 0; k + 1 < distances.size(); ++k) CHECK(distances[k + 1] < 0.4 * distances[k]);
   CHECK(distances.back() < 0.02);
+}
+
+TEST_CASE(
+    "flow: what has none is refused by name [other rules, mini-batches, a tolerance below float32, counts out of "
+    "ratio]") {
+  const auto refusal = [](const std::string& text) {
+    return message_of<moe::ConfigError>(
+        [&] { moe::read_config_text("[training]\ndynamics = \"flow\"\n" + text, "run.toml"); });
+  };
+  for (const char* rule : {"momentum", "adam", "adamw", "signsgd"}) {
+    const std::string text = refusal(std::string("[optimizer]\nname = \"") + rule + "\"\n");
+    CHECK_MESSAGE((contains(text, "optimizer.name") && contains(text, rule) && contains(text, "no gradient flow")),
+                  text);
+  }
+  const std::string text = refusal("batch = 8\nrtol = 1e-7\n[optimizer]\nname = \"sgd\"\n");
+  CHECK_MESSAGE((contains(text, "training.batch") && contains(text, "training.rtol")), text);
+  CHECK(refusal("[optimizer]\nname = \"sgd\"\n").empty());
+  const moe::Dataset d = limit_fixture::data(4, 5, 1);
+  moe::RunSpec s = flow("II", "mssp", moe::Stepper::rk4, 1);
+  s.sampling.experts = 60;
+  s.sampling.form = moe::Form::dense;
+  CHECK(contains(message_of<moe::ConfigError>([&] { moe::solve_limit(s, d); }), "sampling.form"));
+  s.sampling.form = moe::Form::automatic;  // bases, then
+  CHECK(moe::solve_limit(s, d).diagnostics.at("dense_fraction").back() == 0);
 }

@@ -142,6 +142,37 @@ TEST_CASE(
   CHECK(turned_dense_after);
 }
 
+TEST_CASE(
+    "checkpoint: a gradient flow goes on bit for bit [steppers, history of the multistep method whole or begun, dense, "
+    "bases]") {
+  const moe::Dataset d = samples();
+  for (const auto stepper : {moe::Stepper::dopri5, moe::Stepper::abm, moe::Stepper::rk4})
+    for (const auto form : {moe::Form::dense, moe::Form::bases}) {
+      moe::RunSpec s = spec_of(cases[0]);
+      s.training.dynamics = moe::Dynamics::flow;
+      s.training.stepper = stepper;
+      s.training.steps = 7;
+      s.training.rtol = 1e-3;
+      s.output.kernels_at = {};
+      s.sampling.form = form;
+      s.sampling.replicas = 2;
+      s.sampling.tolerance = 0.01;
+      const std::vector<double> whole = numbers(solve(s, d));
+      for (const int at : {1, 5}) {
+        INFO("stepper ", static_cast<int>(stepper), ", form ", static_cast<int>(form), ", died at step ", at);
+        const TemporaryFolder folder;
+        moe::CheckpointOptions files{folder / "run.ckpt", 0, ""};
+        CHECK_THROWS_AS(solve(s, d, files,
+                              [&](int, int step) {
+                                if (step == at + 1) throw Stopped("dies");
+                              }),
+                        Stopped);
+        files.resume = files.file;
+        CHECK(differing(numbers(solve(s, d, files)), whole) == 0);
+      }
+    }
+}
+
 TEST_CASE("checkpoint: replicas that were done, under way and not begun all go on, on one worker after two [threads]") {
   const moe::Dataset d = samples();
   moe::RunSpec s = spec_of(cases[0]);
