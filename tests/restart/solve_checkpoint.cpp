@@ -113,7 +113,7 @@ TEST_CASE(
     for (const int at : {1, 5}) {
       turned_dense_before |= dense_at >= 0 && dense_at < at;
       turned_dense_after |= dense_at >= at;
-      INFO(c.regime, " ", c.param, ", ", c.what, ", ended at step ", at);
+      INFO(std::string(c.regime), " ", std::string(c.param), ", ", std::string(c.what), ", ended at step ", at);
       const TemporaryFolder folder;
       moe::CheckpointOptions files{folder / "run.ckpt", 1e9, ""};
       std::atomic<bool> interrupt{false};
