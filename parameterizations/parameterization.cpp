@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,6 +11,7 @@
 
 #include "support/config_keys.hpp"
 #include "support/nearest.hpp"
+#include "support/toml_text.hpp"
 
 namespace moe {
 
@@ -251,16 +250,10 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
   const auto file = table_file(spec, faults);
   if (!file) return param;
 
-  toml::table root;
-  try {
-    root = toml::parse_file(*file);
-  } catch (const toml::parse_error& error) {
-    faults.add(fmt::format("parameterization file {}:{}: {}. Correct the TOML there", *file, error.source().begin.line,
-                           error.description()));
-    return param;
-  }
+  const auto root = read_toml_file(*file, "parameterization file", faults);
+  if (!root) return param;
   const std::size_t before = faults.list().size();
-  const Sections sections = TableReader(*file, faults).read(root, param);
+  const Sections sections = TableReader(*file, faults).read(*root, param);
   if (param.name.empty()) param.name = fs::path(*file).stem().string();
 
   const bool entrywise = !is_linear(spec.optimizer.name);

@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
-
-#include <toml++/toml.h>
 
 #include "support/config_keys.hpp"
 #include "support/config_reader.hpp"
 #include "support/nearest.hpp"
+#include "support/toml_text.hpp"
 
 namespace moe {
 
@@ -98,18 +96,6 @@ class TomlReader {
   fs::path folder_;
 };
 
-void read_text(const std::string& text, const std::string& place, const fs::path& folder, RunSpec& spec,
-               Faults& faults) {
-  toml::table table;
-  try {
-    table = toml::parse(text, place);
-  } catch (const toml::parse_error& error) {
-    faults.add(fmt::format("{}:{}: {}. Correct the TOML there", place, error.source().begin.line, error.description()));
-    return;
-  }
-  TomlReader(spec, faults, place, folder).read(table);
-}
-
 /// Combinations of single values that are all allowed.
 void check_combinations(const RunSpec& spec, Faults& faults) {
   const auto fault = [&](const std::string& key, const std::string& value, const std::string& problem,
@@ -185,16 +171,10 @@ void report_unknown_key(const std::string& path, const std::string& value, const
 }
 
 void read_config_file(const std::string& path, RunSpec& spec, Faults& faults) {
-  std::error_code error;
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!fs::is_regular_file(path, error) || !file ||
-      !(text << file.rdbuf() || file.peek() == std::ifstream::traits_type::eof())) {
-    faults.add(fmt::format("{}: cannot be read as a configuration file. Give the path of a readable TOML file", path));
-    return;
-  }
-  fs::path folder = fs::path(path).parent_path();
-  read_text(text.str(), path, folder.empty() ? fs::path(".") : folder, spec, faults);
+  const auto table = read_toml_file(path, "configuration file", faults);
+  if (!table) return;
+  const fs::path folder = fs::path(path).parent_path();
+  TomlReader(spec, faults, path, folder.empty() ? fs::path(".") : folder).read(*table);
 }
 
 RunSpec read_config(const std::string& path) {
@@ -209,7 +189,7 @@ RunSpec read_config(const std::string& path) {
 RunSpec read_config_text(const std::string& text, const std::string& place) {
   RunSpec spec;
   Faults faults;
-  read_text(text, place, {}, spec, faults);
+  if (const auto table = parse_toml(text, place, faults)) TomlReader(spec, faults, place, {}).read(*table);
   validate(spec, faults);
   faults.throw_if_any();
   return spec;
