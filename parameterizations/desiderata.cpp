@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <toml++/toml.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -12,6 +10,7 @@
 
 #include "parameterizations/parameterization.hpp"
 #include "support/nearest.hpp"
+#include "support/toml_text.hpp"
 
 namespace moe {
 
@@ -34,14 +33,9 @@ class Reader {
       faults_.add(fmt::format("{}: 'extends' goes round in a circle. Remove it from one of the files", *file));
       return result;
     }
-    toml::table root;
-    try {
-      root = toml::parse_file(*file);
-    } catch (const toml::parse_error& error) {
-      faults_.add(fmt::format("desiderata file {}:{}: {}. Correct the TOML there", *file, error.source().begin.line,
-                              error.description()));
-      return result;
-    }
+    const auto parsed = read_toml_file(*file, "desiderata file", faults_);
+    if (!parsed) return result;
+    const toml::table& root = *parsed;
     file_ = *file;
     only_keys(root, {"name", "description", "extends", "without", "condition"});
     result.name = text(root, "name").value_or(fs::path(*file).stem().string());

@@ -248,6 +248,10 @@ if_impossible = "shrug"
         "unknown key 'mean'", "unknown key 'quantites'", "a condition without 'quantities'",
         "a condition without 'exponent'", "\"shrug\"", "no condition 'nothing'"})
     CHECK_MESSAGE(all.find(part) != std::string::npos, part << " in\n" << all);
+  Faults unsafe;
+  load_desiderata(file("name = \"mine\"\n\u00E9 = 1\n"), known_quantities(), {}, unsafe);
+  REQUIRE(unsafe.list().size() == 1);
+  CHECK(unsafe.list().front().find("mine.toml:2:1: '\u00E9' (U+00E9) stands outside quotes") != std::string::npos);
   Faults absent;
   load_desiderata("nothing_of_this_name", known_quantities(), {}, absent);
   REQUIRE(absent.list().size() == 1);
