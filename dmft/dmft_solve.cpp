@@ -82,7 +82,7 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   std::vector<std::string> warnings;  // solve_limit reports them
   const moe::LimitSpec limit = moe::limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
   faults.throw_if_any();
-  const moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
+  moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
   moe::require_memory(estimate, spec, limit);
   if (const double free = moe::free_disk(out); estimate.output > free)
     throw moe::IoError(fmt::format(

@@ -167,6 +167,8 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     options.checkpoints->finish(index, detail::finished(record, T));
   else if (interrupted() && t > 0)
     options.checkpoints->between_steps(index, state, true);
+  else if (t == 0)
+    options.checkpoints->leave(index);
 }
 
 template <class B>

@@ -259,6 +259,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   std::mutex error_mutex;
   {
     std::vector<std::jthread> pool;
+    pool.reserve(static_cast<std::size_t>(workers));
     for (int w = 0; w < workers; ++w)
       pool.emplace_back([&] {
         set_operation_threads(std::max(1, all / workers));

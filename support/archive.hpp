@@ -2,6 +2,8 @@
 /// forgotten when it is read.
 #pragma once
 
+#include <fmt/core.h>
+
 #include <Eigen/Core>
 #include <concepts>
 #include <cstdint>
@@ -77,7 +79,7 @@ class Archive {
     } else {
       for (const auto& [key, unused] : map) keys.push_back(key);
     }
-    for (const auto& key : keys) field(path + "/" + key, map[key]);
+    for (const auto& key : keys) field(fmt::format("{}/{}", path, key), map[key]);
   }
   /// Objects in a list that its owner has made already: as many as there were.
   template <class T>

@@ -117,6 +117,17 @@ void Checkpoints::finish(int job, State result) {
   finished_.emplace_back(job, std::move(result));
 }
 
+void Checkpoints::leave(int job) {
+  const std::lock_guard lock(mutex_);
+  running_.erase(job);
+  if (!file_ || awaited_.erase(job) == 0) return;
+  try {
+    commit_if_complete();
+  } catch (const IoError& error) {
+    give_up_file(error.what());
+  }
+}
+
 void Checkpoints::start_file() {
   try {
     file_ = std::make_unique<H5Writer>(options_.file);
@@ -140,13 +151,17 @@ void Checkpoints::add(int job, const State& state) {
   try {
     Archive archive(*file_, job_group(job));
     state(archive);
-    if (!awaited_.empty()) return;
-    file_->commit();
-    file_.reset();
-    last_ = Clock::now();
+    commit_if_complete();
   } catch (const IoError& error) {
     give_up_file(error.what());
   }
+}
+
+void Checkpoints::commit_if_complete() {
+  if (!awaited_.empty()) return;
+  file_->commit();
+  file_.reset();
+  last_ = Clock::now();
 }
 
 void Checkpoints::give_up_file(const std::string& reason) {

@@ -53,11 +53,14 @@ class Checkpoints {
   void between_steps(int job, const State& state, bool now = false);
   /// The job is done. `result` is kept and has to stay callable as long as this object lives.
   void finish(int job, State result);
+  /// The job ends before its first step and has nothing to save: no checkpoint waits for it.
+  void leave(int job);
 
  private:
   using Clock = std::chrono::steady_clock;
   void start_file();
   void add(int job, const State& state);
+  void commit_if_complete();
   void give_up_file(const std::string& reason);
 
   CheckpointOptions options_;

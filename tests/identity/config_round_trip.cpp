@@ -83,6 +83,11 @@ RunSpec random_run() {
   spec.model.balance_bias = available.model.balance_bias;
   if (spec.optimizer.name == OptimizerKind::adafactor) spec.optimizer.name = available.optimizer.name;
   spec.sampling.method = available.sampling.method;
+  if (spec.training.dynamics == Dynamics::flow) {
+    spec.optimizer.name = OptimizerKind::sgd;
+    spec.training.batch = 0;
+    spec.training.rtol = std::max(spec.training.rtol, 1e-5);
+  }
   return spec;
 }
 

@@ -12,7 +12,8 @@ void run_python_tests(const std::string& file) {
   const TemporaryFolder folder;
   const std::string log = folder / "log", source = MOE_SOURCE_DIR;
   const std::string command = "MOE_DMFT_BIN='" MOE_BINARY_DIR "' MOE_SOURCE='" + source + "' '" + source +
-                              "/validation/python/python' '" + source + "/tests/python/" + file + "' >'" + log + "' 2>&1";
+                              "/validation/python/python' '" + source + "/tests/python/" + file + "' >'" + log +
+                              "' 2>&1";
   const int status = std::system(command.c_str());
   CAPTURE(command);
   INFO(read_bytes(log));
@@ -21,7 +22,8 @@ void run_python_tests(const std::string& file) {
 
 }  // namespace
 
-TEST_CASE("moe_dmft reads result files with named dimensions and refuses others by name [tests/python/test_results.py]") {
+TEST_CASE(
+    "moe_dmft reads result files with named dimensions and refuses others by name [tests/python/test_results.py]") {
   run_python_tests("test_results.py");
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -82,6 +83,15 @@ moe::LimitResult solve(const moe::RunSpec& s, const moe::Dataset& d, const moe::
   options.interrupt = interrupt;
   if (on_step) options.on_step = [&](int replica, int step, double) { on_step(replica, step); };
   return moe::solve_limit(s, d, options);
+}
+
+/// Step at which every job of a checkpoint goes on.
+std::map<int, int> next_steps(const std::string& checkpoint) {
+  const moe::H5Reader file(checkpoint);
+  std::map<int, int> steps;
+  for (const auto& job : file.members("/job"))
+    steps[std::stoi(job)] = static_cast<int>(file.read("/job/" + job + "/next_step").values[0]);
+  return steps;
 }
 
 const Case cases[] = {
@@ -191,21 +201,43 @@ TEST_CASE("checkpoint: replicas that were done, under way and not begun all go o
   moe::SolveOptions options;
   options.threads = 1;
   options.checkpoints = &checkpoints;
-  int steps = 0, known = 0;
-  options.on_resume = [&](int, int n) { known += n; };
+  const std::map<int, int> first = next_steps(files.file);
+  CHECK(first.size() >= 2);
+  int steps = 0;
   options.on_step = [&](int, int, double) {
     if (++steps == 3) throw Stopped("dies again");
   };
   CHECK_THROWS_AS(moe::solve_limit(s, d, options), Stopped);
-  CHECK(known >= 10);
-  int known_later = 0;
+  const std::map<int, int> second = next_steps(files.file);
+  int further = 0;
+  for (const auto& [replica, step] : first) {
+    REQUIRE(second.count(replica) == 1);
+    CHECK(second.at(replica) >= step);
+  }
+  for (const auto& [replica, step] : second) further += step - (first.count(replica) ? first.at(replica) : 0);
+  CHECK(further >= 2);  // the step that died is not in it
+  std::map<int, int> resumed;
   moe::Checkpoints last(files, moe::solve_identity(s, d, "test"));
   options.checkpoints = &last;
   options.threads = 2;
-  options.on_resume = [&](int, int n) { known_later += n; };
+  options.on_resume = [&](int replica, int n) { resumed[replica] = n; };
   options.on_step = {};
   CHECK(differing(numbers(moe::solve_limit(s, d, options)), whole) == 0);
-  CHECK(known_later >= 30);  // replicas 0 to 2 of ten states each
+  CHECK(resumed == second);
+}
+
+TEST_CASE("checkpoint: does not wait for a job that was interrupted before its first step") {
+  const moe::RunSpec s = spec_of(cases[0]);
+  const TemporaryFolder folder;
+  const std::string file = folder / "run.ckpt";
+  moe::Checkpoints checkpoints({file, 1e9, ""}, moe::solve_identity(s, samples(), "test"));
+  checkpoints.begin(0);
+  checkpoints.begin(1);
+  int number = 7;
+  checkpoints.between_steps(
+      0, [&](moe::Archive& a) { a("number", number); }, true);
+  checkpoints.leave(1);
+  CHECK(moe::H5Reader(file).has("/job/0/number"));
 }
 
 TEST_CASE("checkpoint: of another configuration, data or program it is refused with every key that differs") {

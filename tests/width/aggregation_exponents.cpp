@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "tests/limit_fixture.hpp"
+#include "validation/network.hpp"
 #include "validation/power_law_fit.hpp"
 #include "validation/statistics.hpp"
-#include "validation/network.hpp"
 
 namespace {
 

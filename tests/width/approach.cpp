@@ -11,9 +11,9 @@
 
 #include "dmft/solve.hpp"
 #include "tests/grid.hpp"
+#include "validation/network.hpp"
 #include "validation/power_law_fit.hpp"
 #include "validation/statistics.hpp"
-#include "validation/network.hpp"
 
 namespace {
 

@@ -10,8 +10,8 @@
 #include "dmft/march.hpp"
 #include "support/schedule.hpp"
 #include "tests/limit_fixture.hpp"
-#include "validation/statistics.hpp"
 #include "validation/network.hpp"
+#include "validation/statistics.hpp"
 
 namespace {
 
@@ -79,7 +79,8 @@ double compare(const Law& law, const moe::RunSpec& s, const moe::Dataset& d, boo
   double worst = 0;
   REQUIRE(networks.size() == limit.size());
   for (const auto& [name, values] : networks) {
-    const double zm = moe::statistics::mean_z(values, limit.at(name)), zv = moe::statistics::variance_z(values, limit.at(name));
+    const double zm = moe::statistics::mean_z(values, limit.at(name)),
+                 zv = moe::statistics::variance_z(values, limit.at(name));
     worst = std::max({worst, std::abs(zm), std::abs(zv)});
     if (drop_responses) continue;
     const moe::statistics::Moments a = moe::statistics::moments(values), b = moe::statistics::moments(limit.at(name));

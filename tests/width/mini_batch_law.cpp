@@ -13,8 +13,8 @@
 #include "dmft/observer.hpp"
 #include "support/schedule.hpp"
 #include "tests/limit_fixture.hpp"
-#include "validation/statistics.hpp"
 #include "validation/network.hpp"
+#include "validation/statistics.hpp"
 
 namespace {
 
