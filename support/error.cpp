@@ -14,8 +14,11 @@ std::string joined(const std::vector<std::string>& list) {
 
 ConfigError::ConfigError(std::vector<std::string> list) : Error(joined(list)), faults(std::move(list)) {}
 
-NumericsError::NumericsError(int step_, std::string field_, const std::string& detail)
-    : Error(fmt::format("numerics: {} at step {}: {}", field_, step_, detail)), step(step_), field(std::move(field_)) {}
+NumericsError::NumericsError(int step_, std::string field_, const std::string& detail_)
+    : Error(fmt::format("numerics: {} at step {}: {}", field_, step_, detail_)),
+      step(step_),
+      field(std::move(field_)),
+      detail(detail_) {}
 
 void Faults::add(const std::string& key, const std::string& value, const std::string& place, const std::string& problem,
                  const std::string& remedy) {

@@ -21,9 +21,9 @@ struct ConfigError : Error {
 
 /// A run that failed numerically (exit status 1): NaN, infinity, divergence. `step` is the training step, `field` the array.
 struct NumericsError : Error {
-  NumericsError(int step_, std::string field_, const std::string& detail);
+  NumericsError(int step_, std::string field_, const std::string& detail_);
   int step;
-  std::string field;
+  std::string field, detail;
 };
 
 /// A device, library or memory problem (exit status 1).

@@ -1,10 +1,17 @@
 /// moe_train: trains finite networks with the configuration of the limit and writes their curves.
 #include <fmt/format.h>
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <exception>
+#include <map>
+#include <optional>
+#include <utility>
 
 #include "data/dataset.hpp"
 #include "support/config.hpp"
@@ -13,6 +20,7 @@
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
 #include "validation/network_memory.hpp"
+#include "validation/run_store.hpp"
 
 namespace {
 
@@ -70,6 +78,67 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data,
   fmt::print("Written: {}. One row per seed: h5dump -d /network/N{}/loss {}\n", out, runs.front().front().shape.N, out);
 }
 
+/// Work of one update, so that the time remaining counts wide networks for what they cost: 10^6 multiply-adds, at least 1.
+long cost(const moe::RunSpec& spec, const moe::Dataset& data, int width) {
+  const moe::NetworkShape s = moe::network_shape(spec, data, width);
+  const double samples = spec.training.batch > 0 ? spec.training.batch : static_cast<double>(data.x.cols());
+  return std::lround(std::max(1.0, 1e-6 * s.N * (3.0 * s.M + 6.0 * s.K * s.Ne) * samples));
+}
+
+std::string interrupted_text;  // composed before the signal, written by its handler
+void on_interrupt(int signal) {
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, interrupted_text.data(), interrupted_text.size());
+  ::_exit(128 + signal);
+}
+
+/// Trains what is not yet in the folder of finished runs beside `out`, then writes `out` and deletes the folder.
+std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, const moe::Dataset& data,
+                                                const std::string& out) {
+  const moe::RunSpec& spec = call.spec;
+  moe::RunStore store(out, moe::sweep_identity(spec, data));
+  interrupted_text = fmt::format("\nmoe_train: interrupted; finished runs are kept in {}, the same command continues\n",
+                                 store.folder());
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
+
+  std::map<std::pair<int, std::uint64_t>, moe::NetworkRun> finished;
+  long work = 0, count = 0;
+  for (const int width : spec.network.widths)
+    for (int s = 0; s < spec.network.seeds; ++s) {
+      const std::uint64_t seed = spec.sampling.seed + static_cast<std::uint64_t>(s);
+      count += 1;
+      if (auto run = store.load(width, seed))
+        finished[{width, seed}] = std::move(*run);
+      else
+        work += cost(spec, data, width) * spec.training.steps;
+    }
+  if (!finished.empty() && !call.options.quiet)
+    fmt::print("Continuing: {} of {} runs are in {}.\n", finished.size(), count, store.folder());
+
+  moe::Progress progress("training (10^6 multiply-adds)", work, call.options.quiet);
+  std::atomic<long> done = static_cast<long>(finished.size());
+  moe::TrainOptions options;
+  options.keep_outputs = moe::outputs_fit(spec, data);
+  options.stored = [&](int width, std::uint64_t seed) -> std::optional<moe::NetworkRun> {
+    const auto found = finished.find({width, seed});
+    if (found == finished.end()) return std::nullopt;
+    return std::move(found->second);
+  };
+  options.on_update = [&](int width, double loss) {
+    progress.advance(cost(spec, data, width),
+                     fmt::format("{} of {} runs, N = {} loss {:.4f}", done.load(), count, width, loss));
+  };
+  options.on_run = [&](const moe::NetworkRun& run) {
+    store.save(run);
+    ++done;
+  };
+  auto runs = moe::train_networks(spec, data, call.options.threads, options);
+  progress.finish();
+  moe::write_network_file(out, program.name, spec, data, runs);
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);
+  store.remove();
+  return runs;
+}
+
 int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
@@ -92,15 +161,7 @@ int run(int argc, char** argv) {
 
   moe::require_network_memory(spec, data, call.options.threads);
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the training, not after it
-  const long updates = static_cast<long>(spec.network.widths.size()) * spec.network.seeds * spec.training.steps;
-  moe::Progress progress("training", updates, call.options.quiet);
-  moe::TrainOptions options;
-  options.keep_outputs = moe::outputs_fit(spec, data);
-  options.on_step = [&](int, double loss) { progress.advance(1, fmt::format("loss {:.4f}", loss)); };
-  const auto runs = moe::train_networks(spec, data, call.options.threads, options);
-  progress.finish();
-
-  moe::write_network_file(out, program.name, spec, data, runs);
+  const auto runs = train(call, data, out);
   if (!call.options.quiet) print_summary(spec, data, runs, out);
   bool failed = false;
   for (const auto& of_width : runs)

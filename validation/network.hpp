@@ -55,8 +55,15 @@ struct NetworkRun {
 struct TrainOptions {
   int threads = 1;                                     ///< train_network only: threads inside the network; 0: all cores
   bool keep_outputs = true;                            ///< fill NetworkRun::f
+  bool keep_weights = true;                            ///< fill NetworkRun::final_weights
   const NetworkWeights* initial = nullptr;             ///< start here instead of at random or network.init_from
   std::function<void(int step, double loss)> on_step;  ///< after every update, from the worker; last loss
+  /// train_networks only: a run that was finished before, which then is not trained; and a listener for every run that was trained,
+  /// called from its worker.
+  std::function<std::optional<NetworkRun>(int width, std::uint64_t seed)> stored;
+  std::function<void(const NetworkRun&)> on_run;
+  /// train_networks only, instead of on_step where it is given: after every update of the network of this width.
+  std::function<void(int width, double loss)> on_update;
 };
 
 /// Faults of what this trainer cannot run (depth, norm, balancing, Adafactor, optimizer or sizes) at these widths.

@@ -8,36 +8,44 @@
 
 #include "regimes/regime.hpp"
 #include "support/error.hpp"
+#include "support/observable.hpp"
 #include "support/resources.hpp"
 
 namespace moe {
 namespace {
 
-/// Numbers in the parts of a network and of its training.
+/// Bytes of the parts of a network and of its training.
 struct Parts {
-  double sites = 0, N = 0, expert_matrix = 0, weights = 0, weight_copies = 0, fields = 0;
-  double bytes() const { return (weights * weight_copies + fields) * sizeof(double); }
+  double sites = 0, N = 0, weights = 0;  ///< numbers: units of all experts, neurons, entries of the five tensors
+  double bytes_a_weight = 0;             ///< weights, what their rule and observables keep, and copies
+  double fields = 0;                     ///< bytes
+  double bytes() const { return weights * bytes_a_weight + fields; }
 };
 
 Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   const Sizes s = network_sizes(spec, width, static_cast<int>(data.x.rows()));
   const double C = static_cast<double>(data.y.rows()), train = static_cast<double>(data.x.cols()),
                test = static_cast<double>(data.x_test.cols());
+  const double real = spec.sampling.precision == Precision::float32 ? sizeof(float) : sizeof(double);
   Parts p;
   p.N = s.N;
   p.sites = s.M * s.Ne;
-  p.expert_matrix = p.sites * s.N;
-  p.weights = s.N * s.D + s.M * s.N + 2 * p.expert_matrix + C * s.N;
-  // The weights, those at t = 0, the gradient; moments; one more while they are copied or written.
+  p.weights = s.N * s.D + s.M * s.N + 2 * p.sites * s.N + C * s.N;
   const OptimizerKind kind = spec.optimizer.name;
   const double moments = kind == OptimizerKind::adam || kind == OptimizerKind::adamw ? 2
                          : kind == OptimizerKind::momentum                           ? 1
                                                                                      : 0;
-  p.weight_copies = 3 + moments;
-  // Fields of the step, of t = 0, of the backward pass, normalised ones and their parts; or those of an evaluation.
-  const double P = spec.training.batch > 0 ? spec.training.batch : train;
+  const bool observed = !selected_observables(spec).empty();
+  // Drawn in double, then trained; handed back in double where they are kept.
+  p.bytes_a_weight = std::max(sizeof(double) + real, real * (1 + moments + (observed ? 1 : 0)));
+  if (spec.output.weights) p.bytes_a_weight = std::max(p.bytes_a_weight, 1.5 * sizeof(double) + real);
+  const double active = s.K * s.Ne, P = spec.training.batch > 0 ? spec.training.batch : train;
+  const double dense = spec.model.routing == Routing::soft ? 0 : 3;  // all experts, where only some were computed
   const double piece = std::min(256.0, std::max(test, spec.training.batch > 0 ? train : 0));
-  p.fields = (18 * p.sites + 23 * s.N + 12 * s.M) * P + (5 * p.sites + 5 * s.N + 4 * s.M) * piece;
+  const double step = 5 * active + 8 * s.N + 2 * s.M + 2 * s.K;
+  const double observing = observed ? 2 * active + (3 + dense) * p.sites + 4 * s.N + 2 * s.M : 0;
+  const double evaluation = 3 * active + 4 * s.N + s.M + s.K;
+  p.fields = real * ((step + observing) * P + evaluation * piece + s.D * (train + test));
   return p;
 }
 
@@ -65,7 +73,7 @@ void require_network_memory(const RunSpec& spec, const Dataset& data, int thread
   if (need <= available.bytes) return;
 
   const Parts widest = parts_of(spec, data, widths.front());
-  const bool matrices = widest.weights * widest.weight_copies > widest.fields;
+  const bool matrices = widest.weights * widest.bytes_a_weight > widest.fields;
   std::vector<std::string> remedies;
   if (at_once > 1 && network_bytes(spec, data, widths.front()) <= available.bytes)
     remedies.emplace_back("give a smaller --threads, so that fewer networks train at once");
@@ -73,13 +81,13 @@ void require_network_memory(const RunSpec& spec, const Dataset& data, int thread
     remedies.push_back(
         fmt::format("lower {}", spec.training.batch > 0 ? "training.batch" : "data.train or set training.batch"));
   if (spec.output.weights) remedies.emplace_back("leave output.weights off");
+  if (spec.sampling.precision == Precision::float64) remedies.emplace_back("use sampling.precision = \"float32\"");
   remedies.push_back(fmt::format("lower the largest of network.widths = {}", widths.front()));
   const std::string largest =
-      matrices ? fmt::format("the matrices of the experts, 2 x {:.0f} x {:.0f} numbers in {:.0f} copies, {}",
-                             widest.sites, widest.N, widest.weight_copies,
-                             bytes_text(2 * widest.expert_matrix * widest.weight_copies * sizeof(double)))
-               : fmt::format("the fields on {:.0f} hidden units, {}", widest.sites,
-                             bytes_text(widest.fields * sizeof(double)));
+      matrices ? fmt::format("the matrices of the experts, 2 x {:.0f} x {:.0f} numbers with {:.0f} bytes for each, {}",
+                             widest.sites, widest.N, widest.bytes_a_weight,
+                             bytes_text(2 * widest.sites * widest.N * widest.bytes_a_weight))
+               : fmt::format("the fields on {:.0f} hidden units, {}", widest.sites, bytes_text(widest.fields));
   throw ConfigError({fmt::format(
       "memory: training needs about {} ({:.0f} network{} at once), and {} are available ({}). The largest part of a "
       "network of width {} is {}. To need less: {}.",

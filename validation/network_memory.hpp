@@ -6,7 +6,7 @@
 
 namespace moe {
 
-/// Peak bytes of training one network of width N, in double arithmetic: no configuration overflows it.
+/// Peak bytes of training one network of width N, counted in double arithmetic: no configuration overflows it.
 double network_bytes(const RunSpec& spec, const Dataset& data, int width);
 
 /// Throws ConfigError when the networks that train at once (the widest ones, one a thread; 0 threads: all cores) need

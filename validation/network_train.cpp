@@ -65,8 +65,16 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
                    [&](std::size_t a, std::size_t b) { return spec.network.widths[a] > spec.network.widths[b]; });
   std::vector<Job> jobs;
   const auto seeds = static_cast<std::size_t>(spec.network.seeds);
+  std::vector<std::vector<NetworkRun>> runs(spec.network.widths.size(), std::vector<NetworkRun>(seeds));
   for (const std::size_t w : order)
-    for (std::size_t s = 0; s < seeds; ++s) jobs.push_back({w, s});
+    for (std::size_t s = 0; s < seeds; ++s) {
+      std::optional<NetworkRun> stored;
+      if (options.stored) stored = options.stored(spec.network.widths[w], spec.sampling.seed + s);
+      if (stored)
+        runs[w][s] = std::move(*stored);
+      else
+        jobs.push_back({w, s});
+    }
 
   keep_freed_memory();
   trainer::Team team;
@@ -74,16 +82,18 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
   const std::size_t workers = std::min(jobs.size(), static_cast<std::size_t>(team.threads));
   team.running = static_cast<int>(workers);
 
-  std::vector<std::vector<NetworkRun>> runs(spec.network.widths.size(), std::vector<NetworkRun>(seeds));
   std::atomic<std::size_t> next = 0;
   std::exception_ptr error;
   std::mutex error_mutex;
   const auto work = [&] {
     for (std::size_t k = next++; k < jobs.size(); k = next++) {
       try {
-        NetworkRun run =
-            train_on(team, spec, data, spec.network.widths[jobs[k].width], spec.sampling.seed + jobs[k].seed, options);
-        if (!spec.output.weights) run.final_weights = {};
+        const int width = spec.network.widths[jobs[k].width];
+        TrainOptions own = options;
+        if (options.on_update) own.on_step = [&options, width](int, double loss) { options.on_update(width, loss); };
+        own.keep_weights = spec.output.weights;
+        NetworkRun run = train_on(team, spec, data, width, spec.sampling.seed + jobs[k].seed, own);
+        if (options.on_run) options.on_run(run);
         runs[jobs[k].width][jobs[k].seed] = std::move(run);
       } catch (...) {
         const std::lock_guard lock(error_mutex);

@@ -61,7 +61,10 @@ class Run {
     } catch (const NumericsError& failure) {
       state_.run.failure = failure;
     }
-    state_.run.final_weights = weights_of(state_.weights);
+    state_.first = {};
+    state_.second = {};
+    state_.initial = {};
+    if (options_.keep_weights) state_.run.final_weights = weights_of(state_.weights);
     return std::move(state_.run);
   }
 
