@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <thread>
+#include <utility>
 
 #include "support/observable.hpp"
 #include "support/resources.hpp"
@@ -67,34 +68,52 @@ class Account {
   void add_bytes(const std::string& name, double bytes) {
     if (bytes > 0) items_.push_back({name, bytes});
   }
-  /// Everything an operator owns but the basis on neurons, which several share.
+  /// Everything an operator owns but what it shares with others: the basis on neurons and the lists of draws. One that becomes
+  /// dense has bases and images first and arrays later; both only at the change, which no two make at once.
   void add(const OperatorSize& o) {
     const std::string size = fmt::format("{:.0f} x {:.0f}{}", o.X, o.Y,
                                          o.copies > 1 ? fmt::format(" for each of {:.0f} experts", o.copies) : "");
-    double images = 0;
-    if (o.chi2 > 0) images += o.X * o.rank_y;
-    if (o.beta2 > 0) images += o.Y * o.rank_x;
-    add(o.name + ": Gaussian images of its queries", growth * o.copies * images);
+    std::vector<MemoryItem> bases, arrays;
+    const auto put = [&](std::vector<MemoryItem>& items, const std::string& what, double numbers) {
+      if (numbers > 0) items.push_back({o.name + ": " + what, o.copies * numbers * b_});
+    };
+    const bool pairs_from_start = o.learns() && !o.rule.linear();
+    const double count = o.rule.has_moments() ? 3 : o.rule.has_velocity() ? 2 : 1;
+    const double images = (o.chi2 > 0 ? o.X * o.rank_y : 0) + (o.beta2 > 0 ? o.Y * o.rank_x : 0);
+    put(bases, "Gaussian images of its queries", growth * images);
+    put(bases, "basis of its queries on experts", growth * o.X * o.rank_x);
     if (o.rule.linear() && o.learns())
-      add(o.name + ": coefficients of what it learned",
-          o.copies * (o.rule.has_velocity() ? 3 : 2) * o.rank_x * o.rank_y);
-    const double arrays = o.rule.has_moments() ? 3 : o.rule.has_velocity() ? 2 : 1;
-    if (o.learns() && (!o.rule.linear() || o.becomes_dense))
-      add(fmt::format("{}: learned part as {:.0f} array{} of {}", o.name, arrays, arrays > 1 ? "s" : "", size),
-          o.copies * arrays * o.X * o.Y);
+      put(bases, "coefficients of what it learned", (o.rule.has_velocity() ? 3 : 2) * o.rank_x * o.rank_y);
+    if (o.learns() && (pairs_from_start || o.becomes_dense))
+      put(pairs_from_start ? items_ : arrays,
+          fmt::format("learned part as {:.0f} array{} of {}", count, count > 1 ? "s" : "", size), count * o.X * o.Y);
     if (o.becomes_dense && (o.chi2 > 0 || o.beta2 > 0))
-      add(fmt::format("{}: initial matrix in dense form, {}", o.name, size), o.copies * o.X * o.Y);
+      put(arrays, fmt::format("initial matrix in dense form, {}", size), o.X * o.Y);
+    const double of_bases = bytes(bases), of_arrays = bytes(arrays);
+    const auto& larger = of_bases >= of_arrays ? bases : arrays;
+    items_.insert(items_.end(), larger.begin(), larger.end());
+    const double smaller = std::min(of_bases, of_arrays) / o.copies;
+    if (smaller > change_.bytes)
+      change_ = {o.name + ": bases beside arrays while it changes to the dense form", smaller};
   }
 
   std::vector<MemoryItem> sorted() {
+    if (change_.bytes > 0) items_.push_back(std::exchange(change_, {}));
     std::stable_sort(items_.begin(), items_.end(),
                      [](const MemoryItem& a, const MemoryItem& b) { return a.bytes > b.bytes; });
     return items_;
   }
 
  private:
+  static double bytes(const std::vector<MemoryItem>& items) {
+    double total = 0;
+    for (const MemoryItem& item : items) total += item.bytes;
+    return total;
+  }
+
   double b_;
   std::vector<MemoryItem> items_;
+  MemoryItem change_;
 };
 
 double moments(const UpdateRule& rule) { return rule.has_moments() ? 2 : rule.has_velocity() ? 1 : 0; }
@@ -158,11 +177,10 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   matrix(of_B, "expert_out", c.expert_out_shared, {c.expert_out.beta2, c.expert_out.chi2}, block.expert_out, D_queries);
 
   // Largest ranks on the neurons: one basis of phi for A and Q, one of D for B.
-  double rank_phi = 0, rank_D = 0, expert_side = 0, drawn_on_neurons = (D > S / 4 ? 0 : D) + C, drawn_on_sites = 0;
+  double rank_phi = 0, rank_D = 0, drawn_on_neurons = (D > S / 4 ? 0 : D) + C, drawn_on_sites = 0;
   const auto take = [&](const std::vector<OperatorSize>& ops, double& rank) {
     for (const OperatorSize& o : ops) {
       rank = std::max(rank, o.rank_y);
-      expert_side += o.copies * o.X * o.rank_x;
       if (o.beta2 > 0) drawn_on_neurons += o.copies * o.rank_x;
       if (o.chi2 > 0) drawn_on_sites += o.copies * o.X * std::min(o.X / 2, o.rank_y);
       account.add(o);
@@ -173,7 +191,6 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   if (block.experts_sampled) {
     const OperatorSize router = size_of("router", SE, 1, c.router, block.router, queries);
     rank_phi = std::max(rank_phi, router.rank_y);
-    expert_side += SE * router.rank_x;
     if (router.beta2 > 0) drawn_on_neurons += router.rank_x;
     if (router.chi2 > 0) drawn_on_sites += SE * std::min(SE / 2, router.rank_y);
     account.add(router);
@@ -183,7 +200,6 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   }
   account.add(fmt::format("bases of {:.0f} queries on {:.0f} neurons", rank_phi + rank_D, S),
               growth * S * (rank_phi + rank_D));
-  account.add(fmt::format("bases of queries on {:.0f} expert sites", sites), growth * expert_side);
   if (block.matching) {
     account.add("moment matching: earlier draws on neurons", growth * S * std::min(S / 2, drawn_on_neurons));
     account.add("moment matching: earlier draws on expert sites", growth * drawn_on_sites);

@@ -1,5 +1,5 @@
 /// How much memory a solve will need, before it starts. An upper estimate: bases are taken as large as the number of
-/// queries and the change to the dense form let them grow.
+/// queries and the change to the dense form let them grow, and every operator at its larger side of that change.
 #pragma once
 
 #include <string>

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "dmft/march.hpp"
+#include "dmft/memory_estimate.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
@@ -202,6 +203,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   Plan plan{&spec, &data, limit_spec(spec, static_cast<int>(data.x.rows()), faults, result.warnings), {}, {}, {}, {},
             {},    true};
   faults.throw_if_any();
+  require_memory(memory_estimate(plan.limit, solve_sizes(spec, data, options.threads)), spec, plan.limit);
   plan.eval_steps = eval_steps(spec.training);
   if (data.x_test.cols() > 0) plan.test_steps = test_steps(spec.training);
   plan.observe_steps = observe_steps(spec);

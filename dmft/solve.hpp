@@ -61,7 +61,8 @@ LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std
 /// What a checkpoint of this solve belongs to.
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);
 
-/// Solves. Throws ConfigError; a run that diverges returns with `failure` set and what was computed before.
+/// Solves. Throws ConfigError, also for a run that does not fit into this machine's memory; a run that diverges returns
+/// with `failure` set and what was computed before.
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options = {});
 
 }  // namespace moe

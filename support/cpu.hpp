@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "support/matrix.hpp"
+#include "support/outer_product.hpp"
 #include "support/random.hpp"
 #include "support/vector_math.hpp"
 
@@ -199,29 +200,19 @@ struct Cpu {
     return to;
   }
 
-  /// value += lr * rule(z x^T) entry by entry, all columns in pieces that stay in cache: gradient entries are made, used and
-  /// forgotten. rule(g, i, j) -> step of entry (i, j); z (rows, P), x (cols, P).
-  template <class Rule>
-  static void entrywise_update(View z, View x, View value, const Rule& rule) {
-    const Index rows = value.rows, cols = value.cols, P = z.cols;
-    const Index piece_rows = std::min<Index>(rows, 2048),
-                piece_cols = std::clamp<Index>((1 << 15) / piece_rows, 1, cols);
+  /// rule(g, i, j) for every entry g of the outer product z x^T, z (rows, P), x (cols, P), which is never stored as a whole. `arrays`
+  /// (rows, cols) are those that the rule reads or writes at (i, j).
+  template <std::size_t count, class Rule>
+  static void entrywise_update(View z, View x, const View (&arrays)[count], const Rule& rule) {
+    const Index rows = z.rows, cols = x.rows;
+    // z's part of a piece stays in the second cache, and there is a piece for every core.
+    const Index piece_rows = 21 * OuterTile<Real>::rows, piece_cols = 32 * OuterTile<Real>::cols;
     const Index row_pieces = (rows + piece_rows - 1) / piece_rows, col_pieces = (cols + piece_cols - 1) / piece_cols;
-#pragma omp parallel if (rows * cols > detail::parallel_threshold)
-    {
-      Matrix gradient(piece_rows, piece_cols);
-#pragma omp for schedule(static)
-      for (Index piece = 0; piece < row_pieces * col_pieces; ++piece) {
-        const Index i0 = (piece % row_pieces) * piece_rows, j0 = (piece / row_pieces) * piece_cols;
-        const Index ni = std::min(piece_rows, rows - i0), nj = std::min(piece_cols, cols - j0);
-        detail::gemm_piece(Op::plain, Op::transposed, ni, nj, P, Real(1), z.data + i0, z.ld, x.data + j0, x.ld, Real(0),
-                           gradient.data(), piece_rows);
-        for (Index j = 0; j < nj; ++j) {
-          const Real* g = gradient.data() + j * piece_rows;
-#pragma omp simd
-          for (Index i = 0; i < ni; ++i) rule(g[i], i0 + i, j0 + j);
-        }
-      }
+#pragma omp parallel for schedule(static) if (rows * cols > detail::parallel_threshold)
+    for (Index piece = 0; piece < row_pieces * col_pieces; ++piece) {
+      const Index i0 = (piece % row_pieces) * piece_rows, j0 = (piece / row_pieces) * piece_cols;
+      for_each_outer_entry(z, x, arrays, i0, std::min(piece_rows, rows - i0), j0, std::min(piece_cols, cols - j0),
+                           rule);
     }
   }
 };

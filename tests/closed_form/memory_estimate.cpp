@@ -71,6 +71,19 @@ TEST_CASE("memory estimate against the peak of dmft_solve, 0.8 to 2 times [regim
       {"I adam, float64",
        "[model]\nregime = \"I\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 3\n"
        "[sampling]\nneurons = 1024\nreplicas = 1\nprecision = \"float64\"\n"},
+      // All operators go dense on the way and drop bases, images and lists of draws.
+      {"II sgd, dense",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"sgd\"\nlr = 2\n[training]\nsteps = 24\n"
+       "[sampling]\nneurons = 768\nreplicas = 1\ntolerance = 0.0001\n"},
+      {"II adam, dense",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 24\n"
+       "[sampling]\nneurons = 768\nreplicas = 1\ntolerance = 0.0001\n"},
+      {"III sgd, dense",
+       "[model]\nregime = \"III\"\n[optimizer]\nname = \"sgd\"\nlr = 2\n[training]\nsteps = 24\n"
+       "[sampling]\nneurons = 128\nreplicas = 1\ntolerance = 0.0001\n"},
+      {"I sgd, dense",
+       "[model]\nregime = \"I\"\n[optimizer]\nname = \"sgd\"\nlr = 2\n[training]\nsteps = 24\n"
+       "[sampling]\nneurons = 768\nreplicas = 1\ntolerance = 0.0001\n"},
   };
   const std::string tiny = "[training]\nsteps = 1\n[sampling]\nneurons = 16\nreplicas = 1\n";
   const double base = measured("dmft_solve", common + tiny, 1) - estimated(common + tiny, 1);
