@@ -68,21 +68,18 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
     fmt::print("Converged: a replica's loss reached training.stop_at_loss = {:g} at step {}, where the curves end.\n",
                spec.training.stop_at_loss, r.converged_at);
   fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
-  fmt::print(
-      "Plot it: python3 -c \"import h5py, matplotlib.pyplot as p; f = h5py.File('{}')['limit']; "
-      "p.errorbar(range(len(f['loss'])), "
-      "f['loss'][:], f['loss_sem'][:]); p.savefig('loss.png')\"\n",
-      out);
+  fmt::print("Plot it: dmft_plot {} --format png\n", out);
 }
 
-/// Refuses a result that its folder cannot hold. (What memory cannot hold is refused by solve_limit.)
-moe::MemoryEstimate require_room(const moe::RunSpec& spec, const moe::Dataset& data, int threads,
-                                 const std::string& out) {
+/// Refuses what this machine cannot hold, in memory or in the folder of the result.
+moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data, int threads,
+                                      const std::string& out) {
   moe::Faults faults;
   std::vector<std::string> warnings;  // solve_limit reports them
   const moe::LimitSpec limit = moe::limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
   faults.throw_if_any();
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
+  moe::require_memory(estimate, spec, limit);
   if (const double free = moe::free_disk(out); estimate.output > free)
     throw moe::IoError(fmt::format(
         "io: the result will have about {}, and the file system of {} has {} left. Free some, or choose another file "
@@ -102,7 +99,7 @@ int run(int argc, char** argv) {
 
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
-  const moe::MemoryEstimate memory = require_room(spec, data, call.options.threads, out);
+  const moe::MemoryEstimate memory = require_resources(spec, data, call.options.threads, out);
   moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
                          call.options.quiet);
   const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "support/result_file.hpp"
 
@@ -38,6 +39,26 @@ class LimitWriter {
   H5Writer& file_;
   const LimitResult& result_;
 };
+
+/// /limit/distributions: share of every bin, mean over replicas and its standard error.
+void write_distributions(H5Writer& file, const LimitResult& result) {
+  if (result.distributions.empty()) return;
+  const auto write = [&](const std::string& name, const std::string& description, const std::vector<Curve>& of_steps,
+                         std::vector<double> Curve::*part) {
+    std::vector<double> flat;
+    for (const Curve& c : of_steps) flat.insert(flat.end(), (c.*part).begin(), (c.*part).end());
+    file.dataset("/limit/distributions/" + name, {of_steps.size(), distribution_bins}, flat.data(), description,
+                 {"step", "bin"});
+  };
+  for (const auto& info : distribution_table) {
+    const auto& of_steps = result.distributions.at(info.name);
+    write(info.name, std::string(info.description) + ": share of each bin, mean over replicas", of_steps, &Curve::mean);
+    write(info.name + std::string("_sem"), "standard error of that mean (NaN for one replica)", of_steps, &Curve::sem);
+  }
+  const std::vector<double> edges = distribution_edges();
+  file.dataset("/limit/distributions/edges", {edges.size()}, edges.data(), "edges of the bins", {"edge"});
+  write_steps(file, "/limit/distributions/steps", result.distribution_steps, "steps of the distributions");
+}
 
 bool every_step(const std::vector<int>& steps) {
   for (std::size_t k = 0; k < steps.size(); ++k)
@@ -93,6 +114,7 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
     if (const auto found = result.kernels.find(info.name); found != result.kernels.end())
       limit.matrices(std::string("/limit/kernels/") + info.name, found->second, info.description, "sample_2");
   if (!result.kernels.empty()) write_steps(file, "/limit/kernels/steps", result.kernel_steps, "steps of the kernels");
+  write_distributions(file, result);
 
   for (const auto& d : diagnostics)
     if (const auto found = result.diagnostics.find(d.name); found != result.diagnostics.end() && !found->second.empty())

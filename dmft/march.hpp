@@ -18,6 +18,7 @@ struct Record {
   std::vector<Eigen::MatrixXd> f;
   std::vector<std::vector<double>> observables;
   std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;
+  std::map<std::string, std::vector<std::vector<double>>> distributions;
   std::map<std::string, std::vector<double>> diagnostics;
   double defect = 0;
   int dense_since = -1;
@@ -33,6 +34,7 @@ struct Record {
     a("f", f);
     a("observables", observables);
     a("kernels", kernels);
+    a("distributions", distributions);
     a("diagnostics", diagnostics);
     a("defect", defect);
     a("dense_since", dense_since);
@@ -47,6 +49,7 @@ struct Plan {
   std::vector<int> eval_steps, test_steps, observe_steps, kernel_steps;
   std::vector<std::string> observables;  ///< selected ones, and those that warnings need
   bool keep_f = true;
+  std::vector<int> distribution_steps = {};
 };
 
 /// Marches replica `index` from initialisation to the last step. NumericsError ends it; the record keeps what came before.

@@ -148,6 +148,9 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     if (detail::contains(plan.kernel_steps, t))
       for (const auto& kernel : kernel_table)
         record.kernels[kernel.name].push_back(Observer<B>::kernel(replica, kernel.name));
+    if (detail::contains(plan.distribution_steps, t))
+      for (const auto& field : distribution_table)
+        record.distributions[field.name].push_back(Observer<B>::distribution(replica, field.name));
     if (t < T && record.converged_at < 0) {
       if (plan.limit.flows) {
         const FlowWork work = flow.advance(replica, flow_time(spec.training, t), flow_time(spec.training, t + 1),

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dmft/replica.hpp"
+#include "support/distribution.hpp"
 #include "support/observable.hpp"
 
 namespace moe {
@@ -56,6 +57,13 @@ class Observer {
     if (name == "GvGv") return B::gram(f.Gv);
     if (name == "DD") return B::gram(r.D());
     return B::gram(f.ghat);
+  }
+
+  /// Shares of the bins of support/distribution.hpp, by name of distribution_table.
+  static std::vector<double> distribution(Replica<B>& r, const std::string& name) {
+    if (name == "h") return moe::distribution(B::download(r.h()));
+    BlockFields<B>& f = r.block().fields();
+    return moe::distribution(B::download(name == "u" ? f.u : f.r));
   }
 
  private:

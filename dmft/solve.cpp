@@ -64,6 +64,7 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
   result.test_steps = plan.test_steps;
   result.observe_steps = plan.observe_steps;
   result.kernel_steps = plan.kernel_steps;
+  result.distribution_steps = plan.distribution_steps;
   result.loss = statistics_of(records, [](const Record& r) { return r.loss; });
   result.accuracy = statistics_of(records, [](const Record& r) { return r.accuracy; });
   result.test_loss = statistics_of(records, [](const Record& r) { return r.test_loss; });
@@ -83,6 +84,17 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
         const auto found = r.kernels.find(key);
         return found == r.kernels.end() ? &none : &found->second;
       }));
+  if (!plan.distribution_steps.empty())
+    for (const auto& [name, unused] : records.front().distributions) {
+      std::size_t length = SIZE_MAX;
+      for (const auto& r : records) {  // a replica may have ended before the first of these steps
+        const auto found = r.distributions.find(name);
+        length = std::min(length, found == r.distributions.end() ? 0 : found->second.size());
+      }
+      for (std::size_t t = 0; t < length; ++t)
+        result.distributions[name].push_back(
+            statistics_of(records, [&, key = name](const Record& r) { return r.distributions.at(key)[t]; }));
+    }
   for (std::size_t k = 0; k < plan.observables.size(); ++k)
     result.observables[plan.observables[k]] = statistics_of(records, [k](const Record& r) {
       std::vector<double> row;
@@ -131,6 +143,7 @@ void cut_step_lists(LimitResult& result) {
   cut(result.test_steps, result.test_loss.mean.size());
   if (!result.observables.empty()) cut(result.observe_steps, result.observables.begin()->second.mean.size());
   if (!result.kernels.empty()) cut(result.kernel_steps, result.kernels.begin()->second.size());
+  cut(result.distribution_steps, result.distributions.empty() ? 0 : result.distributions.begin()->second.size());
 }
 
 void warn(const Plan& plan, LimitResult& result) {
@@ -213,6 +226,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
                     "(training.batch = {})",
                     fmt::join(undefined, ", "), spec.training.batch));
   plan.kernel_steps = kernel_steps(spec);
+  plan.distribution_steps = distribution_steps(spec);
   plan.observables = selected_observables(spec);
   for (const char* needed : {"ess_forward", "ess_backward"})
     if (std::find(plan.observables.begin(), plan.observables.end(), needed) == plan.observables.end())

@@ -29,12 +29,14 @@ struct LimitResult {
   LimitConstants constants;
   bool matching = true;       ///< what `auto` came to
   bool random_limit = false;  ///< regime with explicit experts and top-K: the error is over realisations
-  std::vector<int> eval_steps, test_steps, observe_steps, kernel_steps;
+  std::vector<int> eval_steps, test_steps, observe_steps, kernel_steps, distribution_steps;
   Curve loss, accuracy, test_loss, test_accuracy, batch_loss;
   std::vector<Eigen::MatrixXd> f;  ///< (C, P) mean over replicas at eval_steps; empty if too large
   std::map<std::string, Curve> observables;
   std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< (P, P) at kernel_steps, mean over replicas
-  std::map<std::string, std::vector<double>> diagnostics;       ///< per training step, mean over replicas
+  std::map<std::string, std::vector<Curve>>
+      distributions;  ///< at distribution_steps: share of each bin of distribution.hpp
+  std::map<std::string, std::vector<double>> diagnostics;  ///< per training step, mean over replicas
   std::map<std::string, double> summary;  ///< scalars: sample-ratio defect, smallest effective sample size, ...
   std::vector<std::vector<double>> loss_per_replica;  ///< [replica][eval step]
   std::vector<std::vector<double>> test_loss_per_replica, batch_loss_per_replica;

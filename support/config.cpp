@@ -117,11 +117,12 @@ void check_combinations(const RunSpec& spec, Faults& faults) {
       fault("training.rtol", fmt::format("{:g}", spec.training.rtol),
             "is below what sampling.precision = \"float32\" resolves, 1e-5", "Raise it or use float64");
   }
-  for (const int step : spec.output.kernels_at)
-    if (step > spec.training.steps)
-      fault("output.kernels_at", std::to_string(step),
-            fmt::format("is beyond training.steps = {}", spec.training.steps),
-            "Remove that step or raise training.steps");
+  for (const auto& [key, steps] : {std::pair{"output.kernels_at", &spec.output.kernels_at},
+                                   std::pair{"output.distributions_at", &spec.output.distributions_at}})
+    for (const int step : *steps)
+      if (step > spec.training.steps)
+        fault(key, std::to_string(step), fmt::format("is beyond training.steps = {}", spec.training.steps),
+              "Remove that step or raise training.steps");
   if (spec.network.widths.empty())
     fault("network.widths", "[]", "names no width", "Write at least one, e.g. [64, 128, 256]");
   const auto& observables = spec.output.observables;

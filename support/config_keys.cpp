@@ -173,6 +173,8 @@ std::vector<Key> rows() {
                   "steps between observations; unsaid with mini-batches: steps/100", at_least_one));
   k.push_back(key("output.weights", MEMBER(output.weights), "store the trained weights of networks"));
   k.push_back(key("output.kernels_at", MEMBER(output.kernels_at), "steps at which to store kernels", not_negative));
+  k.push_back(key("output.distributions_at", MEMBER(output.distributions_at),
+                  "steps at which to store the distributions of h, u and r", not_negative));
   return k;
 }
 

@@ -128,6 +128,7 @@ struct OutputSpec {
   int observe_every = 1;  ///< not said (see origin) under mini-batches: max(1, steps/100), support/schedule.hpp
   bool weights = false;
   std::vector<int> kernels_at;
+  std::vector<int> distributions_at;  ///< addition to the interface: support/distribution.hpp
 };
 
 struct RunSpec {

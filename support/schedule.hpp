@@ -46,14 +46,20 @@ inline std::vector<int> observe_steps(const RunSpec& spec) {
   return steps_every(observe_interval(spec), spec.training.steps);
 }
 
-/// output.kernels_at within 0..T, sorted, each once.
-inline std::vector<int> kernel_steps(const RunSpec& spec) {
+/// Those of a list that are within 0..T, sorted, each once.
+inline std::vector<int> listed_steps(const std::vector<int>& list, int T) {
   std::vector<int> steps;
-  for (int t : spec.output.kernels_at)
-    if (t >= 0 && t <= spec.training.steps) steps.push_back(t);
+  for (int t : list)
+    if (t >= 0 && t <= T) steps.push_back(t);
   std::sort(steps.begin(), steps.end());
   steps.erase(std::unique(steps.begin(), steps.end()), steps.end());
   return steps;
+}
+inline std::vector<int> kernel_steps(const RunSpec& spec) {
+  return listed_steps(spec.output.kernels_at, spec.training.steps);
+}
+inline std::vector<int> distribution_steps(const RunSpec& spec) {
+  return listed_steps(spec.output.distributions_at, spec.training.steps);
 }
 
 }  // namespace moe

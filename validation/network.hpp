@@ -41,13 +41,15 @@ struct NetworkWeights {
 struct NetworkRun {
   NetworkShape shape;
   std::uint64_t seed = 0;
-  std::vector<int> eval_steps, observe_steps, test_steps, kernel_steps;
+  std::vector<int> eval_steps, observe_steps, test_steps, kernel_steps, distribution_steps;
   std::vector<double> loss, accuracy;                           ///< at eval_steps
   std::vector<double> test_loss, test_accuracy;                 ///< at test_steps; empty without a test set
   std::vector<double> batch_loss;                               ///< (T) under mini-batches, else empty
   std::vector<Eigen::MatrixXd> f;                               ///< (C, P) at eval_steps, if kept
   std::map<std::string, std::vector<double>> observables;       ///< by name, at observe_steps
   std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;  ///< by name, (P, P) at kernel_steps, P samples a step
+  /// By name, at distribution_steps: shares of the bins of support/distribution.hpp.
+  std::map<std::string, std::vector<std::vector<double>>> distributions;
   NetworkWeights final_weights;
   std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
 };

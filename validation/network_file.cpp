@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "support/result_file.hpp"
 #include "support/schedule.hpp"
@@ -53,6 +54,18 @@ class GroupWriter {
     }
     file_.dataset(group_ + "/" + name, {runs_.size(), n, count(cols), count(rows)}, table.data(), description,
                   dimensions);
+  }
+
+  /// (seeds, n, bins) from one vector of shares per run and step.
+  template <class Shares>
+  void shares(const std::string& name, std::size_t n, const std::string& description, Shares&& shares_of) {
+    std::vector<double> table(runs_.size() * n * distribution_bins, std::numeric_limits<double>::quiet_NaN());
+    for (std::size_t s = 0; s < runs_.size(); ++s) {
+      auto out = table.begin() + static_cast<std::ptrdiff_t>(s * n * distribution_bins);
+      for (const std::vector<double>& step : shares_of(runs_[s])) out = std::copy(step.begin(), step.end(), out);
+    }
+    file_.dataset(group_ + "/" + name, {runs_.size(), n, distribution_bins}, table.data(), description,
+                  {"seed", "step", "bin"});
   }
 
   void steps_beside(const std::string& name, const std::vector<int>& steps, const std::string& description) {
@@ -172,6 +185,20 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
             return found == r.kernels.end() ? none : found->second;
           });
     group.steps_beside("kernels/steps", kernels_at, "steps of the kernels");
+  }
+  const std::vector<int> distributions_at = distribution_steps(spec);
+  if (!distributions_at.empty()) {
+    static const std::vector<std::vector<double>> none;
+    for (const auto& info : distribution_table)
+      group.shares(
+          std::string("distributions/") + info.name, distributions_at.size(),
+          std::string(info.description) + ": share of each bin", [&](const auto& r) -> auto& {
+            const auto found = r.distributions.find(info.name);
+            return found == r.distributions.end() ? none : found->second;
+          });
+    const std::vector<double> edges = distribution_edges();
+    file.dataset(path + "/distributions/edges", {edges.size()}, edges.data(), "edges of the bins", {"edge"});
+    group.steps_beside("distributions/steps", distributions_at, "steps of the distributions");
   }
   if (spec.output.weights) write_weights(group, shape);
 

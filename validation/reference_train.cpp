@@ -6,8 +6,10 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "regimes/regime.hpp"
+#include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
 #include "validation/network_start.hpp"
@@ -44,6 +46,7 @@ class Trainer {
     run_.shape = shape;
     if (!names_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
+    distributions_at_ = distribution_steps(spec);
     eval_at_ = eval_steps(spec.training);
     if (data.x_test.cols() > 0) test_at_ = test_steps(spec.training);
   }
@@ -103,6 +106,11 @@ class Trainer {
     }
     const bool observed = contains(observe_at_, t), kernels = contains(kernels_at_, t);
     if (observed || kernels) record_fields(t, observed, kernels);
+    if (contains(distributions_at_, t)) {
+      run_.distribution_steps.push_back(t);
+      for (const auto& [name, field] : {std::pair{"h", &forward_->h}, {"u", &forward_->u}, {"r", &forward_->r}})
+        run_.distributions[name].push_back(distribution(*field));
+    }
   }
 
   /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
@@ -148,7 +156,7 @@ class Trainer {
   NetworkWeights weights_;
   reference::Optimizer optimizer_;
   std::vector<std::string> names_;
-  std::vector<int> observe_at_, kernels_at_, eval_at_, test_at_;
+  std::vector<int> observe_at_, kernels_at_, distributions_at_, eval_at_, test_at_;
 
   MatrixXd batch_x_, batch_y_;                   ///< samples of the present step, mini-batches only
   std::optional<reference::Forward> forward_;    ///< on the samples of the present step

@@ -65,6 +65,14 @@ void write(H5Writer& file, const std::string& name, const std::vector<MatrixXd>&
                {"entry", "column", "row"});
 }
 
+std::vector<MatrixXd> as_matrices(const std::vector<std::vector<double>>& rows) {
+  std::vector<MatrixXd> matrices;
+  matrices.reserve(rows.size());
+  for (const auto& row : rows)
+    matrices.emplace_back(Eigen::Map<const MatrixXd>(row.data(), static_cast<Eigen::Index>(row.size()), 1));
+  return matrices;
+}
+
 void read(const H5Reader& file, const std::string& name, std::vector<double>& values) {
   if (file.has(name)) values = file.read(name).values;
 }
@@ -89,6 +97,7 @@ void for_members(Run& run, Visit&& visit) {
   visit("observe_steps", run.observe_steps);
   visit("test_steps", run.test_steps);
   visit("kernel_steps", run.kernel_steps);
+  visit("distribution_steps", run.distribution_steps);
   visit("loss", run.loss);
   visit("accuracy", run.accuracy);
   visit("test_loss", run.test_loss);
@@ -179,6 +188,7 @@ void RunStore::save(const NetworkRun& run) const {
   for_members(run, [&](const std::string& name, const auto& member) { write(file, "/" + name, member); });
   for (const auto& [name, values] : run.observables) write(file, "/observables/" + name, values);
   for (const auto& [name, matrices] : run.kernels) write(file, "/kernels/" + name, matrices);
+  for (const auto& [name, of_steps] : run.distributions) write(file, "/distributions/" + name, as_matrices(of_steps));
   if (run.final_weights.w_in.size() > 0)
     for_tensors(run.final_weights,
                 [&](const std::string& name, const MatrixXd& w) { write(file, "/" + name, std::vector{w}); });
@@ -204,6 +214,12 @@ std::optional<NetworkRun> RunStore::load(int width, std::uint64_t seed) const {
       for (const auto& name : file.members("/observables")) read(file, "/observables/" + name, run.observables[name]);
     if (file.has("/kernels"))
       for (const auto& name : file.members("/kernels")) read(file, "/kernels/" + name, run.kernels[name]);
+    if (file.has("/distributions"))
+      for (const auto& name : file.members("/distributions")) {
+        std::vector<MatrixXd> rows;
+        read(file, "/distributions/" + name, rows);
+        for (const MatrixXd& row : rows) run.distributions[name].emplace_back(row.data(), row.data() + row.size());
+      }
     if (file.has("/weights"))
       for_tensors(run.final_weights, [&](const std::string& name, MatrixXd& w) {
         std::vector<MatrixXd> one;

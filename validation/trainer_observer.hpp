@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "validation/network_statistics.hpp"
 #include "validation/trainer_step.hpp"
@@ -71,6 +72,14 @@ class Observer {
     gates();
     parts(x, u, zeta);
     return values_;
+  }
+
+  /// One of distribution_table, over all experts, active or not.
+  std::vector<double> distribution(const std::string& name, TrainingState<Real>& state, Forward<Real>& a) {
+    state_ = &state, a_ = &a;
+    if (name == "h") return moe::distribution(B::download(a.h));
+    if (name == "r") return moe::distribution(B::download(a.r));
+    return moe::distribution(B::download(all_experts(a.u, a.phi, Tensor::expert_in, 1, u_all_, true)));
   }
 
   /// One of kernel_table: (P, P), the average over all units (inactive experts count as zero).

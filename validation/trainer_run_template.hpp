@@ -43,6 +43,7 @@ class Run {
     x_test_ = real(data.x_test);
     if (!observer_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
+    distributions_at_ = distribution_steps(spec);
     eval_at_ = eval_steps(spec.training);
     if (data.x_test.cols() > 0) test_at_ = test_steps(spec.training);
   }
@@ -126,6 +127,11 @@ class Run {
       for (const auto& info : kernel_table)
         run.kernels[info.name].push_back(observer_.kernel(info.name, forward_, backward_));
     }
+    if (contains(distributions_at_, t)) {
+      run.distribution_steps.push_back(t);
+      for (const auto& info : distribution_table)
+        run.distributions[info.name].push_back(observer_.distribution(info.name, state_, forward_));
+    }
   }
 
   /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
@@ -163,7 +169,7 @@ class Run {
   NetworkConstants constants_;
   Step<Real> step_;
   Observer<Real> observer_;
-  std::vector<int> observe_at_, kernels_at_, eval_at_, test_at_;
+  std::vector<int> observe_at_, kernels_at_, distributions_at_, eval_at_, test_at_;
 
   TrainingState<Real> state_;
   HostMatrix<Real> x_, x_test_;

@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "support/hdf5.hpp"
 #include "tests/temporary_folder.hpp"
@@ -75,8 +77,36 @@ TEST_CASE("every example runs, limit and networks, two steps of small counts thr
     REQUIRE(trained == 0);
     CHECK(all_finite(moe::H5Reader(out).read("/network/N16/loss")));
   }
-  for (const char* name : {"quickstart.toml", "fashion_mnist.toml", "dense_network.toml", "own_table.toml"})
+  for (const char* name : {"quickstart.toml", "fashion_mnist.toml", "dense_network.toml", "own_table.toml",
+                           "wide_experts.toml", "all_grow.toml"})
     CHECK_MESSAGE(seen.contains(name), name);
+}
+
+TEST_CASE("every script of examples/ runs in small [examples]") {
+  const TemporaryFolder folder, images;
+  write_images(images, 140);
+  const std::string log = folder / "log", out = folder / "out", source = MOE_SOURCE_DIR;
+  const std::string programs = "MOE_DMFT_BIN='" MOE_BINARY_DIR "' ", data = images.path().string();
+  const std::map<std::string, std::pair<std::string, std::vector<std::string>>> commands = {
+      {"readme_figures.sh",
+       {"'" + examples + "readme_figures.sh' '" + out + "' --steps 2 --train 64 --set data.path='" + data +
+            "' --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
+        {"limit_mup.h5", "networks_mssp.h5", "loss.svg", "coordinate_check.png"}}},
+      {"monotone_improvement.py",
+       {"'" + source + "/validation/python/python' '" + examples +
+            "monotone_improvement.py' --quick --only II_sgd --threads 1 --out '" + out + "' --data-path '" + data + "'",
+        {"monotone.csv", "monotone.pdf", "runs/digits_II_sgd_mup_0.1.h5"}}}};
+  for (const auto& entry : std::filesystem::directory_iterator(examples)) {
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".toml")) continue;
+    REQUIRE_MESSAGE(commands.contains(name), name << " has no command here");
+    const auto& [command, files] = commands.at(name);
+    CAPTURE(command);
+    const int status = std::system((programs + command + " >'" + log + "' 2>&1").c_str());
+    INFO(read_bytes(log));
+    CHECK(status == 0);
+    for (const auto& file : files) CHECK_MESSAGE(std::filesystem::exists(out + "/" + file), file);
+  }
 }
 
 TEST_CASE("the dense example does not depend on the router; the table of one's own is not another one's [examples]") {

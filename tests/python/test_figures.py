@@ -49,7 +49,7 @@ class Figures(unittest.TestCase):
         np.testing.assert_allclose(seen["networks"]["rms_y_init"], np.array(WIDTHS) ** -0.5)
         np.testing.assert_allclose(seen["fit"]["rms_y_init"], seen["predicted"]["rms_y_init"])
         self.assertNotIn("limit", seen)  # zero, and the axis is logarithmic
-        self.assertIn("fit: $N^{-0.500(6)}$", [t.get_text() for t in ax.get_legend().get_texts()])
+        self.assertIn("$N^{-0.500(6)}$ fit", [t.get_text() for t in ax.get_legend().get_texts()])
         # Relative errors 0.01/sqrt(3); three points of spacing log 2: 0.01/sqrt(3) / (sqrt(2) log 2) = 0.0059.
         fitted = figures.scaling(self.both, "rms_y_init", 4).fitted
         assert fitted is not None
@@ -106,7 +106,7 @@ class Figures(unittest.TestCase):
         self.assertEqual({ax.get_title() for ax in figure.axes if ax.get_title()}, {"μP", "MSSP"})
         (figure,) = draw_figure("widths", [case]).values()  # a predicted slope, out of the file
         legends = [t.get_text() for ax in figure.axes for t in ax.get_legend().get_texts()]
-        self.assertEqual(legends.count("predicted: $N^{-0.5}$"), 1)
+        self.assertEqual(legends.count("$N^{-0.5}$ predicted"), 1)
         assert results.lr_sweep is not None
         curves = figures.swept_curves(results.lr_sweep)
         self.assertEqual(

@@ -50,6 +50,7 @@ moe::RunSpec any_spec() {
   s.training.batch_order = *rc::gen::element(BatchOrder::sequential, BatchOrder::shuffled);
   s.output.observe_every = *rc::gen::element(1, 2);
   s.output.kernels_at = {0, 3};
+  s.output.distributions_at = {0, 3};
   s.network.widths = {*rc::gen::inRange(10, 90)};
   return s;
 }
@@ -130,6 +131,14 @@ Comparison compare(const moe::NetworkRun& ours, const moe::NetworkRun& theirs) {
   }
   for (const auto& [name, kernels] : theirs.kernels)
     for (std::size_t k = 0; k < kernels.size(); ++k) c.add("kernel " + name, ours.kernels.at(name).at(k), kernels[k]);
+  // An entry near an edge may fall on either side of it by rounding.
+  for (const auto& [name, shares] : theirs.distributions)
+    for (std::size_t k = 0; k < shares.size(); ++k) {
+      double moved = 0;
+      for (std::size_t bin = 0; bin < shares[k].size(); ++bin)
+        moved += std::abs(ours.distributions.at(name).at(k).at(bin) - shares[k][bin]);
+      if (moved > 0.02) c.add("distribution of " + name, moved, 0, 0.01);
+    }
   const moe::NetworkWeights &w = ours.final_weights, &v = theirs.final_weights;
   c.add("w_in", w.w_in, v.w_in);
   c.add("router", w.router, v.router);

@@ -28,6 +28,7 @@ std::vector<std::string> command(const std::string& out, std::vector<std::string
                                         "--out",         out,
                                         "--set",         "output.weights=true",
                                         "--set",         "output.kernels_at=[0,150]",
+                                        "--set",         "output.distributions_at=[0,150]",
                                         "--test",        "64"};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
@@ -70,7 +71,7 @@ TEST_CASE("moe_train killed in the middle continues where it stopped and writes 
 
   const moe::H5Reader a(whole), b(killed);
   std::size_t compared = 0;
-  const std::vector<std::string> subgroups = {"", "/observables", "/kernels", "/final"};
+  const std::vector<std::string> subgroups = {"", "/observables", "/kernels", "/distributions", "/final"};
   for (const char* width : {"/network/N64", "/network/N96"})
     for (const auto& sub : subgroups) {
       REQUIRE(a.members(width + sub) == b.members(width + sub));
@@ -82,7 +83,7 @@ TEST_CASE("moe_train killed in the middle continues where it stopped and writes 
         ++compared;
       }
     }
-  CHECK(compared >= 2 * (7 + 3 + 5 + 5));
+  CHECK(compared >= 2 * (7 + 3 + 5 + 5 + 5));
 }
 
 TEST_CASE(
@@ -114,6 +115,7 @@ TEST_CASE("a stored run comes back as it was, a failure too; two processes do no
   const std::string out = folder / "networks.h5";
   moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 3);
   spec.output.kernels_at = {1};
+  spec.output.distributions_at = {0, 2};
   spec.training.batch = 3;
   const moe::Dataset data = network_fixture::data(8, 5, 3);
   const auto identity = moe::sweep_identity(spec, data);
@@ -139,6 +141,7 @@ TEST_CASE("a stored run comes back as it was, a failure too; two processes do no
   CHECK(loaded->observables == run.observables);
   CHECK(loaded->f == run.f);
   CHECK(loaded->kernels == run.kernels);
+  CHECK(loaded->distributions == run.distributions);
   CHECK(loaded->final_weights.expert_out == run.final_weights.expert_out);
   CHECK(loaded->failure->what() == std::string(run.failure->what()));
   store.remove();

@@ -81,7 +81,7 @@ def bars(
         xs, means, np.where(np.isfinite(errors), errors, 0.0), color=color, label=label, marker=marker, linestyle=linestyle,
         elinewidth=0.8, linewidth=0.8,
     )  # fmt: skip
-    record(ax, label, **{x: xs, y: means, "standard_error": errors})
+    record(ax, label.lstrip("_"), **{x: xs, y: means, "standard_error": errors})
 
 
 def shared_legend(figure: Figure, axes: Iterable[Axes], columns: int = 4) -> None:

@@ -54,6 +54,7 @@ def _against_step(case: Case, name: str, ax: Axes, legend: bool) -> Axes:
     if limit is not None:
         draw.limit(ax, limit, y=leaf)
     ax.set_xlabel("step t")
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
     ax.set_ylabel(style.symbol(leaf))
     ax.margins(x=0.02)
     if legend:
@@ -152,15 +153,15 @@ def against_width(
     with style.style():
         ax = style.axes_or_new(ax)
         positive = s.mean > 0
-        draw.bars(ax, s.widths, s.mean, s.error, label="networks", color=style.BLUE, y=name)
+        draw.bars(ax, s.widths, s.mean, s.error, label="_networks", color=style.BLUE, y=name)
         if power and s.fitted is not None and positive.any():
-            label = rf"fit: $N^{{{with_error(s.fitted.exponent, s.fitted.error)}}}$"
+            label = rf"$N^{{{with_error(s.fitted.exponent, s.fitted.error)}}}$ fit"
             ax.plot(s.widths, s.fitted(s.widths), color=style.BLUE, label=label)
             draw.record(ax, "fit", N=s.widths, **{name: s.fitted(s.widths)})
         if predicted is not None and positive.any():
             centre = np.exp(np.log(s.widths[positive]).mean()), np.exp(np.log(s.mean[positive]).mean())
             line = centre[1] * (s.widths / centre[0]) ** predicted
-            ax.plot(s.widths, line, color=style.RED, linestyle=style.DASHES[2], label=rf"predicted: $N^{{{predicted:g}}}$")
+            ax.plot(s.widths, line, color=style.RED, linestyle=style.DASHES[2], label=rf"$N^{{{predicted:g}}}$ predicted")
             draw.record(ax, "predicted", N=s.widths, **{name: line})
         if s.limit is not None and (s.limit[0] > 0 or not positive.any()):
             ax.axhline(s.limit[0], color=style.LIMIT, linestyle=style.DASHES[1], label="limit")
@@ -169,7 +170,8 @@ def against_width(
         if power and positive.any():
             _log_y(ax)
         ax.set_ylabel(f"{style.symbol(name)} at t = {at:g}")
-        _legend(ax)
+        falling = power and s.fitted is not None and s.fitted.exponent < -0.1
+        _legend(ax, loc="upper right" if falling else "best", handlelength=1.2)
     return ax
 
 
@@ -211,12 +213,13 @@ def coordinate_check(
                 vanishing.append((color, marker))
             if s.limit is not None:
                 draw.record(ax, f"{style.symbol(name)} limit", N=np.inf, rms=s.limit[0], standard_error=s.limit[1])
+        apart = (2 * infinity / float(widths[0])) ** 0.06 if len(widths) else 1.0
         for k, (color, marker) in enumerate(vanishing):
-            ax.plot([infinity * 1.22 ** (k - (len(vanishing) - 1) / 2)], [0.03], transform=ax.get_xaxis_transform(), color=color,
+            ax.plot([infinity * apart ** (k - (len(vanishing) - 1) / 2)], [0.03], transform=ax.get_xaxis_transform(), color=color,
                     marker=marker, markersize=4, markerfacecolor="white", clip_on=False)  # fmt: skip
         if any(s.limit is not None for s in found.values()):
             _width_axis(ax, widths, infinity)
-            ax.set_xlim(widths[0] / 1.2, infinity * 1.8)
+            ax.set_xlim(widths[0] / 1.2, infinity * apart**2.6)
         else:
             _width_axis(ax, widths)
         _log_y(ax)
@@ -322,6 +325,9 @@ def learning_rate(curves: Sequence[LearningRateCurve], ax: Axes | None = None, q
                     ax.plot([low, high], [curve.best_loss] * 2, color=color, linewidth=1.6, solid_capstyle="butt", zorder=5)
                 draw.record(ax, f"{label} optimum", eta=at, eta_low=low, eta_high=high, **{quantity: curve.best_loss})
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         if finite and worst > min(finite):  # losses of runs that blow up would flatten everything else
             span = worst - min(finite)
             ax.set_ylim(min(finite) - 0.08 * span, worst + 0.25 * span)
@@ -467,7 +473,7 @@ def distribution(results: Source, name: str, step: int | None = None, ax: Axes |
             else:
                 ax.stairs(density, bins, color=colors[width], label=label, linewidth=0.9)
             draw.record(ax, label, low=bins[:-1], high=bins[1:], density=density)
-        ax.set_xlabel(f"{name} at t = {at}")
+        ax.set_xlabel(f"${name}$ at t = {at}")
         ax.set_ylabel("density")
         ax.set_ylim(bottom=0)
         if legend:

@@ -26,6 +26,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #e5e5e5; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 1px solid #999; font-weight: 600; }
 .scroll { overflow-x: auto; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: flex-end; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .85rem; }
 .verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; font-weight: 600; }
 .yes { background: #d5eee6; color: #00543c; } .no { background: #fbdccb; color: #7a3400; }
@@ -48,12 +49,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def image(figure: Figure, name: str, caption: str) -> str:
-    """A figure inline, as SVG of its printed size times 1.6."""
+    """A figure inline, as SVG; one of a column takes half the page."""
     buffer = io.BytesIO()
     with style.style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width = round(figure.get_size_inches()[0] * 96 * 1.6)
+    width = round(figure.get_size_inches()[0] * 96 * 1.45)
     return (
         f'<figure id="{name}"><img alt="{escape(caption)}" width="{width}" src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -156,7 +157,7 @@ def _sweep(sweep: Group) -> str:
     for k, width in enumerate(sweep.array("widths").values if "widths" in sweep else ()):
         more = [f"{_scalar(sweep, n, k):.3g} ({_scalar(sweep, n + '_low', k):.2g} .. {_scalar(sweep, n + '_high', k):.2g})"
                 for n in ("drift", "lost_largest", "lost_limit")]  # fmt: skip
-        rows.append([f"N = {width}", *cells("", k), *more])
+        rows.append([f"N = {int(width)}", *cells("", k), *more])
     if "limit_optimum" in sweep:
         rows.append(["limit", *cells("limit_", ()), "", "", ""])
     head = ["", "best η (68 %)", "loss there", "drift: log2 to the limit's", "loss lost at the largest width", "lost in the limit"]
@@ -193,7 +194,7 @@ def html(results: Sequence[Results]) -> str:
                 drawn.append(image(figure, stem, entry.help[0].upper() + entry.help[1:] + "."))
         except NothingToDraw:
             continue
-    parts.append(_section("Figures", "\n".join(drawn)))
+    parts.append(_section("Figures", f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""))
     configurations = "".join(
         f"<details{' open' if len(results) == 1 else ''}><summary>{escape(r.file.rpartition('/')[2])}</summary>"
         f"<pre>{escape(r.config_text)}</pre></details>"
