@@ -24,11 +24,11 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin:
 p.sub { color: #555; margin-top: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #e5e5e5; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom: 1px solid #999; font-weight: 600; }
+th:first-child, td:first-child, .text { text-align: left; } th { border-bottom: 1px solid #999; font-weight: 600; }
 .scroll { overflow-x: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: flex-end; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .85rem; }
-.verdict { display: inline-block; padding: .1rem .6rem; border-radius: .3rem; font-weight: 600; }
+.verdict { display: inline-block; white-space: nowrap; padding: .1rem .6rem; border-radius: .3rem; font-weight: 600; }
 .yes { background: #d5eee6; color: #00543c; } .no { background: #fbdccb; color: #7a3400; }
 .open { background: #e8e8e8; color: #444; }
 .warning { background: #fff3d6; border-left: 4px solid #E69F00; padding: .3rem .8rem; white-space: pre-wrap; }
@@ -38,13 +38,16 @@ summary { cursor: pointer; font-weight: 600; }
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; cells are text, or HTML where they begin with "<"."""
+    """An HTML table; cells are text, or HTML where they begin with "<". The column "why" holds sentences, others numbers."""
 
     def cell(text: str) -> str:
         return text if text.startswith("<") else escape(text)
 
-    head = "".join(f"<th>{escape(h)}</th>" for h in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell(c)}</td>" for c in row) + "</tr>" for row in rows)
+    kinds = [' class="text"' if h == "why" else "" for h in header]
+    head = "".join(f"<th{kind}>{escape(h)}</th>" for kind, h in zip(kinds, header, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{cell(c)}</td>" for kind, c in zip(kinds, row, strict=True)) + "</tr>" for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -122,7 +125,9 @@ def _comparison(group: Group) -> str:
     for name, one in (group.group("observables") or {}).items():
         if isinstance(one, Group):
             a = one.attributes
-            words = [badge(str(a.get("verdict", ""))), _number(a.get("worst_z"), ".2f"), _number(a.get("worst_step"), "g")]
+            judged = float(a.get("worst_step", -1)) >= 0
+            words = [badge(str(a.get("verdict", "")))]
+            words += [_number(a.get("worst_z"), ".2f"), _number(a.get("worst_step"), "g")] if judged else ["", ""]
             rows.append([name, *words, str(a.get("reason", ""))])
     if rows:
         parts.append(table(["observable", "verdict", "largest z", "at step", "why"], rows))
