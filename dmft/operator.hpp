@@ -191,11 +191,13 @@ class Operator {
     double variance = 0;  ///< s_chi^2 on X, s_beta^2 on Y: of the images that live here
     Matrix
         images;  ///< (sites, known): images of the first `known` vectors of the other side's basis; none if variance = 0
-    Index known = 0;  ///< how many vectors of the OTHER side's basis this operator has taken in
+    Index known = 0;   ///< how many vectors of the OTHER side's basis this operator has taken in
+    Index listed = 0;  ///< how many of the images are of listed draws
     Index sites() const { return population->sites(); }
     void transfer(Archive& a) {
       a("images", images);
       a("known", known);
+      a("listed", listed);
     }
   };
 
@@ -221,13 +223,15 @@ class Operator {
     if (to.variance > 0) {
       to.images.set_columns(to.known + fresh);
       const View images = to.images.columns(to.known, fresh);
-      to.population->draw(images);
+      const bool listed = to.population->draw(images);
       const Real scale = static_cast<Real>(std::sqrt(to.variance));
       B::each(images.rows, images.cols, [=](Index i, Index j) { images(i, j) *= scale; });
       const View fixed = to.basis->vectors().columns(0, from.known);
       auto overlap = Matrix::uninitialized(fixed.cols, fresh);
       B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, images, 0, overlap);
       B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, images);
+      if (to.population->matching()) restore_variance(from, to, fresh, images);
+      if (listed) to.listed += fresh;
     }
     // A new direction has variance to.variance (1 - q/S_to) + q from.variance/S_from, q the rank on side `to`.
     if (to.variance > 0 || from.variance > 0) {
@@ -237,6 +241,31 @@ class Operator {
       defect_ = std::max(defect_, std::abs(change) / (to.variance > 0 ? to.variance : from.variance));
     }
     to.known += fresh;
+  }
+
+  /// Plain draws lose q/S_to of their variance with the component that is taken out, and the sampled averages <be_j, x~> that stand
+  /// for it return s_beta^2/S_from for each of the q. Draws that are made orthogonal to listed ones lose less and return less:
+  /// <be_j, x~> fluctuates only by what of x~ lies outside the list, if be_j is listed. The new images get the variance that is left
+  /// by what is returned, so that answers keep theirs, s_chi^2, on the average.
+  void restore_variance(Side& from, Side& to, Index fresh, View images) {
+    const Eigen::MatrixXd wanted = variance_left(from, to, from.basis->vectors().columns(to.known, fresh),
+                                                 Eigen::MatrixXd::Identity(fresh, fresh));
+    if (!(wanted.trace() > 0) || from.known + fresh >= to.sites()) return;
+    const Eigen::MatrixXd found = B::gram(images);
+    auto change = Matrix::uninitialized(fresh, fresh);
+    auto raw = Matrix::uninitialized(images.rows, fresh);
+    B::upload(symmetric_power(found, -0.5) * symmetric_power(wanted, 0.5), change);
+    B::copy(images, raw);
+    B::gemm(Op::plain, Op::plain, 1, raw, change, 0, images);
+  }
+
+  /// Covariance of the fresh part of answers to queries x outside the basis, with averages `gram`: s_chi^2 gram less what is returned.
+  Eigen::MatrixXd variance_left(Side& from, Side& to, View x, const Eigen::MatrixXd& gram) {
+    if (from.variance == 0 || from.known == 0) return to.variance * gram;
+    const double each = from.variance / static_cast<double>(from.sites());
+    Eigen::MatrixXd left = (to.variance - each * static_cast<double>(from.known - from.listed)) * gram;
+    if (from.listed > 0) left -= each * static_cast<double>(from.listed) * from.population->gram_outside_list(x);
+    return left;
   }
 
   /// Theta (rank of zt, rank of xt) keeps its entries when the bases grow.
@@ -334,8 +363,15 @@ class Operator {
     auto overlap = Matrix::uninitialized(fixed.cols, query.cols);
     B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, g, 0, overlap);
     B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, g);
+    double restore = 1;
+    if (to.population->matching()) {
+      const double found = 1 - static_cast<double>(from.known) / static_cast<double>(to.sites());
+      const double wanted = variance_left(from, to, residual, gram).trace() / (to.variance * gram.trace());
+      if (wanted > 0 && found > 0) restore = std::sqrt(wanted / found);
+    }
     const View fresh = g;
-    B::each(init.rows, init.cols, [=](Index i, Index j) { init(i, j) += fresh(i, j); });
+    const Real scale = static_cast<Real>(restore);
+    B::each(init.rows, init.cols, [=](Index i, Index j) { init(i, j) += scale * fresh(i, j); });
   }
 
   UpdateRule rule_;

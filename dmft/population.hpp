@@ -35,13 +35,14 @@ class Population {
   bool matching() const { return matching_; }
   std::size_t bytes() const { return drawn_.bytes(); }
 
-  /// Fills out (sites, k) with k new unit Gaussian vectors. `plain` keeps this draw out of the list whatever the setting.
-  void draw(View out, bool plain = false) {
+  /// Fills out (sites, k) with k new unit Gaussian vectors; says whether they are listed. `plain` keeps this draw out of the list
+  /// whatever the setting.
+  bool draw(View out, bool plain = false) {
     StreamKey key = key_;
     key.draw = draws_++;
     B::normal(out, key);
     const Index k = out.cols, listed = drawn_.cols();
-    if (!matching_ || plain || listed + k > sites_ / 2) return;
+    if (!matching_ || plain || listed + k > sites_ / 2) return false;
     if (drawn_.rows() == 0) drawn_ = Matrix(sites_, 0);
     for (int pass = 0; pass < 2 && listed > 0; ++pass) {
       auto overlap = Matrix::uninitialized(listed, k);
@@ -55,6 +56,16 @@ class Population {
     B::gemm(Op::plain, Op::plain, 1, raw, whiten, 0, out);
     drawn_.set_columns(listed + k);
     B::copy(out, drawn_.columns(listed, k));
+    return true;
+  }
+
+  /// (k, k): averages over sites of products of vectors (sites, k) less their components along listed draws.
+  Eigen::MatrixXd gram_outside_list(View vectors) {
+    Eigen::MatrixXd gram = B::gram(vectors);
+    if (drawn_.cols() == 0) return gram;
+    auto overlap = Matrix::uninitialized(drawn_.cols(), vectors.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), drawn_, vectors, 0, overlap);
+    return gram - static_cast<double>(overlap.rows()) * B::gram(overlap);
   }
 
   void transfer(Archive& a) {
