@@ -257,7 +257,7 @@ void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpe
       bytes_text(e.total()), e.concurrent, e.concurrent > 1 ? "s" : "", bytes_text(e.per_replica), bytes_text(e.common),
       bytes_text(available.bytes), available.source,
       records ? fmt::format("the records of {} steps and {} replicas", spec.training.steps, spec.sampling.replicas)
-              : "of a replica " + e.items.front().name,
+              : e.items.front().name + ", of every replica",
       bytes_text(records ? e.common : e.items.front().bytes), fmt::join(remedies, "; or "))});
 }
 

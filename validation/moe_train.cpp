@@ -170,6 +170,7 @@ int run(int argc, char** argv) {
         failed = true;
         fmt::print(stderr, "moe_train: N = {}, seed {} stopped: {}\n", run.shape.N, run.seed, run.failure->what());
       }
+  if (failed) fmt::print(stderr, "moe_train: what these networks did before and the others are in {}\n", out);
   return failed ? 1 : 0;
 }
 

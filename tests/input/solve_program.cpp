@@ -143,6 +143,19 @@ TEST_CASE("dmft_solve: Ctrl-C and SIGTERM finish the step, write and say so, sta
   }
 }
 
+TEST_CASE("moe_train: networks that diverge name step and field, status 1, and the file keeps their curves") {
+  const TemporaryFolder folder;
+  const ProgramRun run = run_program("moe_train", with({"--lr", "1e6", "--activation", "relu", "--steps", "50",
+                                                        "--widths", "16", "--seeds", "2", "--out", folder / "a.h5"}));
+  CAPTURE(run.text);
+  CHECK(run.status == 1);
+  CHECK(contains(run.text, "N = 16, seed 1 stopped: numerics: "));
+  CHECK(contains(run.text, "step "));
+  CHECK(contains(run.text, "and the others are in " + (folder / "a.h5")));
+  CHECK(H5Reader(folder / "a.h5").read("/network/N16/loss").values.size() >= 2);
+  CHECK(folder.file_count() == 1);
+}
+
 TEST_CASE("dmft_solve: a run that diverges names step and field, status 1, and keeps its curves") {
   const TemporaryFolder folder;
   const ProgramRun run = run_program(
