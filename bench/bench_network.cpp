@@ -43,7 +43,7 @@ double step_seconds(const moe::RunSpec& spec, int threads) {
   options.keep_outputs = false;
   options.on_step = [&](int, double) { at.push_back(Clock::now()); };
   const auto run = moe::train_network(spec, data, spec.network.widths[0], 0, options);
-  if (run.failure) throw *run.failure;
+  if (run.failure) throw moe::NumericsError(*run.failure);
   std::vector<double> seconds;
   for (std::size_t k = at.size() / 4 + 1; k < at.size(); ++k)
     seconds.push_back(std::chrono::duration<double>(at[k] - at[k - 1]).count());

@@ -303,8 +303,8 @@ void unite(std::vector<Box>& boxes) {
 
 TableBox table_box(const Box& box, const std::vector<Variable>& variables) {
   TableBox result;
-  for (const double s : box[0]) result.expert_in_shared.push_back(s != 0);
-  for (const double s : box[1]) result.expert_out_shared.push_back(s != 0);
+  for (const double s : box[0]) result.expert_in_shared.push_back(s != 0 ? 1 : 0);
+  for (const double s : box[1]) result.expert_out_shared.push_back(s != 0 ? 1 : 0);
   for (std::size_t k = 0; k < variables.size(); ++k) {
     const Variable& v = variables[k];
     (v.entry == Entry::std ? result.std : v.entry == Entry::lr ? result.lr : result.eps)[v.tensor] = box[k + 2];

@@ -55,7 +55,7 @@ std::string reason(const Stages& stages, const Parameterization& param, const Re
   std::vector<std::pair<double, std::string>> sizes;  // of equal size together
   std::size_t there = 0;
   for (std::size_t k = 0; k < stages.size(); ++k) {
-    there += !stages[k].is_zero();
+    there += stages[k].is_zero() ? 0 : 1;
     if (!off(stages[k])) continue;
     if (!sizes.empty() && sizes.back().first == stages[k].exponent)
       sizes.back().second += std::string(", ") + when[k];
@@ -225,6 +225,7 @@ std::vector<ObservableExponents> atomic_exponents(const RunSpec& spec, const Par
   const Regime& regime = regime_named(spec.model.regime);
   const auto stages = stages_of(spec, param, regime);
   std::vector<ObservableExponents> result;
+  result.reserve(std::size(atomic_table));
   for (const auto& info : atomic_table) result.push_back(exponents_of(info.name, stages.at(info.name), param, regime));
   return result;
 }

@@ -291,9 +291,9 @@ int derive(const Call& call, Report& report) {
                                           : t == Tensor::expert_out ? &box.expert_out_shared
                                                                     : nullptr;
         row.emplace_back(!sharing ? moe::Cell()
-                                  : moe::Cell(sharing->size() > 1 ? "independent or equal"
-                                              : sharing->front()  ? "equal (shared)"
-                                                                  : "independent"));
+                                  : moe::Cell(sharing->size() > 1     ? "independent or equal"
+                                              : sharing->front() != 0 ? "equal (shared)"
+                                                                      : "independent"));
         rows.rows.push_back(std::move(row));
       }
       report.tables.push_back(std::move(rows));

@@ -43,7 +43,7 @@ struct Drift {
 std::vector<Drift> drifts(const RunSpec& spec, const Parameterization& param, const Sizes& base, const Sizes& target);
 
 /// Python source, self-contained: a name-to-role map in, PyTorch parameter groups out.
-std::string python_snippet(const RunSpec& spec, const std::vector<RoleMultipliers>& roles, const Sizes& base,
+std::string python_snippet(const RunSpec& spec, const std::vector<RoleMultipliers>& multipliers, const Sizes& base,
                            const Sizes& target);
 
 }  // namespace moe

@@ -4,6 +4,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "support/config.hpp"
 #include "support/config_keys.hpp"
@@ -52,9 +53,12 @@ RunSpec checkpoint_config(const std::string& file) {
   return read_config_text(reader.attribute_text("/", "config"), file);
 }
 
-Checkpoints::Checkpoints(const CheckpointOptions& options, const RunIdentity& identity,
+Checkpoints::Checkpoints(CheckpointOptions options, RunIdentity identity,
                          std::function<void(const std::string&)> on_problem)
-    : options_(options), identity_(identity), on_problem_(std::move(on_problem)), last_(Clock::now()) {
+    : options_(std::move(options)),
+      identity_(std::move(identity)),
+      on_problem_(std::move(on_problem)),
+      last_(Clock::now()) {
   if (!options_.file.empty()) {
     const H5Writer probe(options_.file);
   }  // a name that cannot be written is a fault at once

@@ -41,8 +41,7 @@ class Checkpoints {
   /// Opens and verifies options.resume. Throws ConfigError listing the keys that differ between it and this run, IoError when it is
   /// cut short, altered or not a checkpoint. `on_problem` hears of a checkpoint that could not be written: the run goes on, and the
   /// one before stays.
-  Checkpoints(const CheckpointOptions& options, const RunIdentity& identity,
-              std::function<void(const std::string&)> on_problem = {});
+  Checkpoints(CheckpointOptions options, RunIdentity identity, std::function<void(const std::string&)> on_problem = {});
   ~Checkpoints();
   Checkpoints(const Checkpoints&) = delete;
   Checkpoints& operator=(const Checkpoints&) = delete;

@@ -50,7 +50,7 @@ Key key(std::string path, Member member, std::string help, Range range = {}, std
 }
 
 #define MEMBER(expression) \
-  [](RunSpec & s) -> auto& { return s.expression; }
+  [](RunSpec & s) -> auto& { return s.expression; }  // NOLINT(bugprone-macro-parentheses): a member's name
 
 std::vector<std::string> observable_words() {
   std::vector<std::string> words = {"standard", "all", "none"};

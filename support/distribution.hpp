@@ -20,12 +20,12 @@ inline constexpr std::array distribution_table = {
 
 /// Bins reach from -110 to 110 and are widest there: fields are of order one in the limit, but some of them vanish with size. Their
 /// width is 0.0005 at zero and 5 % of the value far from it.
-inline constexpr int distribution_bins = 400;
+inline constexpr int distribution_bins = 400, distribution_middle = distribution_bins / 2;
 inline constexpr double distribution_scale = 0.01, distribution_ratio = 0.05;
 
 /// Edge k of distribution_bins + 1, symmetric about zero.
 inline double distribution_edge(int k) {
-  return distribution_scale * std::sinh(distribution_ratio * (k - distribution_bins / 2));
+  return distribution_scale * std::sinh(distribution_ratio * (k - distribution_middle));
 }
 
 inline std::vector<double> distribution_edges() {
@@ -39,7 +39,7 @@ inline std::vector<double> distribution(const Eigen::MatrixXd& field) {
   std::vector<double> shares(distribution_bins, 0.0);
   const double each = 1.0 / static_cast<double>(field.size());
   for (const double value : field.reshaped()) {
-    const double bin = std::floor(std::asinh(value / distribution_scale) / distribution_ratio) + distribution_bins / 2;
+    const double bin = std::floor(std::asinh(value / distribution_scale) / distribution_ratio) + distribution_middle;
     if (bin >= 0 && bin < distribution_bins) shares[static_cast<std::size_t>(bin)] += each;
   }
   return shares;

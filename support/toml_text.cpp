@@ -25,7 +25,7 @@ class TomlScanner {
     while (at_ < text_.size()) {
       if (static_cast<unsigned char>(text_[at_]) < 0x80) {
         take_ascii();
-      } else if (const auto refused = take_beyond_ascii()) {
+      } else if (auto refused = take_beyond_ascii()) {
         return refused;
       }
     }
@@ -53,7 +53,7 @@ class TomlScanner {
     if (inside_ == Inside::nothing)
       return character + " stands outside quotes and comments, where TOML allows ASCII only. Quote it or remove it";
     if (trimming_)
-      return fmt::format("{} follows a backslash. Write it as \"\\{}{:0{}X}\"", character, code > 0xFFFF ? 'U' : 'u',
+      return fmt::format(R"({} follows a backslash. Write it as "\{}{:0{}X}")", character, code > 0xFFFF ? 'U' : 'u',
                          code, code > 0xFFFF ? 8 : 4);
     at_ += bytes.size();
     ++column_;

@@ -79,6 +79,7 @@ void make_page(const std::string& out) {
   }
   std::vector<std::string> words = {plot.string(), out, "--page", page};
   std::vector<char*> argv;
+  argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   std::fflush(stdout);
@@ -260,7 +261,8 @@ void check_flags(const Flags& flags) {
   if (has("--force") && !has("--limit"))
     faults.add("command line: --force is about files: it needs --limit and --networks");
   if (has("--sweep-loss") && !has("--lr-sweep")) faults.add("command line: --sweep-loss belongs to --lr-sweep");
-  const int asked = (has("--limit") || has("--networks") ? 1 : 0) + has("--lr-sweep") + has("--coordinate-check");
+  const int asked =
+      (has("--limit") || has("--networks") ? 1 : 0) + (has("--lr-sweep") ? 1 : 0) + (has("--coordinate-check") ? 1 : 0);
   if (asked > 1)
     faults.add("command line: files to compare, --lr-sweep and --coordinate-check are different tasks. Choose one");
   faults.throw_if_any();

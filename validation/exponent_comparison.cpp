@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "validation/comparison.hpp"
@@ -38,9 +39,8 @@ std::optional<std::size_t> step_of(Stage stage, const std::vector<int>& steps) {
 
 /// Parts of a sum that have one origin each (T26): sums of them cross over from one power to another.
 bool is_atomic(const std::string& name) {
-  for (const char* ending : {"_init", "_propagating", "_effective"})
-    if (name.ends_with(ending)) return true;
-  return false;
+  return std::ranges::any_of(std::array{"_init", "_propagating", "_effective"},
+                             [&](const char* ending) { return name.ends_with(ending); });
 }
 
 /// `bound`: errors of the fit that are allowed.

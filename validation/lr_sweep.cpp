@@ -180,6 +180,7 @@ std::vector<double> parse_sweep(const std::string& text, Faults& faults) {
     return {};
   }
   std::vector<double> eta;
+  eta.reserve(static_cast<std::size_t>(count));
   for (int k = 0; k < count; ++k) eta.push_back(low * std::pow(high / low, static_cast<double>(k) / (count - 1)));
   return eta;
 }
@@ -221,12 +222,14 @@ void analyse(LrSweep& sweep, int resamples) {
     return r;
   };
   std::vector<Losses> as_measured;
+  as_measured.reserve(curves.size());
   for (const SweepCurve* curve : curves) as_measured.push_back({x, curve->mean});
   const Reading centre = read(as_measured);
 
   std::vector<Reading> draws;
   for (int d = 0; d < resamples; ++d) {
     std::vector<Losses> drawn;
+    drawn.reserve(curves.size());
     for (std::size_t k = 0; k < curves.size(); ++k)
       drawn.push_back(
           {x, Resampler(*curves[k], static_cast<std::uint32_t>(k + 1)).means(static_cast<std::uint64_t>(d))});
@@ -234,6 +237,7 @@ void analyse(LrSweep& sweep, int resamples) {
   }
   const auto of = [&](auto&& get) {
     std::vector<double> values;
+    values.reserve(draws.size());
     for (const Reading& r : draws) values.push_back(get(r));
     return interval(get(centre), std::move(values));
   };

@@ -33,12 +33,12 @@ double accuracy(const MatrixXd& f, const MatrixXd& y) {
   Eigen::Index correct = 0;
   for (Eigen::Index mu = 0; mu < f.cols(); ++mu) {
     if (f.rows() == 1) {
-      correct += (f(0, mu) > 0) == (y(0, mu) > 0);
+      correct += (f(0, mu) > 0) == (y(0, mu) > 0) ? 1 : 0;
     } else {
       Eigen::Index predicted = 0, target = 0;
       f.col(mu).maxCoeff(&predicted);
       y.col(mu).maxCoeff(&target);
-      correct += predicted == target;
+      correct += predicted == target ? 1 : 0;
     }
   }
   return static_cast<double>(correct) / static_cast<double>(f.cols());

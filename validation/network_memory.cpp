@@ -24,8 +24,8 @@ struct Parts {
 
 Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   const Sizes s = network_sizes(spec, width, static_cast<int>(data.x.rows()));
-  const double C = static_cast<double>(data.y.rows()), train = static_cast<double>(data.x.cols()),
-               test = static_cast<double>(data.x_test.cols());
+  const auto C = static_cast<double>(data.y.rows()), train = static_cast<double>(data.x.cols()),
+             test = static_cast<double>(data.x_test.cols());
   const double real = spec.sampling.precision == Precision::float32 ? sizeof(float) : sizeof(double);
   Parts p;
   p.N = s.N;

@@ -18,8 +18,11 @@ PowerLawFit fit_power_law(const std::vector<double>& x, const std::vector<double
   PowerLawFit best;
   best.chi2 = HUGE_VAL;
   const auto search = [&](double from, double to, double step) {
-    for (double a = from; a <= to; a += step)
+    const auto steps = static_cast<int>(std::floor((to - from) / step));
+    for (int k = 0; k <= steps; ++k) {
+      const double a = from + k * step;
       if (const double chi2 = chi2_at(a); chi2 < best.chi2) best.chi2 = chi2, best.exponent = a;
+    }
   };
   search(low, high, coarse);
   search(std::max(low, best.exponent - coarse), std::min(high, best.exponent + coarse), fine);
@@ -31,8 +34,10 @@ PowerLawFit fit_power_law(const std::vector<double>& x, const std::vector<double
     double inside = best.exponent, step = fine;
     while (sign * (end - inside) > 0 && chi2_at(inside + sign * step) < best.chi2 + rise)
       inside += sign * step, step *= 2;
-    for (; step >= fine / 2; step /= 2)
+    while (step >= fine / 2) {
       if (chi2_at(inside + sign * step) < best.chi2 + rise) inside += sign * step;
+      step /= 2;
+    }
     return sign > 0 ? std::min(inside, end) : std::max(inside, end);
   };
   best.error = (edge(high) - edge(low)) / 2;

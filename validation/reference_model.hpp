@@ -44,7 +44,7 @@ struct Backward {
 Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, int step);
 
 /// Backpropagation of model.loss with targets y (C, P). With `with_weights` false, Backward::weights stays empty.
-Backward backward(const Model& model, const NetworkWeights& w, const Forward& fields, const MatrixXd& y, int step,
+Backward backward(const Model& model, const NetworkWeights& w, const Forward& a, const MatrixXd& y, int step,
                   bool with_weights = true);
 
 /// Rows (i, a) times the gate of expert i: (G v)_ia from v (M N_e, P) and G (M, P).

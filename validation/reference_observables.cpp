@@ -123,6 +123,7 @@ std::vector<double> observe(const std::vector<std::string>& names, const Model& 
   const Decomposition parts = needs_parts ? decompose(model, initial, now) : Decomposition{};
   const Context context{model, initial, now, parts};
   std::vector<double> values;
+  values.reserve(names.size());
   for (const auto& name : names) values.push_back(definition(name).value(context));
   return values;
 }

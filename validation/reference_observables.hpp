@@ -17,7 +17,7 @@ struct NormalisedFields {
   MatrixXd zeta, ghat;  ///< (M N_e, P)
   MatrixXd rho;         ///< (M, P)
 };
-NormalisedFields normalised(const NetworkShape& shape, const Backward& backward);
+NormalisedFields normalised(const NetworkShape& shape, const Backward& g);
 
 /// View of one state of a network on a fixed set of samples.
 struct Snapshot {

@@ -19,7 +19,7 @@ double z_of(double a, double b, double error) { return error > 0 ? (a - b) / err
 
 Moments moments(const std::vector<double>& x) {
   Moments m;
-  const double n = static_cast<double>(x.size());
+  const auto n = static_cast<double>(x.size());
   for (double v : x) m.mean += v / n;
   double second = 0, fourth = 0;
   for (double v : x) {

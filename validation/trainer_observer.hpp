@@ -114,7 +114,7 @@ class Observer {
   static double rms(View x) {
     return std::sqrt(B::sum(x.size(), 1,
                             [=](Index k, Index) {
-                              const double value = static_cast<double>(x.data[k]);
+                              const auto value = static_cast<double>(x.data[k]);
                               return value * value;
                             }) /
                      static_cast<double>(x.size()));

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <utility>
 
 #include "support/cpu.hpp"
 #include "support/error.hpp"
@@ -81,7 +82,7 @@ class Step {
   using View = HostView<Real>;
   using P = Products<Real>;
 
-  explicit Step(const Model& model) : model_(model) {}
+  explicit Step(Model model) : model_(std::move(model)) {}
 
   /// (T1)-(T5). Throws NumericsError naming `step` and the first field that is not finite.
   void forward(Tensors<Real>& W, View x, int step, Forward<Real>& a) const {
