@@ -291,11 +291,25 @@ class SignalPropagation {
   Field average_over_experts(Field f) const {
     const S whole = f.rms();
     for (int d = 0; d < 2 * T; ++d) {
-      const bool kept = d < along_zeta ? c_.expert_in_shared : c_.expert_out_shared;
-      if (!kept) f.part[d] = f.part[d] * over_experts_;
+      if (!is_shared(d)) f.part[d] = f.part[d] * over_experts_;
     }
     f.rest = f.rest * over_experts_ + whole * over_experts_;
     return f;
+  }
+
+  /// Does every expert have the same answers along direction d of the hidden units?
+  bool is_shared(int d) const { return d < along_zeta ? c_.expert_in_shared : d < 2 * T && c_.expert_out_shared; }
+  S shared(const Field& f) const {
+    S sum{};
+    for (int d = 0; d < 2 * T; ++d)
+      if (is_shared(d)) sum = sum + f.part[d];
+    return sum;
+  }
+  S differing(const Field& f) const {
+    S sum = f.rest;
+    for (int d = 0; d < 2 * T; ++d)
+      if (!is_shared(d)) sum = sum + f.part[d];
+    return sum;
   }
 
   void forward() {
@@ -485,13 +499,25 @@ class SignalPropagation {
     const bool start = t_ == 0;
     S mean{};  // the same for all experts but for what their gates differ in
     for (int d = 0; d < 2 * T; ++d) mean = mean + v_.part[d] * zeta.part[d];
-    s_change_[t_] = start ? v_.rms() * zeta.rms() * over_hidden_
-                          : (dv_.rms() * zeta.rms() + v_start_.rms() * dzeta.rms()) * over_hidden_;
+    // What is left of independent signs in that sum is the same for all experts as far as they share v and zeta.
+    const S left = start ? differing(v_) * zeta.rms() + v_.rms() * differing(zeta)
+                         : differing(dv_) * zeta.rms() + dv_.rms() * differing(zeta) +
+                               differing(v_start_) * dzeta.rms() + v_start_.rms() * differing(dzeta);
+    const S in_common =
+        start ? shared(v_) * shared(zeta) : shared(dv_) * shared(zeta) + shared(v_start_) * shared(dzeta);
+    s_change_[t_] = left * over_hidden_;
+    s_common_[t_] = in_common * over_hidden_;
     Field s = gate_ * mean, ds;
     s.part[common] = mean;
     if (!start) ds = s;  // at t = 0 zeta is independent of v
-    for (int k = 0; k <= t_; ++k) s.part[along_s + k] = s.part[along_s + k] + s_change_[k];
-    for (int k = 1; k <= t_; ++k) ds.part[along_s + k] = ds.part[along_s + k] + s_change_[k];
+    for (int k = 0; k <= t_; ++k) {
+      s.part[along_s + k] = s.part[along_s + k] + s_change_[k];
+      s.part[common] = s.part[common] + s_common_[k];
+    }
+    for (int k = 1; k <= t_; ++k) {
+      ds.part[along_s + k] = ds.part[along_s + k] + s_change_[k];
+      ds.part[common] = ds.part[common] + s_common_[k];
+    }
     if (c_.gate_relative) s.part[common] = ds.part[common] = S{};
 
     rho_ = {};
@@ -578,7 +604,7 @@ class SignalPropagation {
   Field input_gradient_, readout_gradient_;
   PerTensor<S> step_size_;
   S gate_change_{}, r_inside_{}, r_size_{}, dr_{}, du_{}, f_{}, df_{}, delta_{};
-  std::array<S, T> s_change_{};
+  std::array<S, T> s_change_{}, s_common_{};  ///< left over from independent signs: by expert, of all experts
   Slopes at_h_{Activation::identity, S::one()}, at_u_{Activation::identity, S::one()};
   Slopes at_y_{Activation::identity, S::one()};
 };

@@ -94,6 +94,9 @@ const std::vector<Row> rows = {
     {"III", "mssp", sgd, "rms_xi_A_init", {0, 0, 0}},
     {"III", "mssp", sgd, "rms_rho", {-0.5, 0, 0}},
     {"III", "mssp", adam, "rms_y_init", {0, 0, 0}},
+    // Shared experts have the same v and zeta at t = 0, so that rho(0) ~ N^-1/2 is the same for all of them and does not average out.
+    {"III", "mssp", sgd, "rms_xi_Q_effective", {zero, -0.5, 0}},
+    {"III", "mup", sgd, "rms_xi_Q_effective", {zero, -1, 0}},
     // SP and NTP: N W_out ~ N^1/2, hence D.
     {"II", "sp", sgd, "rms_D", {0.5, 0.5, 0.5}},
     {"III", "ntp", sgd, "rms_D", {0.5, 0.5, 0.5}},

@@ -129,6 +129,9 @@ TEST_CASE("aggregation terms of networks scale as predicted [III mup, N = 32 to 
 TEST_CASE("aggregation terms of networks scale as predicted [III mssp, N = 32 to 128]") {
   confirm(III_mssp, {32, 64, 128}, 32);
 }
+TEST_CASE("rho(0) of shared experts is common to them: what one step teaches the router [III mssp, N = 16 to 128]") {
+  confirm({"III", "mssp", 3, 1, {{"rms_xi_Q_effective", -0.5}}}, {16, 32, 64, 128}, 128);
+}
 TEST_CASE("aggregation terms of networks scale as predicted [I mup, N = 32 to 128]") {
   confirm(I_mup, {32, 64, 128}, 64);
 }
