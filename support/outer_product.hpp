@@ -29,7 +29,7 @@ struct OuterTile {
     Index p = 0;
     for (int q = 0; q < vectors * cols; ++q) {
       between(q);
-      for (const Index end = (q + 1) * P / Index{vectors * cols}; p < end; ++p) {
+      for (const Index end = (q + 1) * P / (Index{vectors} * cols); p < end; ++p) {
         Vector zp[vectors];
         for (int m = 0; m < vectors; ++m) zp[m] = *reinterpret_cast<const Vector*>(z + p * rows + m * lanes);
 #pragma GCC unroll 8
