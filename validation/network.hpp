@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "data/dataset.hpp"
+#include "support/archive.hpp"
 #include "support/error.hpp"
 #include "support/run_spec.hpp"
 
@@ -21,6 +22,15 @@ namespace moe {
 struct NetworkShape {
   int N = 0, M = 0, Ne = 0, K = 0, D = 0, C = 0;
   friend bool operator==(const NetworkShape&, const NetworkShape&) = default;
+
+  void transfer(Archive& a) {
+    a("N", N);
+    a("M", M);
+    a("Ne", Ne);
+    a("K", K);
+    a("D", D);
+    a("C", C);
+  }
 };
 
 /// The five tensors. A_i are the row blocks of expert_in, B_i the column blocks of expert_out.
@@ -33,6 +43,14 @@ struct NetworkWeights {
 
   auto A(Eigen::Index i, Eigen::Index Ne) const { return expert_in.middleRows(i * Ne, Ne); }
   auto B(Eigen::Index i, Eigen::Index Ne) const { return expert_out.middleCols(i * Ne, Ne); }
+
+  void transfer(Archive& a) {
+    a("w_in", w_in);
+    a("router", router);
+    a("expert_in", expert_in);
+    a("expert_out", expert_out);
+    a("readout", readout);
+  }
 };
 
 /// Everything one training run produced. Values at step t are of the state before update t (t = 0: initialisation).
@@ -52,6 +70,27 @@ struct NetworkRun {
   std::map<std::string, std::vector<std::vector<double>>> distributions;
   NetworkWeights final_weights;
   std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
+
+  /// All but `failure`.
+  void transfer(Archive& a) {
+    a("shape", shape);
+    a("seed", seed);
+    a("eval_steps", eval_steps);
+    a("observe_steps", observe_steps);
+    a("test_steps", test_steps);
+    a("kernel_steps", kernel_steps);
+    a("distribution_steps", distribution_steps);
+    a("loss", loss);
+    a("accuracy", accuracy);
+    a("test_loss", test_loss);
+    a("test_accuracy", test_accuracy);
+    a("batch_loss", batch_loss);
+    a("f", f);
+    a("observables", observables);
+    a("kernels", kernels);
+    a("distributions", distributions);
+    a("final_weights", final_weights);
+  }
 };
 
 struct TrainOptions {
