@@ -5,7 +5,6 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
-#include <exception>
 
 #include "data/dataset.hpp"
 #include "dmft/limit_file.hpp"
@@ -135,14 +134,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const moe::ConfigError& error) {
-    fmt::print(stderr, "dmft_solve: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "dmft_solve: {}\n", error.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return moe::guarded_main(program, run, argc, argv); }

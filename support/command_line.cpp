@@ -286,4 +286,16 @@ Invocation parse_command_line(const ProgramInfo& program, int argc, const char* 
   return line.invocation;
 }
 
+int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const ConfigError& error) {
+    fmt::print(stderr, "{}: {}\n", program.name, error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}: {}\n", program.name, error.what());
+    return 1;
+  }
+}
+
 }  // namespace moe

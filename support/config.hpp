@@ -59,6 +59,10 @@ struct ProgramInfo {
 /// combination with key, value, place and remedy.
 Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv);
 
+/// The whole of a program's main(): run(), with what it throws said on standard error. Exit status 2 for ConfigError (bad usage or
+/// configuration), 1 for any other failure.
+int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv);
+
 /// Reads a TOML file into a spec on top of defaults; relative paths inside are resolved against the file's folder.
 RunSpec read_config(const std::string& path);
 RunSpec read_config_text(const std::string& text, const std::string& place);

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -289,14 +288,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const moe::ConfigError& error) {
-    fmt::print(stderr, "dmft_validate: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "dmft_validate: {}\n", error.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return moe::guarded_main(program, run, argc, argv); }

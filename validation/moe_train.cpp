@@ -8,7 +8,6 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
-#include <exception>
 #include <map>
 #include <optional>
 #include <utility>
@@ -176,14 +175,4 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  try {
-    return run(argc, argv);
-  } catch (const moe::ConfigError& error) {
-    fmt::print(stderr, "moe_train: {}\n", error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "moe_train: {}\n", error.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return moe::guarded_main(program, run, argc, argv); }
