@@ -55,9 +55,7 @@ void write_distributions(H5Writer& file, const LimitResult& result) {
     write(info.name, std::string(info.description) + ": share of each bin, mean over replicas", of_steps, &Curve::mean);
     write(info.name + std::string("_sem"), "standard error of that mean (NaN for one replica)", of_steps, &Curve::sem);
   }
-  const std::vector<double> edges = distribution_edges();
-  file.dataset("/limit/distributions/edges", {edges.size()}, edges.data(), "edges of the bins", {"edge"});
-  write_steps(file, "/limit/distributions/steps", result.distribution_steps, "steps of the distributions");
+  write_distribution_axes(file, "/limit/distributions", result.distribution_steps);
 }
 
 bool every_step(const std::vector<int>& steps) {

@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include "support/config.hpp"
+#include "support/distribution.hpp"
 #include "support/schedule.hpp"
 
 #ifndef MOE_VERSION
@@ -53,6 +54,12 @@ void write_steps(H5Writer& file, const std::string& name, const std::vector<int>
                  const std::string& description) {
   const std::vector<std::int64_t> values(steps.begin(), steps.end());
   file.dataset(name, {values.size()}, values.data(), description, {"step"});
+}
+
+void write_distribution_axes(H5Writer& file, const std::string& group, const std::vector<int>& steps) {
+  const std::vector<double> edges = distribution_edges();
+  file.dataset(group + "/edges", {edges.size()}, edges.data(), "edges of the bins", {"edge"});
+  write_steps(file, group + "/steps", steps, "steps of the distributions");
 }
 
 void write_flow_times(H5Writer& file, const std::string& name, const RunSpec& spec) {

@@ -27,6 +27,9 @@ void write_data(H5Writer& file, const Eigen::MatrixXd& x, const Eigen::MatrixXd&
 void write_steps(H5Writer& file, const std::string& name, const std::vector<int>& steps,
                  const std::string& description);
 
+/// What all distributions in a group share: `edges` of the bins of support/distribution.hpp, and `steps`.
+void write_distribution_axes(H5Writer& file, const std::string& group, const std::vector<int>& steps);
+
 /// Times (T+1) of the recorded states of a gradient flow, in steps of gradient descent with the same lr.
 void write_flow_times(H5Writer& file, const std::string& name, const RunSpec& spec);
 

@@ -196,9 +196,7 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
             const auto found = r.distributions.find(info.name);
             return found == r.distributions.end() ? none : found->second;
           });
-    const std::vector<double> edges = distribution_edges();
-    file.dataset(path + "/distributions/edges", {edges.size()}, edges.data(), "edges of the bins", {"edge"});
-    group.steps_beside("distributions/steps", distributions_at, "steps of the distributions");
+    write_distribution_axes(file, path + "/distributions", distributions_at);
   }
   if (spec.output.weights) write_weights(group, shape);
 
