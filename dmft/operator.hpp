@@ -226,10 +226,7 @@ class Operator {
       const bool listed = to.population->draw(images);
       const Real scale = static_cast<Real>(std::sqrt(to.variance));
       B::each(images.rows, images.cols, [=](Index i, Index j) { images(i, j) *= scale; });
-      const View fixed = to.basis->vectors().columns(0, from.known);
-      auto overlap = Matrix::uninitialized(fixed.cols, fresh);
-      B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, images, 0, overlap);
-      B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, images);
+      remove_answered(from, to, images);
       if (to.population->matching()) restore_variance(from, to, fresh, images);
       if (listed) to.listed += fresh;
     }
@@ -241,6 +238,14 @@ class Operator {
       defect_ = std::max(defect_, std::abs(change) / (to.variance > 0 ? to.variance : from.variance));
     }
     to.known += fresh;
+  }
+
+  /// images -= zt <zt, images>: that component is fixed by the answers already given on `from`.
+  static void remove_answered(Side& from, Side& to, View images) {
+    const View fixed = to.basis->vectors().columns(0, from.known);
+    auto overlap = Matrix::uninitialized(fixed.cols, images.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, images, 0, overlap);
+    B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, images);
   }
 
   /// Plain draws lose q/S_to of their variance with the component that is taken out, and the sampled averages <be_j, x~> that stand
@@ -359,10 +364,7 @@ class Operator {
     B::upload(semidefinite_root(gram), root);
     B::normal(Z, next_noise());
     B::gemm(Op::plain, Op::transposed, std::sqrt(to.variance), Z, root, 0, g);
-    const View fixed = to.basis->vectors().columns(0, from.known);
-    auto overlap = Matrix::uninitialized(fixed.cols, query.cols);
-    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(to.sites()), fixed, g, 0, overlap);
-    B::gemm(Op::plain, Op::plain, -1, fixed, overlap, 1, g);
+    remove_answered(from, to, g);
     double restore = 1;
     if (to.population->matching()) {
       const double found = 1 - static_cast<double>(from.known) / static_cast<double>(to.sites());
