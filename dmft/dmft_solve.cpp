@@ -42,7 +42,10 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
           ? fmt::format("gradient flow to the time of {:g} steps", moe::flow_time(spec.training, spec.training.steps))
           : fmt::format("{} steps", spec.training.steps));
   fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
-             r.counts.experts, r.counts.hidden, r.replicas, r.matching ? ", moment matching" : ", drawn plainly",
+             r.counts.experts, r.counts.hidden, r.replicas,
+             !r.matching    ? ", drawn plainly"
+             : r.lists_hold ? ", moment matching"
+                            : ", moment matching with short lists",
              r.random_limit ? "; the limit is random: errors are over realisations" : "");
   if (memory.total() > gigabyte)
     fmt::print("Memory: at most about {}, {} replica{} at once.\n", moe::bytes_text(memory.total()), memory.concurrent,
@@ -75,7 +78,7 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
                                       const std::string& out) {
   moe::Faults faults;
   std::vector<std::string> warnings;  // solve_limit reports them
-  const moe::LimitSpec limit = moe::limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
   faults.throw_if_any();
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
   moe::require_memory(estimate, spec, limit);

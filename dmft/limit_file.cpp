@@ -134,7 +134,10 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
   file.attribute("/limit", "hidden", std::int64_t{result.counts.hidden});
   file.attribute("/limit", "active", std::int64_t{result.counts.active});
   file.attribute("/limit", "replicas", std::int64_t{result.replicas});
-  file.attribute("/limit", "moment_matching", result.matching ? "on" : "off");
+  file.attribute("/limit", "moment_matching",
+                 !result.matching    ? "off"
+                 : result.lists_hold ? "on"
+                                     : "on, lists too short for the first step");
   file.attribute("/limit", "random_limit", result.random_limit ? "yes: errors are over realisations" : "no");
   file.attribute("/limit", "seconds", result.seconds);
   file.attribute("/limit", "status",

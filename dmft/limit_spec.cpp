@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "dmft/solve.hpp"
 
 namespace moe {
@@ -17,17 +19,37 @@ UpdateRule update_rule(const RunSpec& spec, const LimitConstants& constants, Ten
   return rule;
 }
 
+/// Where nothing is said the regime's default, or more where lists of matched draws would not hold the first step's; twice as
+/// many at most.
+SampleCounts counts_of(const RunSpec& spec, const Regime& regime, const LimitConstants& constants,
+                       const StepShape& step, bool keeps_lists) {
+  const SampleCounts counts = sample_counts(spec, regime);
+  if (spec.sampling.neurons > 0 || !keeps_lists) return counts;
+  RunSpec more = spec;
+  more.sampling.neurons = matched_neurons(spec, constants, step, counts.neurons, 2 * counts.neurons);
+  return more.sampling.neurons > 0 ? sample_counts(more, regime) : counts;
+}
+
 }  // namespace
 
-LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std::string>& warnings) {
+StepShape step_shape(const RunSpec& spec, const Dataset& data) {
+  const int P = spec.training.batch > 0 ? spec.training.batch : static_cast<int>(data.x.cols());
+  return {static_cast<int>(data.x.rows()), static_cast<int>(data.y.rows()), P};
+}
+
+LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings) {
   const Regime& regime = regime_named(spec.model.regime);
   LimitSpec limit;
   BlockSpec& block = limit.block;
   const Parameterization param = load_parameterization(spec, faults);
   if (!faults.empty()) return limit;
-  block.constants = limit_constants(spec, param, regime, D, faults);
+  block.constants = limit_constants(spec, param, regime, step.inputs, faults);
   warnings.insert(warnings.end(), block.constants.warnings.begin(), block.constants.warnings.end());
-  block.counts = sample_counts(spec, regime);
+  limit.flows = spec.training.dynamics == Dynamics::flow;
+  block.must_start_dense = spec.sampling.form == Form::dense;
+  block.starts_dense = block.must_start_dense || (spec.sampling.form == Form::automatic && limit.flows);
+  const bool keeps_lists = spec.sampling.matching != Matching::off && !block.starts_dense;
+  block.counts = counts_of(spec, regime, block.constants, step, keeps_lists);
   block.experts_sampled = regime.experts_sampled;
   block.gate = {spec.model.gate, spec.model.routing == Routing::topk, block.counts.active};
   block.activation = spec.model.activation;
@@ -36,10 +58,7 @@ LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std
   block.expert_in = update_rule(spec, block.constants, Tensor::expert_in);
   block.expert_out = update_rule(spec, block.constants, Tensor::expert_out);
   block.tolerance = spec.sampling.tolerance;
-  limit.flows = spec.training.dynamics == Dynamics::flow;
   limit.flow = {spec.training.stepper, spec.training.step_size, spec.training.rtol, spec.training.atol};
-  block.must_start_dense = spec.sampling.form == Form::dense;
-  block.starts_dense = block.must_start_dense || (spec.sampling.form == Form::automatic && limit.flows);
   limit.residual = spec.model.residual;
   limit.post_activation = spec.model.post_activation;
   limit.loss = spec.training.loss;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "data/dataset.hpp"
+#include "dmft/matched_draws.hpp"
 #include "dmft/replica.hpp"
 #include "regimes/regime.hpp"
 #include "support/checkpoint.hpp"
@@ -28,6 +29,7 @@ struct LimitResult {
   SampleCounts counts;
   LimitConstants constants;
   bool matching = true;       ///< what `auto` came to
+  bool lists_hold = true;     ///< with matching: lists of draws hold the first step's (matched_draws.hpp)
   bool random_limit = false;  ///< regime with explicit experts and top-K: the error is over realisations
   std::vector<int> eval_steps, test_steps, observe_steps, kernel_steps, distribution_steps;
   Curve loss, accuracy, test_loss, test_accuracy, batch_loss;
@@ -56,9 +58,12 @@ struct SolveOptions {
   const std::atomic<bool>* interrupt = nullptr;  ///< set to finish the present steps and return what there is
 };
 
-/// The units in which a replica works, out of description, parameterization and data dimension D. Faults: tables without a limit,
+/// What a step of this run asks.
+StepShape step_shape(const RunSpec& spec, const Dataset& data);
+
+/// The units in which a replica works, out of description, parameterization and shape of a step. Faults: tables without a limit,
 /// combinations that cannot run.
-LimitSpec limit_spec(const RunSpec& spec, int D, Faults& faults, std::vector<std::string>& warnings);
+LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings);
 
 /// What a checkpoint of this solve belongs to.
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);

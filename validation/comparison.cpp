@@ -99,7 +99,7 @@ Comparison compare(const Evidence& e) {
     c.diverged.push_back(n.diverged);
   }
   c.replicas = e.limit.replicas, c.neurons = e.limit.neurons;
-  c.random_limit = e.limit.random_limit, c.half_solve = e.half.has_value();
+  c.random_limit = e.limit.random_limit, c.second_neurons = e.second ? e.second->neurons : 0;
   c.notes = e.notes, c.level = comparison_level;
 
   std::vector<Quantity> compared;

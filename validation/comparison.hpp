@@ -34,7 +34,8 @@ struct Comparison {
   std::vector<NetworkShape> shapes;
   std::vector<int> seeds, diverged;
   int replicas = 0, neurons = 0;
-  bool random_limit = false, half_solve = false;
+  int second_neurons = 0;  ///< of the solve that measures the bias; 0: none
+  bool random_limit = false;
   int comparisons = 0;  ///< that share the level
   double level = 0;     ///< probability that a right theory is called wrong somewhere, at most
   std::vector<ObservableComparison> observables;

@@ -145,7 +145,9 @@ std::vector<int> read_steps(const H5Reader& file, const std::string& group, cons
 void read_limit(const H5Reader& file, Evidence& e) {
   e.limit.replicas = static_cast<int>(file.attribute_number("/limit", "replicas"));
   e.limit.neurons = static_cast<int>(file.attribute_number("/limit", "neurons"));
-  e.limit.matching = file.attribute_text("/limit", "moment_matching") == "on";
+  const std::string matching = file.attribute_text("/limit", "moment_matching");
+  e.limit.matching = matching.starts_with("on");
+  e.limit.lists_hold = matching == "on";
   e.limit.random_limit = file.attribute_text("/limit", "random_limit").starts_with("yes");
   e.limit.status = file.attribute_text("/limit", "status");
   for (const std::string& name : curve_names()) {
@@ -236,7 +238,7 @@ void write_comparison(H5Writer& file, const std::string& group, const Comparison
   out.attribute("replicas", std::int64_t{c.replicas});
   out.attribute("neurons", std::int64_t{c.neurons});
   out.attribute("random_limit", std::string(c.random_limit ? "yes" : "no"));
-  out.attribute("half_solve", std::string(c.half_solve ? "yes" : "no"));
+  out.attribute("neurons_of_second_solve", std::int64_t{c.second_neurons});
   out.attribute("notes", fmt::format("{}", fmt::join(c.notes, "\n")));
 }
 

@@ -72,9 +72,9 @@ std::string exponents_table(const Comparison& c) {
 std::string comparison_report(const Comparison& c) {
   std::vector<int> widths;
   for (const NetworkShape& s : c.shapes) widths.push_back(s.N);
-  std::string text = fmt::format("Networks: N = {}; {} seeds. Limit: {} neurons, {} replicas{}.\n", list(widths),
-                                 list(c.seeds), c.neurons, c.replicas,
-                                 c.half_solve ? fmt::format("; again with {} to measure its bias", c.neurons / 2) : "");
+  std::string text = fmt::format(
+      "Networks: N = {}; {} seeds. Limit: {} neurons, {} replicas{}.\n", list(widths), list(c.seeds), c.neurons,
+      c.replicas, c.second_neurons > 0 ? fmt::format("; again with {} to measure its bias", c.second_neurons) : "");
   text +=
       fmt::format("Judged at {} comparisons, together wrong with probability {:g} at most if the theory is right.\n\n",
                   c.comparisons, c.level);

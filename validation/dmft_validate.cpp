@@ -134,7 +134,7 @@ void print_warnings(const moe::ValidationRun& run) {
 
 std::optional<moe::Comparison> comparison_of(const moe::ValidationRun& run, const RunSpec& spec) {
   if (!run.complete) return std::nullopt;
-  return moe::compare(moe::evidence_of(spec, run.runs, *run.limit, run.half ? &*run.half : nullptr));
+  return moe::compare(moe::evidence_of(spec, run.runs, *run.limit, run.second ? &*run.second : nullptr));
 }
 
 int compare_files(const moe::Invocation& call, const std::string& out) {

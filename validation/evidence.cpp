@@ -20,7 +20,8 @@ void note_small_eps(Evidence& e) {
   if (is_linear(e.spec.optimizer.name) || e.spec.optimizer.eps >= comparable) return;
   Faults faults;
   std::vector<std::string> warnings;
-  const LimitSpec limit = limit_spec(e.spec, 1, faults, warnings);  // which gradients vanish does not depend on D
+  const LimitSpec limit =
+      limit_spec(e.spec, {}, faults, warnings);  // which gradients vanish does not depend on the data
   if (!faults.empty() || limit.vanishing.empty()) return;
   std::vector<std::string> names;
   for (const Tensor t : limit.vanishing) names.emplace_back(tensor_names[static_cast<std::size_t>(t)]);
@@ -81,13 +82,14 @@ LimitSamples limit_samples(const LimitResult& result) {
   samples.replicas = result.replicas;
   samples.neurons = result.counts.neurons;
   samples.matching = result.matching;
+  samples.lists_hold = result.lists_hold;
   samples.random_limit = result.random_limit;
   samples.status = result.failure ? result.failure->what() : result.interrupted ? "interrupted" : "complete";
   return samples;
 }
 
 Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkRun>>& runs, const LimitResult& limit,
-                     const LimitResult* half) {
+                     const LimitResult* second) {
   Evidence e;
   e.spec = spec;
   for (const auto& of_width : runs)
@@ -95,7 +97,7 @@ Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkR
   std::stable_sort(e.networks.begin(), e.networks.end(),
                    [](const auto& a, const auto& b) { return a.shape.N < b.shape.N; });
   e.limit = limit_samples(limit);
-  if (half != nullptr) e.half = limit_samples(*half);
+  if (second != nullptr) e.second = limit_samples(*second);
   const auto note_steps = [&](const char* name, const std::vector<int>& steps) { e.steps[name] = steps; };
   note_steps("loss", limit.eval_steps);
   note_steps("accuracy", limit.eval_steps);

@@ -25,17 +25,17 @@ struct NetworkSamples {
 struct LimitSamples {
   std::map<std::string, Curve> curves;
   int replicas = 0, neurons = 0;
-  bool matching = true, random_limit = false;
+  bool matching = true, lists_hold = true, random_limit = false;  ///< as in LimitResult
   std::string status = "complete";
 };
 
-/// Everything a comparison is made of. `half` is a second solve with half the samples, which measures the limit's bias.
+/// Everything a comparison is made of. `second` is a solve with fewer samples, which measures the limit's bias.
 struct Evidence {
   RunSpec spec;
   std::map<std::string, std::vector<int>> steps;  ///< of every curve, by name
   std::vector<NetworkSamples> networks;           ///< at least two widths, ascending
   LimitSamples limit;
-  std::optional<LimitSamples> half;
+  std::optional<LimitSamples> second;
   std::vector<std::string> notes;  ///< what the reader of the report has to know, one sentence each
   bool eps_matters = false;        ///< entrywise rule, small eps, a gradient that vanishes with size (theory section 5)
 };
@@ -47,6 +47,6 @@ void note_small_eps(Evidence& evidence);
 NetworkSamples network_samples(const std::vector<NetworkRun>& runs);
 LimitSamples limit_samples(const LimitResult& result);
 Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkRun>>& runs, const LimitResult& limit,
-                     const LimitResult* half);
+                     const LimitResult* second);
 
 }  // namespace moe

@@ -81,16 +81,16 @@ Extrapolation extrapolate(const std::vector<WidthMean>& widths, double power, do
 }
 
 Estimate without_bias(const LimitMean& limit, double prior, double power) {
-  const double full = limit.full_error * limit.full_error, half = limit.half_error * limit.half_error;
-  if (limit.half_replicas < 2 || prior == 0) return {limit.full, {full, limit.full_replicas - 1}, prior};
-  const double gain = std::pow(2, power) - 1;  // half - full = gain b
-  const double noise = (full + half) / (gain * gain);
+  const double full = limit.full_error * limit.full_error, second = limit.second_error * limit.second_error;
+  if (limit.second_replicas < 2 || prior == 0) return {limit.full, {full, limit.full_replicas - 1}, prior};
+  const double gain = std::pow(limit.ratio, power) - 1;  // second - full = gain b
+  const double noise = (full + second) / (gain * gain);
   const double trust = prior * prior / (prior * prior + noise);
-  const double a = 1 + trust / gain, b = trust / gain;  // b of the half solve, a of the full one: a - b = 1
+  const double a = 1 + trust / gain, b = trust / gain;  // b of the second solve, a of the full one: a - b = 1
   Estimate estimate;
-  estimate.value = a * limit.full - b * limit.half;
+  estimate.value = a * limit.full - b * limit.second;
   estimate.statistical =
-      statistics::sum({{a * a * full, limit.full_replicas - 1}, {b * b * half, limit.half_replicas - 1}});
+      statistics::sum({{a * a * full, limit.full_replicas - 1}, {b * b * second, limit.second_replicas - 1}});
   estimate.systematic = (1 - trust) * prior;
   return estimate;
 }

@@ -38,11 +38,12 @@ inline constexpr double next_order = 1.0;
 /// at that width instead of at infinity.
 Extrapolation extrapolate(const std::vector<WidthMean>& widths, double power, double at_N = 0);
 
-/// The limit from S samples, and from S/2 where there is such a solve: the bias b of the former is taken as normal around zero with
-/// standard deviation `prior` and measured by the difference, half - full = (2^power - 1) b.
+/// The limit from S samples, and from S/ratio where there is such a solve: the bias b of the former is taken as normal around zero
+/// with standard deviation `prior` and measured by the difference, second - full = (ratio^power - 1) b.
 struct LimitMean {
   double full = 0, full_error = 0, full_replicas = 0;
-  double half = 0, half_error = 0, half_replicas = 0;  ///< half_replicas = 0: no such solve
+  double second = 0, second_error = 0, second_replicas = 0;  ///< second_replicas = 0: no such solve
+  double ratio = 2;
 };
 Estimate without_bias(const LimitMean& limit, double prior, double power);
 

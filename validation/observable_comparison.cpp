@@ -29,11 +29,12 @@ constexpr double preference = 4;
 constexpr double coarsest_resolution = 0.25;
 
 /// Standard deviation that is granted to the limit's bias, in units of an observable: c/S of its value and a tenth of that of its
-/// largest value. Measured biases are at most 15/S of the value (docs/results.md); with a second solve to measure them the allowance
-/// is wide, without one it is what was measured.
+/// largest value. Measured biases are at most 15/S of the value, 10/S where lists of draws hold the first step (docs/results.md); with
+/// a second solve to measure them the allowance is wide, without one it is what was measured.
 double bias_share(const Evidence& e) {
   const Regime& regime = regime_named(e.spec.model.regime);
-  const double c = e.half ? 20 : regime.experts_sampled && regime.hidden_sampled ? 15 : 5;
+  const bool all_grow = regime.experts_sampled && regime.hidden_sampled;
+  const double c = e.second ? 20 : !all_grow ? 5 : e.limit.lists_hold ? 10 : 15;
   return c / e.limit.neurons;
 }
 
@@ -101,8 +102,10 @@ class Comparer {
       error = q_.squared ? std::sqrt(4 * m * m * s * s + 2 * R * s * s * s * s) : s;
     };
     in_units(e_.limit, p.limit.full, p.limit.full_error, p.limit.full_replicas);
-    if (e_.half && e_.half->curves.contains(q_.name))
-      in_units(*e_.half, p.limit.half, p.limit.half_error, p.limit.half_replicas);
+    if (e_.second && e_.second->curves.contains(q_.name)) {
+      p.limit.ratio = static_cast<double>(e_.limit.neurons) / e_.second->neurons;
+      in_units(*e_.second, p.limit.second, p.limit.second_error, p.limit.second_replicas);
+    }
     return p;
   }
 

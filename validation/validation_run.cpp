@@ -27,17 +27,15 @@ void on_interrupt(int) {
 /// Ends a training from its listener.
 struct Interrupted {};
 
-int neurons_of(const RunSpec& spec) { return sample_counts(spec, regime_named(spec.model.regime)).neurons; }
-
-/// The same limit from half as many samples, drawn anew: the difference measures the bias of order 1/S.
-RunSpec with_half_the_samples(const RunSpec& spec) {
-  RunSpec half = spec;
-  half.sampling.neurons = neurons_of(spec) / 2;
-  half.sampling.experts = spec.sampling.experts / 2;
-  half.sampling.hidden = spec.sampling.hidden / 2;
-  half.sampling.seed = spec.sampling.seed + 1000003;
-  return half;
+LimitSpec limit_of(const RunSpec& spec, const Dataset& data) {
+  Faults faults;
+  std::vector<std::string> warnings;  // solve_limit reports them
+  LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, warnings);
+  faults.throw_if_any();
+  return limit;
 }
+
+int neurons_of(const RunSpec& spec, const Dataset& data) { return limit_of(spec, data).block.counts.neurons; }
 
 /// Work of limit and networks in units of a million multiplications, for the time that remains: a replica of the limit costs about
 /// half of the network with as many neurons.
@@ -63,7 +61,7 @@ struct Costs {
 };
 
 LimitResult solve(const RunSpec& spec, const Dataset& data, int threads, Progress& progress, const std::string& name) {
-  const long cost = Costs{spec, data}.of_limit_step(neurons_of(spec));
+  const long cost = Costs{spec, data}.of_limit_step(neurons_of(spec, data));
   SolveOptions options;
   options.threads = threads;
   options.interrupt = &interrupted;
@@ -101,10 +99,28 @@ bool has_random_limit(const RunSpec& spec) {
   return spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled;
 }
 
+std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data) {
+  if (has_random_limit(spec)) return std::nullopt;
+  const LimitSpec limit = limit_of(spec, data);
+  const StepShape step = step_shape(spec, data);
+  const BlockSpec& block = limit.block;
+  const int S = block.counts.neurons;
+  int fewer = S / 2;
+  const bool lists = spec.sampling.matching != Matching::off && !block.starts_dense;
+  if (lists && lists_hold_first_step(spec, block.constants, block.counts, step))
+    fewer = matched_neurons(spec, block.constants, step, S / 2, 4 * S / 5);
+  if (fewer == 0) return std::nullopt;
+  RunSpec second = spec;
+  second.sampling.neurons = fewer;
+  for (int* said : {&second.sampling.experts, &second.sampling.hidden})
+    if (*said > 0) *said = std::max(1, static_cast<int>(std::lround(static_cast<double>(*said) * fewer / S)));
+  second.sampling.seed = spec.sampling.seed + 1000003;
+  return second;
+}
+
 void require_resources(const RunSpec& spec, const Dataset& data, int threads, const std::string& out) {
   Faults faults;
-  std::vector<std::string> warnings;  // solve_limit reports them
-  const LimitSpec limit = limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  const LimitSpec limit = limit_of(spec, data);
   check_networks(spec, data, spec.network.widths, faults);
   faults.throw_if_any();
   const MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, threads));
@@ -123,17 +139,17 @@ void require_resources(const RunSpec& spec, const Dataset& data, int threads, co
 
 ValidationRun run_validation(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
                              const std::string& label) {
-  // A random limit is compared with networks of as many neurons, so that its bias does not matter.
-  const bool with_half = !has_random_limit(spec);
+  const std::optional<RunSpec> second = second_solve(spec, data);
   const Costs costs{spec, data};
-  const long total =
-      costs.of_limit(neurons_of(spec)) + (with_half ? costs.of_limit(neurons_of(spec) / 2) : 0) + costs.of_networks();
+  const long total = costs.of_limit(neurons_of(spec, data)) + (second ? costs.of_limit(second->sampling.neurons) : 0) +
+                     costs.of_networks();
   Progress progress(label, total, options.quiet);
   ValidationRun run;
   run.limit = solve(spec, data, options.threads, progress, "limit");
   if (run.limit->failure || interrupted) return run;
-  if (with_half)
-    run.half = solve(with_half_the_samples(spec), data, options.threads, progress, "limit, half the samples");
+  if (second)
+    run.second =
+        solve(*second, data, options.threads, progress, fmt::format("limit, {} neurons", second->sampling.neurons));
   if (interrupted) return run;
   for (const int N : spec.network.widths) {
     auto of_width = train(spec, data, N, outputs_fit(spec, data), options.threads, progress, "");
@@ -141,7 +157,7 @@ ValidationRun run_validation(const RunSpec& spec, const Dataset& data, const Pro
     run.runs.push_back(std::move(*of_width));
   }
   progress.finish();
-  run.complete = !run.half || !run.half->failure;
+  run.complete = !run.second || !run.second->failure;
   return run;
 }
 
@@ -152,7 +168,8 @@ LrSweep run_lr_sweep(const RunSpec& spec, const Dataset& data, const ProgramOpti
   one.output.observables = {"none"};
   std::sort(one.network.widths.begin(), one.network.widths.end());
   const Costs costs{one, data};
-  Progress progress("sweeping", static_cast<long>(eta.size()) * (costs.of_limit(neurons_of(one)) + costs.of_networks()),
+  Progress progress("sweeping",
+                    static_cast<long>(eta.size()) * (costs.of_limit(neurons_of(one, data)) + costs.of_networks()),
                     options.quiet);
   LrSweep sweep;
   sweep.criterion = criterion;

@@ -1,4 +1,4 @@
-/// The computations behind dmft_validate: limit, limit with half the samples, networks; the same over learning rates.
+/// The computations behind dmft_validate: limit, limit with fewer samples, networks; the same over learning rates.
 #pragma once
 
 #include <atomic>
@@ -22,12 +22,17 @@ void on_signals();
 /// True where the limit is a random variable: experts that do not grow, chosen by rank (theory section 6).
 bool has_random_limit(const RunSpec& spec);
 
+/// The same limit from fewer samples, drawn anew: the difference measures its bias. Half as many; more where lists of draws would not
+/// hold the first step's, whose bias is of another kind; none where less than a fifth could be saved, and none where the limit is
+/// random: networks of as many neurons are compared with that.
+std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data);
+
 /// Refuses before the run what memory of solver or trainer, or the file system of `out`, cannot hold. Throws ConfigError, IoError.
 void require_resources(const RunSpec& spec, const Dataset& data, int threads, const std::string& out);
 
 /// What was computed; after an interrupt or a limit that diverged only parts of it.
 struct ValidationRun {
-  std::optional<LimitResult> limit, half;
+  std::optional<LimitResult> limit, second;
   std::vector<std::vector<NetworkRun>> runs;  ///< [width][seed]
   bool complete = false;
 };

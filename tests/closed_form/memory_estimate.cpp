@@ -46,7 +46,7 @@ double estimated(const std::string& text, int threads) {
   const Dataset data = load_dataset(spec);
   Faults faults;
   std::vector<std::string> warnings;
-  const LimitSpec limit = limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings);
+  const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, warnings);
   return memory_estimate(limit, solve_sizes(spec, data, threads)).total();
 }
 

@@ -52,7 +52,7 @@ Samples of_networks(const moe::RunSpec& s, const moe::Dataset& d) {
 Samples of_limit(const moe::RunSpec& s, const moe::Dataset& d, bool drop_responses) {
   moe::Faults faults;
   std::vector<std::string> warnings;
-  moe::Plan plan{&s, &d, moe::limit_spec(s, static_cast<int>(d.x.rows()), faults, warnings), {}, {}, {}, {}, {}, false};
+  moe::Plan plan{&s, &d, moe::limit_spec(s, moe::step_shape(s, d), faults, warnings), {}, {}, {}, {}, {}, false};
   faults.throw_if_any();
   plan.limit.block.matching = false;
   if (drop_responses) {  // the backward Gaussian of A and its response in u go together

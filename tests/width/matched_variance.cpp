@@ -1,10 +1,13 @@
 // With moment matching, answers of initial matrices keep their variance at any number of samples, whether lists of draws are full or not.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
+#include "dmft/matched_draws.hpp"
 #include "tests/limit_fixture.hpp"
+#include "validation/validation_run.hpp"
 
 namespace {
 
@@ -46,5 +49,75 @@ TEST_CASE("moment matching: the same where lists are full and draws are plain [I
     INFO(neurons, " neurons: ", d.value, " +- ", d.error);
     // The variance of what is returned is a mean over few directions, itself known to O(1/S).
     CHECK(std::abs(d.value) < 4 * d.error + 1.0 / neurons);
+  }
+}
+
+namespace {
+
+/// Largest of |rms(zeta_init)/exact - 1| and rms(f)/rms(f, drawn plainly) at t = 0: both are zero where all draws up to there are
+/// matched, exactly.
+double defect(const moe::RunSpec& spec, const moe::Dataset& data) {
+  moe::RunSpec plain = spec;
+  plain.sampling.matching = moe::Matching::off;
+  const moe::LimitResult r = moe::solve_limit(spec, data), p = moe::solve_limit(plain, data);
+  const double zeta = r.observables.at("rms_zeta_init").mean[0];
+  const double exact = std::sqrt(r.constants.expert_out.beta2) * r.observables.at("rms_D").mean[0];
+  return std::max(std::abs(zeta / exact - 1), r.observables.at("rms_f").mean[0] / p.observables.at("rms_f").mean[0]);
+}
+
+}  // namespace
+
+TEST_CASE(
+    "moment matching: from the count said on, lists hold all that the first step draws; below they do not [I, II, "
+    "III]") {
+  const moe::Dataset data = limit_fixture::data(8, 8, 20);  // the neurons' list is the first to be full
+  for (const char* regime : {"I", "II", "III"}) {
+    moe::RunSpec s = limit_fixture::spec(regime, "mssp", moe::OptimizerKind::sgd, 0.1, 0);
+    s.model.activation_scale = 2;
+    s.sampling.matching = moe::Matching::on;
+    s.sampling.tolerance = 1e-7;  // no direction is dropped: ranks are the number of samples
+    moe::Faults faults;
+    std::vector<std::string> warnings;
+    const moe::StepShape step = moe::step_shape(s, data);
+    const moe::LimitSpec limit = moe::limit_spec(s, step, faults, warnings);
+    const int enough = moe::matched_neurons(s, limit.block.constants, step, 32, 1024);
+    INFO(std::string(regime), ": ", enough);
+    REQUIRE(enough > 32);
+    s.sampling.neurons = enough;
+    CHECK(defect(s, data) < 1e-6);
+    CHECK(moe::solve_limit(s, data).lists_hold);
+    s.sampling.neurons = enough - 32;
+    CHECK(defect(s, data) > 1e-4);
+    CHECK_FALSE(moe::solve_limit(s, data).lists_hold);
+  }
+}
+
+TEST_CASE(
+    "moment matching: default counts hold the lists of 64 samples, and the second solve of a comparison as well") {
+  const moe::Dataset data = limit_fixture::data(64, 64, 10);
+  for (const char* regime : {"I", "II", "III"}) {
+    moe::RunSpec s = limit_fixture::spec(regime, "mssp", moe::OptimizerKind::sgd, 0.1, 0);
+    s.model.experts = 4;
+    s.sampling.neurons = 0;
+    moe::Faults faults;
+    std::vector<std::string> warnings;
+    const moe::StepShape step = moe::step_shape(s, data);
+    const moe::LimitSpec limit = moe::limit_spec(s, step, faults, warnings);
+    CHECK(moe::lists_hold_first_step(s, limit.block.constants, limit.block.counts, step));
+    if (const auto second = moe::second_solve(s, data)) {
+      const moe::LimitSpec of_second = moe::limit_spec(*second, step, faults, warnings);
+      CHECK(of_second.block.counts.neurons < limit.block.counts.neurons);
+      CHECK(moe::lists_hold_first_step(*second, of_second.block.constants, of_second.block.counts, step));
+    }
+    // What is said is taken, and a list that is too short then is a warning.
+    s.sampling.neurons = 128;
+    s.sampling.replicas = 1;
+    const moe::LimitResult r = moe::solve_limit(s, data);
+    CHECK(r.counts.neurons == 128);
+    const auto says = [&](const char* words) {
+      return std::any_of(r.warnings.begin(), r.warnings.end(),
+                         [&](const std::string& w) { return w.find(words) != std::string::npos; });
+    };
+    CHECK(says("lists of matched draws do not hold"));
   }
 }

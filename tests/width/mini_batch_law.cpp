@@ -84,7 +84,7 @@ struct Forms {
 Samples of_limit(const moe::RunSpec& s, const moe::Dataset& d, Forms& forms) {
   moe::Faults faults;
   std::vector<std::string> warnings;
-  moe::Plan plan{&s, &d, moe::limit_spec(s, static_cast<int>(d.x.rows()), faults, warnings), {}, {}, {}, {}, {}, false};
+  moe::Plan plan{&s, &d, moe::limit_spec(s, moe::step_shape(s, d), faults, warnings), {}, {}, {}, {}, {}, false};
   faults.throw_if_any();
   plan.limit.block.matching = false;
   plan.eval_steps = moe::eval_steps(s.training);
@@ -176,7 +176,7 @@ TEST_CASE("whole-set evaluation has the law of networks, in pieces their mean [I
       for (std::size_t t : {0U, 1U}) networks[std::data(names)[t]].push_back(run.loss.at(t));
     moe::Faults faults;
     std::vector<std::string> warnings;
-    moe::LimitSpec limit = moe::limit_spec(s, 5, faults, warnings);
+    moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, d), faults, warnings);
     faults.throw_if_any();
     limit.block.matching = false;
     for (std::uint32_t k = 0; k < seeds; ++k) {

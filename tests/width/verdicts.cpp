@@ -14,6 +14,7 @@
 #include "tests/limit_fixture.hpp"
 #include "validation/comparison.hpp"
 #include "validation/comparison_report.hpp"
+#include "validation/validation_run.hpp"
 
 using namespace moe;
 
@@ -48,13 +49,10 @@ Evidence evidence(const Setting& theory, const Setting& truth, int k = 0) {
   RunSpec of_limit = describe(theory), of_networks = describe(truth);
   of_networks.sampling.seed = 1000 + 100 * static_cast<std::uint64_t>(k);
   of_limit.sampling.seed = 500000 + static_cast<std::uint64_t>(k);
-  RunSpec half = of_limit;
-  half.sampling.neurons /= 2;
-  half.sampling.seed += 1000003;
-  const bool random = theory.regime == "I" && theory.routing == Routing::topk;
   const LimitResult limit = solve_limit(of_limit, data);
-  const LimitResult measures_bias = random ? LimitResult{} : solve_limit(half, data);
-  return evidence_of(of_limit, train_networks(of_networks, data, 0), limit, random ? nullptr : &measures_bias);
+  const auto fewer = second_solve(of_limit, data);
+  const LimitResult second = fewer ? solve_limit(*fewer, data) : LimitResult{};
+  return evidence_of(of_limit, train_networks(of_networks, data, 0), limit, fewer ? &second : nullptr);
 }
 
 const ObservableComparison& of(const Comparison& c, const std::string& name) {
@@ -95,8 +93,7 @@ template <class Change>
 LimitSamples changed_limit(const RunSpec& spec, Change&& change) {
   Faults faults;
   std::vector<std::string> warnings;
-  Plan plan{&spec, &data, limit_spec(spec, static_cast<int>(data.x.rows()), faults, warnings), {}, {}, {}, {},
-            {},    false};
+  Plan plan{&spec, &data, limit_spec(spec, step_shape(spec, data), faults, warnings), {}, {}, {}, {}, {}, false};
   REQUIRE(faults.empty());
   change(plan.limit.block.constants);
   plan.eval_steps = eval_steps(spec.training);
@@ -190,7 +187,7 @@ TEST_CASE(
   const auto verdict = [&](auto&& change) {
     Evidence wrong = right;
     wrong.limit = changed_limit(spec, change);
-    wrong.half.reset();
+    wrong.second.reset();
     return compare(wrong);
   };
   {  // The path of this test itself changes nothing.
