@@ -6,6 +6,7 @@
 
 #include "dmft/expert_matrix.hpp"
 #include "dmft/gating.hpp"
+#include "dmft/pointwise.hpp"
 
 namespace moe {
 
@@ -49,6 +50,9 @@ struct BlockFields {
         zeta(sites, P),
         ghat(sites, P) {}
 };
+
+/// Of an evaluation-only query: W(t) or W(0).
+enum class Weights { now, initial };
 
 template <class B>
 class Block {
@@ -112,7 +116,7 @@ class Block {
     apply_gate<B>(spec_.gate, f.r, f.mask, f.G);
     A_->to_experts(z, f.u_parts);  // (T3), (T16)
     add(f.u_parts, f.u);
-    activate(f.u, f.v);
+    activate<B>(spec_.activation, spec_.activation_scale, f.u, f.v);
     gated(f.G, f.v, f.Gv);
     B_->from_experts(f.Gv, f.y_parts);  // (T4), (T17)
     add(f.y_parts, y);
@@ -126,10 +130,8 @@ class Block {
     B_->to_experts(D, f.zeta_parts);  // (T7), (T18)
     add(f.zeta_parts, f.zeta);
     const Index SE = shape_.experts, Sa = shape_.hidden;
-    const View u = f.u, v = f.v, zeta = f.zeta, ghat = f.ghat, s = f.s, G = f.G;
-    PointActivation<Real>{spec_.activation, static_cast<Real>(spec_.activation_scale)}.with_derivative([&](auto slope) {
-      B::each(ghat.rows, ghat.cols, [=](Index k, Index p) { ghat(k, p) = slope(u(k, p)) * zeta(k, p); });
-    });
+    const View v = f.v, zeta = f.zeta, ghat = f.ghat, s = f.s, G = f.G;
+    times_slope<B>(spec_.activation, spec_.activation_scale, f.u, zeta, ghat);
     gated(G, ghat, ghat);  // (T8)
     B::each(SE, s.cols, [=](Index i, Index p) {
       double mean = 0;
@@ -169,23 +171,33 @@ class Block {
     return changed;
   }
 
-  /// y of other inputs (S, E) at the present weights; nothing is stored. Ask the stored queries of a step first.
-  void evaluate(View z, View y) {
+  /// y of other inputs (S, E); nothing is stored. Ask the stored queries of a step first.
+  void evaluate(View z, View y, Weights weights) {
     const Index E = z.cols;
     Answer<B> r_parts(shape_.experts, E), u_parts(shape_.sites(), E), y_parts(y.rows, E);
     auto r = Matrix::uninitialized(shape_.experts, E);
     auto mask = Matrix::uninitialized(shape_.experts, E);
     auto G = Matrix::uninitialized(shape_.experts, E);
     auto v = Matrix::uninitialized(shape_.sites(), E);
+    const auto take = [&](const Answer<B>& parts, View total) {
+      weights == Weights::now ? add(parts, total) : B::copy(parts.init.view(), total);
+    };
     router_->evaluate_forward(z, r_parts);
-    add(r_parts, r);
+    take(r_parts, r);
     apply_gate<B>(spec_.gate, r, mask, G);
     A_->evaluate_to_experts(z, u_parts);
-    add(u_parts, v);
-    activate(v, v);
+    take(u_parts, v);
+    activate<B>(spec_.activation, spec_.activation_scale, v, v);
     gated(G, v, v);
     B_->evaluate_from_experts(v, y_parts);
-    add(y_parts, y);
+    take(y_parts, y);
+  }
+
+  /// Hidden features v(0) (sites, E) of other inputs (S, E) at initialisation.
+  void initial_features(View z, View v0) {
+    Answer<B> u(shape_.sites(), z.cols);
+    A_->evaluate_to_experts(z, u);
+    activate<B>(spec_.activation, spec_.activation_scale, u.init, v0);
   }
 
   /// (1/K) sum_i G_i B_i(0) w_i of given hidden features w (sites, P) with the gates of this step: an evaluation-only query (T26).
@@ -231,13 +243,9 @@ class Block {
            "\"bases\"."});
     if (can) for_each_operator([](Operator<B>& o) { o.become_dense(); });
   }
-  static void add(Answer<B>& parts, View total) {
-    const View a = parts.init, b = parts.learned;
+  static void add(const Answer<B>& parts, View total) {
+    const View a = parts.init.view(), b = parts.learned.view();
     B::each(total.rows, total.cols, [=](Index i, Index j) { total(i, j) = a(i, j) + b(i, j); });
-  }
-  void activate(View u, View v) const {
-    PointActivation<Real>{spec_.activation, static_cast<Real>(spec_.activation_scale)}.with_value(
-        [&](auto phi) { B::each(u.rows, u.cols, [=](Index k, Index p) { v(k, p) = phi(u(k, p)); }); });
   }
   /// out_ia = G_i w_ia
   void gated(View G, View w, View out) const {

@@ -30,7 +30,7 @@ class Flow {
       replica.learned_derivative(derivative);
     });
     replica.set_learned(w);
-    if (replica.block().settle()) stepper_.forget();  // derivatives in the bases mean nothing to a dense operator
+    if (replica.settle()) stepper_.forget();  // derivatives in the bases mean nothing to a dense operator
     return work;
   }
 

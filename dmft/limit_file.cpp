@@ -14,7 +14,7 @@ namespace {
 
 class LimitWriter {
  public:
-  LimitWriter(H5Writer& file, const LimitResult& result) : file_(file), result_(result) {}
+  LimitWriter(H5Writer& file, const LimitResult& result, int depth) : file_(file), result_(result), depth_(depth) {}
 
   void curve(const std::string& name, const Curve& c, const std::string& description) {
     if (c.mean.empty()) return;
@@ -22,6 +22,23 @@ class LimitWriter {
                   description + fmt::format(", mean over {} replicas", result_.replicas), {"step"});
     file_.dataset(name + "_sem", {c.sem.size()}, c.sem.data(), "standard error of that mean (NaN for one replica)",
                   {"step"});
+  }
+
+  /// (T+1), or (T+1, L) for what every one of L blocks has.
+  void observable(const std::string& name, const std::string& description) {
+    const auto of_blocks = recorded(name, depth_);
+    const std::string path = "/limit/observables/" + name;
+    if (of_blocks.size() == 1) return curve(path, result_.observables.at(of_blocks[0].key), description);
+    const std::size_t n = result_.observables.at(of_blocks[0].key).mean.size();
+    if (n == 0) return;
+    const auto write = [&](const std::string& to, const std::string& text, std::vector<double> Curve::*part) {
+      std::vector<double> table;
+      for (std::size_t t = 0; t < n; ++t)
+        for (const Recorded& one : of_blocks) table.push_back((result_.observables.at(one.key).*part)[t]);
+      file_.dataset(to, {n, of_blocks.size()}, table.data(), text, {"step", "block"});
+    };
+    write(path, description + fmt::format(", of every block, mean over {} replicas", result_.replicas), &Curve::mean);
+    write(path + "_sem", "standard error of that mean (NaN for one replica)", &Curve::sem);
   }
 
   /// (n, P, X) from matrices (X, P), column-major: their bytes are the row-major (P, X).
@@ -35,25 +52,51 @@ class LimitWriter {
                   flat.data(), description, {"step", "sample", last_dimension});
   }
 
+  /// (n, P, P), or (n, L, P, P).
+  void kernel(const std::string& name, const std::string& description) {
+    const auto of_blocks = recorded(name, depth_);
+    const std::string path = "/limit/kernels/" + name;
+    const auto& first = result_.kernels.at(of_blocks[0].key);
+    if (of_blocks.size() == 1 || first.empty()) return matrices(path, first, description, "sample_2");
+    std::vector<double> flat;
+    for (std::size_t k = 0; k < first.size(); ++k)
+      for (const Recorded& one : of_blocks) {
+        const Eigen::MatrixXd& m = result_.kernels.at(one.key)[k];
+        flat.insert(flat.end(), m.data(), m.data() + m.size());
+      }
+    const auto P = static_cast<std::size_t>(first[0].rows());
+    file_.dataset(path, {first.size(), of_blocks.size(), P, P}, flat.data(), description,
+                  {"step", "block", "sample", "sample_2"});
+  }
+
  private:
   H5Writer& file_;
   const LimitResult& result_;
+  int depth_;
 };
 
 /// /limit/distributions: share of every bin, mean over replicas and its standard error.
-void write_distributions(H5Writer& file, const LimitResult& result) {
+void write_distributions(H5Writer& file, const LimitResult& result, int depth) {
   if (result.distributions.empty()) return;
-  const auto write = [&](const std::string& name, const std::string& description, const std::vector<Curve>& of_steps,
-                         std::vector<double> Curve::*part) {
-    std::vector<double> flat;
-    for (const Curve& c : of_steps) flat.insert(flat.end(), (c.*part).begin(), (c.*part).end());
-    file.dataset("/limit/distributions/" + name, {of_steps.size(), distribution_bins}, flat.data(), description,
-                 {"step", "bin"});
-  };
   for (const auto& info : distribution_table) {
-    const auto& of_steps = result.distributions.at(info.name);
-    write(info.name, std::string(info.description) + ": share of each bin, mean over replicas", of_steps, &Curve::mean);
-    write(info.name + std::string("_sem"), "standard error of that mean (NaN for one replica)", of_steps, &Curve::sem);
+    const auto of_blocks = recorded(info.name, depth);
+    const std::size_t n = result.distributions.at(of_blocks[0].key).size();
+    const auto write = [&](const std::string& name, const std::string& description, std::vector<double> Curve::*part) {
+      std::vector<double> flat;
+      for (std::size_t k = 0; k < n; ++k)
+        for (const Recorded& one : of_blocks) {
+          const std::vector<double>& shares = result.distributions.at(one.key)[k].*part;
+          flat.insert(flat.end(), shares.begin(), shares.end());
+        }
+      const std::string path = "/limit/distributions/" + name;
+      if (of_blocks.size() == 1)
+        file.dataset(path, {n, distribution_bins}, flat.data(), description, {"step", "bin"});
+      else
+        file.dataset(path, {n, of_blocks.size(), distribution_bins}, flat.data(), description,
+                     {"step", "block", "bin"});
+    };
+    write(info.name, std::string(info.description) + ": share of each bin, mean over replicas", &Curve::mean);
+    write(info.name + std::string("_sem"), "standard error of that mean (NaN for one replica)", &Curve::sem);
   }
   write_distribution_axes(file, "/limit/distributions", result.distribution_steps);
 }
@@ -69,8 +112,8 @@ struct Description {
   const char* text;
 };
 constexpr Description diagnostics[] = {
-    {"rank_phi", "rank of the query basis of phi (neurons)"},
-    {"rank_D", "rank of the query basis of D (neurons)"},
+    {"rank_phi", "rank of the query basis of phi (neurons), largest over blocks"},
+    {"rank_D", "rank of the query basis of D (neurons), largest over blocks"},
     {"rank_ghat", "largest rank of a query basis of ghat (expert side of A)"},
     {"rank_Gv", "largest rank of a query basis of G v (expert side of B)"},
     {"dense_fraction", "share of expert operators in dense form (T27)"},
@@ -82,7 +125,7 @@ constexpr Description diagnostics[] = {
 }  // namespace
 
 void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& result) {
-  LimitWriter limit(file, result);
+  LimitWriter limit(file, result, spec.model.depth);
   limit.curve("/limit/loss", result.loss, "training loss");
   limit.curve("/limit/accuracy", result.accuracy, "share of training samples classified rightly");
   limit.curve("/limit/test_loss", result.test_loss, "test loss, by evaluation-only queries");
@@ -105,14 +148,13 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
   const auto wanted = selected_observables(spec);
   for (const auto& info : observable_table)
     for (const auto& name : wanted)
-      if (name == info.name) limit.curve("/limit/observables/" + name, result.observables.at(name), info.description);
+      if (name == info.name) limit.observable(name, info.description);
   if (!wanted.empty() && !every_step(result.observe_steps))
     write_steps(file, "/limit/observables/observe_steps", result.observe_steps, "steps of the observables");
-  for (const auto& info : kernel_table)
-    if (const auto found = result.kernels.find(info.name); found != result.kernels.end())
-      limit.matrices(std::string("/limit/kernels/") + info.name, found->second, info.description, "sample_2");
+  if (!result.kernels.empty())
+    for (const auto& info : kernel_table) limit.kernel(info.name, info.description);
   if (!result.kernels.empty()) write_steps(file, "/limit/kernels/steps", result.kernel_steps, "steps of the kernels");
-  write_distributions(file, result);
+  write_distributions(file, result, spec.model.depth);
 
   for (const auto& d : diagnostics)
     if (const auto found = result.diagnostics.find(d.name); found != result.diagnostics.end() && !found->second.empty())

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "dmft/solve.hpp"
 
@@ -51,7 +52,8 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   const bool keeps_lists = spec.sampling.matching != Matching::off && !block.starts_dense;
   block.counts = counts_of(spec, regime, block.constants, step, keeps_lists);
   block.experts_sampled = regime.experts_sampled;
-  block.gate = {spec.model.gate, spec.model.routing == Routing::topk, block.counts.active};
+  block.gate = {spec.model.gate, spec.model.routing == Routing::topk, block.counts.active,
+                1 / spec.model.router_temperature};
   block.activation = spec.model.activation;
   block.activation_scale = spec.model.activation_scale;
   block.router = update_rule(spec, block.constants, Tensor::router);
@@ -59,8 +61,9 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   block.expert_out = update_rule(spec, block.constants, Tensor::expert_out);
   block.tolerance = spec.sampling.tolerance;
   limit.flow = {spec.training.stepper, spec.training.step_size, spec.training.rtol, spec.training.atol};
-  limit.residual = spec.model.residual;
-  limit.post_activation = spec.model.post_activation;
+  limit.depth = spec.model.depth;
+  limit.layer = {spec.model.norm, spec.model.post_activation, std::pow(limit.depth, -spec.model.branch_exponent),
+                 spec.model.residual};
   limit.loss = spec.training.loss;
   limit.input = update_rule(spec, block.constants, Tensor::input);
   limit.readout = update_rule(spec, block.constants, Tensor::readout);

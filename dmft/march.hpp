@@ -16,7 +16,7 @@ namespace moe {
 struct Record {
   std::vector<double> loss, accuracy, test_loss, test_accuracy, batch_loss;
   std::vector<Eigen::MatrixXd> f;
-  std::vector<std::vector<double>> observables;
+  std::vector<std::vector<double>> observables;  ///< of recorded_all(Plan::observables, depth)
   std::map<std::string, std::vector<Eigen::MatrixXd>> kernels;
   std::map<std::string, std::vector<std::vector<double>>> distributions;
   std::map<std::string, std::vector<double>> diagnostics;

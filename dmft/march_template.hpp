@@ -28,12 +28,26 @@ void check_finite(Replica<B>& r, int step) {
     return !std::isfinite(B::sum(a.rows, a.cols, [=](Index i, Index j) { return a(i, j); }));
   };
   if (std::isfinite(total) && !bad(r.xi())) return;
-  BlockFields<B>& f = r.block().fields();
-  const std::pair<const char*, typename B::View> fields[] = {{"h", r.h()},   {"r", f.r},    {"u", f.u},
-                                                             {"y", r.y()},   {"D", r.D()},  {"zeta", f.zeta},
-                                                             {"rho", f.rho}, {"xi", r.xi()}};
-  for (const auto& [name, view] : fields)
+  const auto check = [&](const std::string& name, typename B::View view) {
     if (bad(view)) throw NumericsError(step, name, "is not finite any more. Lower optimizer.lr");
+  };
+  const auto of_block = [&](const char* name, std::size_t l) {
+    return r.layers().size() == 1 ? name : fmt::format("{} of block {}", name, l + 1);
+  };
+  check("h", r.h());
+  for (std::size_t l = 0; l < r.layers().size(); ++l) {
+    BlockFields<B>& f = r.layers()[l]->block().fields();
+    check(of_block("r", l), f.r);
+    check(of_block("u", l), f.u);
+    check(of_block("y", l), r.layers()[l]->y());
+  }
+  for (std::size_t l = r.layers().size(); l-- > 0;) {
+    BlockFields<B>& f = r.layers()[l]->block().fields();
+    check(of_block("D", l), r.layers()[l]->D());
+    check(of_block("zeta", l), f.zeta);
+    check(of_block("rho", l), f.rho);
+  }
+  check("xi", r.xi());
   throw NumericsError(step, "f", "is not finite any more. Lower optimizer.lr");
 }
 
@@ -54,22 +68,27 @@ inline Checkpoints::State finished(Record& record, int T) {
 
 template <class B>
 void record_diagnostics(Replica<B>& r, Record& record, int step, double elapsed) {
-  Block<B>& block = r.block();
-  double rank_experts_in = 0, rank_experts_out = 0, dense = 0, operators = 0;
+  double rank_phi = 0, rank_D = 0, rank_experts_in = 0, rank_experts_out = 0, dense = 0, operators = 0;
+  const auto take = [](double& largest, Index rank) { largest = std::max(largest, static_cast<double>(rank)); };
   const auto of = [&](ExpertMatrix<B>& m, double& rank) {
-    m.for_each_basis([&](QueryBasis<B>& b) { rank = std::max(rank, static_cast<double>(b.rank())); });
+    m.for_each_basis([&](QueryBasis<B>& b) { take(rank, b.rank()); });
     m.for_each_operator([&](Operator<B>& o) {
       record.defect = std::max(record.defect, o.sample_ratio_defect());
       dense += o.dense() ? 1 : 0;
       operators += 1;
     });
   };
-  record.defect = std::max(record.defect, block.router().sample_ratio_defect());
-  of(block.expert_in(), rank_experts_in);
-  of(block.expert_out(), rank_experts_out);
+  for (auto& layer : r.layers()) {
+    Block<B>& block = layer->block();
+    record.defect = std::max(record.defect, block.router().sample_ratio_defect());
+    of(block.expert_in(), rank_experts_in);
+    of(block.expert_out(), rank_experts_out);
+    take(rank_phi, block.phi_rank());
+    take(rank_D, block.D_rank());
+  }
   if (dense > 0 && record.dense_since < 0) record.dense_since = step;
-  record.diagnostics["rank_phi"].push_back(static_cast<double>(block.phi_rank()));
-  record.diagnostics["rank_D"].push_back(static_cast<double>(block.D_rank()));
+  record.diagnostics["rank_phi"].push_back(rank_phi);
+  record.diagnostics["rank_D"].push_back(rank_D);
   record.diagnostics["rank_ghat"].push_back(rank_experts_in);
   record.diagnostics["rank_Gv"].push_back(rank_experts_out);
   record.diagnostics["dense_fraction"].push_back(dense / operators);
@@ -104,7 +123,7 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     if (t > T) return options.checkpoints->finish(index, detail::finished(record, T));
   }
   Replica<B> replica(plan.limit, data.x.rows(), data.y.rows(), P, static_cast<std::uint32_t>(index));
-  Observer<B> observer(plan.observables, full_batch);
+  Observer<B> observer(recorded_all(plan.observables, plan.limit.depth), full_batch);
   Flow<B> flow(plan.limit.flow);
   if (full_batch) replica.set_batch(data.x, data.y);
   const auto state = [&](Archive& a) {
@@ -146,11 +165,13 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     }
     if (detail::contains(plan.observe_steps, t)) record.observables.push_back(observer.measure(replica));
     if (detail::contains(plan.kernel_steps, t))
-      for (const auto& kernel : kernel_table)
-        record.kernels[kernel.name].push_back(Observer<B>::kernel(replica, kernel.name));
+      for (const auto& info : kernel_table)
+        for (const Recorded& one : recorded(info.name, plan.limit.depth))
+          record.kernels[one.key].push_back(Observer<B>::kernel(replica, one));
     if (detail::contains(plan.distribution_steps, t))
-      for (const auto& field : distribution_table)
-        record.distributions[field.name].push_back(Observer<B>::distribution(replica, field.name));
+      for (const auto& info : distribution_table)
+        for (const Recorded& one : recorded(info.name, plan.limit.depth))
+          record.distributions[one.key].push_back(Observer<B>::distribution(replica, one));
     if (t < T && record.converged_at < 0) {
       if (plan.limit.flows) {
         const FlowWork work = flow.advance(replica, flow_time(spec.training, t), flow_time(spec.training, t + 1),
@@ -186,22 +207,35 @@ std::vector<std::string> noisy_gradients(const RunSpec& spec, const Dataset& dat
   pilot.set_batch(x, y);
   pilot.forward();
   pilot.backward();
-  BlockFields<B>& f = pilot.block().fields();
   typename B::Matrix inputs(x.rows(), x.cols()), delta(y.rows(), y.cols());
   B::upload(x, inputs);
   B::upload(loss_delta(spec.training.loss, pilot.outputs(), y), delta);
+  // With a residual stream all blocks are alike; without, what vanishes on the way back is smallest at the first.
+  const auto in_blocks = [&](const auto& size_in) {
+    double size = 0;
+    for (auto& layer : pilot.layers()) {
+      size = std::max(size, size_in(*layer, layer->block().fields()));
+      if (!limit.layer.residual) break;
+    }
+    return size;
+  };
   for (const Tensor tensor : limit.vanishing) {
     double size = 0, eps = 0;
     switch (tensor) {
       case Tensor::input: size = detail::gradient_size<B>(pilot.xi(), inputs), eps = limit.input.eps; break;
-      case Tensor::router: size = detail::gradient_size<B>(f.rho, pilot.phi()), eps = limit.block.router.eps; break;
+      case Tensor::router:
+        size = in_blocks([](auto& layer, auto& f) { return detail::gradient_size<B>(f.rho, layer.z()); });
+        eps = limit.block.router.eps;
+        break;
       case Tensor::expert_in:
-        size = detail::gradient_size<B>(f.ghat, pilot.phi()), eps = limit.block.expert_in.eps;
+        size = in_blocks([](auto& layer, auto& f) { return detail::gradient_size<B>(f.ghat, layer.z()); });
+        eps = limit.block.expert_in.eps;
         break;
       case Tensor::expert_out:
-        size = detail::gradient_size<B>(f.Gv, pilot.D()), eps = limit.block.expert_out.eps;
+        size = in_blocks([](auto& layer, auto& f) { return detail::gradient_size<B>(f.Gv, layer.D()); });
+        eps = limit.block.expert_out.eps;
         break;
-      case Tensor::readout: size = detail::gradient_size<B>(pilot.stream(), delta), eps = limit.readout.eps; break;
+      case Tensor::readout: size = detail::gradient_size<B>(pilot.s(), delta), eps = limit.readout.eps; break;
     }
     if (eps < size) noisy.push_back(fmt::format("{} ({:.1e})", tensor_names[static_cast<std::size_t>(tensor)], size));
   }

@@ -21,7 +21,7 @@ constexpr double piece = 256;
 /// Square matrices of float64 that a Gram matrix, its partial sums and its eigenvectors take at once.
 constexpr double gram_copies = 14;
 /// Numbers kept per training step (diagnostics) and per evaluation (losses, observables).
-constexpr double per_step = 8, per_record = 64;
+constexpr double per_step = 8, per_record = 24, per_block_record = 40;
 
 /// One operator (or `copies` equal ones), X sites by Y sites, and how far its bases go.
 struct OperatorSize {
@@ -60,22 +60,27 @@ OperatorSize sized(std::string name, double X, double Y, double copies, const Ga
 
 class Account {
  public:
-  explicit Account(double bytes_per_number) : b_(bytes_per_number) {}
+  Account(double bytes_per_number, int blocks) : b_(bytes_per_number), blocks_(blocks) {}
 
   void add(const std::string& name, double numbers) {
     if (numbers > 0) items_.push_back({name, numbers * b_});
   }
+  /// The same in each block.
+  void add_of_blocks(const std::string& name, double numbers) {
+    add(blocks_ == 1 ? name : fmt::format("{}, in each of {} blocks", name, blocks_), blocks_ * numbers);
+  }
   void add_bytes(const std::string& name, double bytes) {
     if (bytes > 0) items_.push_back({name, bytes});
   }
-  /// Everything an operator owns but what it shares with others: the basis on neurons and the lists of draws. One that becomes
+  /// Everything an operator (one in each block) owns but what it shares with others: the basis on neurons and the lists of draws. One that becomes
   /// dense has bases and images first and arrays later; both only at the change, which no two make at once.
   void add(const OperatorSize& o) {
-    const std::string size = fmt::format("{:.0f} x {:.0f}{}", o.X, o.Y,
-                                         o.copies > 1 ? fmt::format(" for each of {:.0f} experts", o.copies) : "");
+    const std::string size = fmt::format("{:.0f} x {:.0f}{}{}", o.X, o.Y,
+                                         o.copies > 1 ? fmt::format(" for each of {:.0f} experts", o.copies) : "",
+                                         blocks_ > 1 ? fmt::format(" in each of {} blocks", blocks_) : "");
     std::vector<MemoryItem> bases, arrays;
     const auto put = [&](std::vector<MemoryItem>& items, const std::string& what, double numbers) {
-      if (numbers > 0) items.push_back({o.name + ": " + what, o.copies * numbers * b_});
+      if (numbers > 0) items.push_back({o.name + ": " + what, blocks_ * o.copies * numbers * b_});
     };
     const bool pairs_from_start = o.learns() && !o.rule.linear();
     const double count = o.rule.has_moments() ? 3 : o.rule.has_velocity() ? 2 : 1;
@@ -92,7 +97,7 @@ class Account {
     const double of_bases = bytes(bases), of_arrays = bytes(arrays);
     const auto& larger = of_bases >= of_arrays ? bases : arrays;
     items_.insert(items_.end(), larger.begin(), larger.end());
-    const double smaller = std::min(of_bases, of_arrays) / o.copies;
+    const double smaller = std::min(of_bases, of_arrays) / (blocks_ * o.copies);
     if (smaller > change_.bytes)
       change_ = {o.name + ": bases beside arrays while it changes to the dense form", smaller};
   }
@@ -112,6 +117,7 @@ class Account {
   }
 
   double b_;
+  int blocks_;
   std::vector<MemoryItem> items_;
   MemoryItem change_;
 };
@@ -142,23 +148,29 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   const LimitConstants& c = block.constants;
   const double S = block.counts.neurons, SE = block.counts.experts, Sa = block.counts.hidden, sites = SE * Sa;
   const double P = sizes.batch, D = sizes.D, C = sizes.C, queries = limit.flows ? HUGE_VAL : (sizes.steps + 1) * P;
+  const int L = limit.depth;
   double learned = S * D + S * C;  // of a flow, by its stepper's stages
   const auto size_of = [&](std::string name, double X, double copies, const GaussianConstants& g,
                            const UpdateRule& rule, double neuron_queries) {
     OperatorSize o = sized(std::move(name), X, S, copies, g, rule, queries, neuron_queries, P, block.starts_dense);
-    learned += o.learned();
+    learned += L * o.learned();
     return o;
   };
-  Account account(sizes.float64 ? 8 : 4);
+  Account account(sizes.float64 ? 8 : 4, L);
 
-  account.add(fmt::format("fields on {:.0f} expert sites x {:.0f} samples", sites, P), 12 * sites * P);
-  account.add(fmt::format("fields on {:.0f} neurons x {:.0f} samples", S, P), 19 * S * P + 9 * SE * P);
+  const double of_norm = limit.layer.norm == Norm::none ? 0 : 1;
+  account.add_of_blocks(fmt::format("fields on {:.0f} expert sites x {:.0f} samples", sites, P), 12 * sites * P);
+  account.add_of_blocks(fmt::format("fields on {:.0f} neurons x {:.0f} samples", S, P),
+                        (10 + of_norm) * S * P + 9 * SE * P);
+  account.add("the stream outside blocks", (9 + of_norm) * S * P);
   account.add(fmt::format("input weights, {:.0f} x {:.0f}", S, D), S * D * (2 + moments(limit.input)));
   account.add("readout weights", S * C * (1 + moments(limit.readout)));
 
-  // Without psi, D = wbar(t) delta lies in the span of the C readout vectors of its step.
+  // Of one block without psi and norm, D = wbar(t) delta lies in the span of the C readout vectors of its step.
   const double D_queries =
-      limit.post_activation == Activation::identity ? std::min(queries, (sizes.steps + 1) * C) : queries;
+      L == 1 && limit.layer.norm == Norm::none && limit.layer.post_activation == Activation::identity
+          ? std::min(queries, (sizes.steps + 1) * C)
+          : queries;
   std::vector<OperatorSize> of_A, of_B;
   const auto matrix = [&](std::vector<OperatorSize>& ops, const char* name, bool shared, const GaussianConstants& g,
                           const UpdateRule& rule, double neuron_queries) {
@@ -177,7 +189,7 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   matrix(of_B, "expert_out", c.expert_out_shared, {c.expert_out.beta2, c.expert_out.chi2}, block.expert_out, D_queries);
 
   // Largest ranks on the neurons: one basis of phi for A and Q, one of D for B.
-  double rank_phi = 0, rank_D = 0, drawn_on_neurons = (D > S / 4 ? 0 : D) + C, drawn_on_sites = 0;
+  double rank_phi = 0, rank_D = 0, drawn_on_neurons = 0, drawn_on_sites = 0;  // draws of one block
   const auto take = [&](const std::vector<OperatorSize>& ops, double& rank) {
     for (const OperatorSize& o : ops) {
       rank = std::max(rank, o.rank_y);
@@ -195,14 +207,15 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
     if (router.chi2 > 0) drawn_on_sites += SE * std::min(SE / 2, router.rank_y);
     account.add(router);
   } else {
-    account.add(fmt::format("router: explicit matrix of {:.0f} x {:.0f}", SE, S),
-                SE * S * (2 + (block.router.lr != 0 ? 1 + moments(block.router) : 0)));
+    account.add_of_blocks(fmt::format("router: explicit matrix of {:.0f} x {:.0f}", SE, S),
+                          SE * S * (2 + (block.router.lr != 0 ? 1 + moments(block.router) : 0)));
   }
-  account.add(fmt::format("bases of {:.0f} queries on {:.0f} neurons", rank_phi + rank_D, S),
-              growth * S * (rank_phi + rank_D));
+  account.add_of_blocks(fmt::format("bases of {:.0f} queries on {:.0f} neurons", rank_phi + rank_D, S),
+                        growth * S * (rank_phi + rank_D));
   if (block.matching) {
-    account.add("moment matching: earlier draws on neurons", growth * S * std::min(S / 2, drawn_on_neurons));
-    account.add("moment matching: earlier draws on expert sites", growth * drawn_on_sites);
+    account.add("moment matching: earlier draws on neurons",
+                growth * S * std::min(S / 2, (D > S / 4 ? 0 : D) + C + L * drawn_on_neurons));
+    account.add_of_blocks("moment matching: earlier draws on expert sites", growth * drawn_on_sites);
   }
 
   if (limit.flows)
@@ -227,8 +240,8 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   e.concurrent = sizes.concurrent;
   const double f_bytes = sizes.records * C * sizes.train * sizeof(double);
   const double kept_f = f_bytes <= 64.0 * 1048576 ? f_bytes : 0;
-  const double kernel_bytes = 4 * sizes.kernels * P * P * sizeof(double);
-  const double curves = (per_step * sizes.steps + per_record * sizes.records) * sizeof(double);
+  const double kernel_bytes = 4 * L * sizes.kernels * P * P * sizeof(double);
+  const double curves = (per_step * sizes.steps + (per_record + L * per_block_record) * sizes.records) * sizeof(double);
   e.common = (sizes.replicas + 1) * (kept_f + kernel_bytes + growth * curves);
   e.output = (D + C) * (sizes.train + sizes.test) * sizeof(double) + kept_f + kernel_bytes + 2 * curves +
              sizes.replicas * sizes.records * sizeof(double);

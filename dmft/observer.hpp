@@ -31,16 +31,21 @@ class Observer {
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
-  Observer(std::vector<std::string> names, bool fixed_batch) : names_(std::move(names)), fixed_batch_(fixed_batch) {}
+  Observer(std::vector<Recorded> wanted, bool fixed_batch) : wanted_(std::move(wanted)), fixed_batch_(fixed_batch) {}
 
-  /// Values in the order of names().
+  /// Values in the order of `wanted`.
   std::vector<double> measure(Replica<B>& r) {
-    if (names_.empty()) return {};
+    if (wanted_.empty()) return {};
     r_ = &r;
     cache_.clear();
+    v0_.clear();
     if (fixed_batch_ && initial_.empty()) keep_initial();
     std::vector<double> values;
-    for (const auto& name : names_) values.push_back(value(name));
+    for (const Recorded& one : wanted_) {
+      layer_ = r.layers()[static_cast<std::size_t>(one.block)].get();
+      values.push_back(value(one));
+    }
+    first_measurement_ = false;
     return values;
   }
   void transfer(Archive& a) {
@@ -48,22 +53,22 @@ class Observer {
     a("initial", initial_);
     a("initial_f", initial_f_);
   }
-  const std::vector<std::string>& names() const { return names_; }
 
   /// (P, P) population averages by name of kernel_table.
-  static Eigen::MatrixXd kernel(Replica<B>& r, const std::string& name) {
-    BlockFields<B>& f = r.block().fields();
-    if (name == "Phi") return B::gram(r.phi());
-    if (name == "GvGv") return B::gram(f.Gv);
-    if (name == "DD") return B::gram(r.D());
+  static Eigen::MatrixXd kernel(Replica<B>& r, const Recorded& one) {
+    Layer<B>& layer = *r.layers()[static_cast<std::size_t>(one.block)];
+    BlockFields<B>& f = layer.block().fields();
+    if (one.name == "Phi") return B::gram(layer.z());
+    if (one.name == "GvGv") return B::gram(f.Gv);
+    if (one.name == "DD") return B::gram(layer.D());
     return B::gram(f.ghat);
   }
 
   /// Shares of the bins of support/distribution.hpp, by name of distribution_table.
-  static std::vector<double> distribution(Replica<B>& r, const std::string& name) {
-    if (name == "h") return moe::distribution(B::download(r.h()));
-    BlockFields<B>& f = r.block().fields();
-    return moe::distribution(B::download(name == "u" ? f.u : f.r));
+  static std::vector<double> distribution(Replica<B>& r, const Recorded& one) {
+    if (one.name == "h") return moe::distribution(B::download(r.h()));
+    BlockFields<B>& f = r.layers()[static_cast<std::size_t>(one.block)]->block().fields();
+    return moe::distribution(B::download(one.name == "u" ? f.u : f.r));
   }
 
  private:
@@ -79,7 +84,7 @@ class Observer {
   /// Over active (expert, token) pairs and their hidden units.
   double rms_active(View a) const {
     const View mask = fields().mask;
-    const Index Sa = r_->block().shape().hidden;
+    const Index Sa = block().shape().hidden;
     const double pairs = B::sum(mask.rows, mask.cols, [=](Index i, Index p) { return mask(i, p); });
     const double total = B::sum(mask.rows, mask.cols, [=](Index i, Index p) {
       double s = 0;
@@ -90,7 +95,7 @@ class Observer {
   }
   /// Effective number of experts (sum c)^2 / sum c^2, c_i = sum_a w_ia^2, smallest over tokens; 0 where nothing flows.
   double effective_sample_size(View w) const {
-    const Index SE = r_->block().shape().experts, Sa = r_->block().shape().hidden, P = w.cols;
+    const Index SE = block().shape().experts, Sa = block().shape().hidden, P = w.cols;
     auto weights = Matrix::uninitialized(SE, P);
     auto sums = Matrix::uninitialized(1, P);
     auto squares = Matrix::uninitialized(1, P);
@@ -125,46 +130,44 @@ class Observer {
           return share > Real(0) ? -share * std::log(share) : Real(0);
         },
         sums);
-    const double K = r_->block().shape().kappa * static_cast<double>(G.rows);
+    const double K = block().shape().kappa * static_cast<double>(G.rows);
     return B::download(sums).array().exp().mean() / K;
   }
 
-  BlockFields<B>& fields() const { return r_->block().fields(); }
+  Block<B>& block() const { return layer_->block(); }
+  BlockFields<B>& fields() const { return block().fields(); }
 
   /// (T26): y_init by an evaluation-only query of B(0) with the gates of this step; the rest by subtraction from the initial part.
-  void aggregation_terms() {
-    if (cache_.contains("rms_y_init")) return;
+  void aggregation_terms(int l) {
+    const std::string of_block = "." + std::to_string(l + 1);
+    if (cache_.contains("rms_y_init" + of_block)) return;
     BlockFields<B>& f = fields();
-    auto y_init = Matrix::uninitialized(r_->y().rows, r_->y().cols);
+    auto y_init = Matrix::uninitialized(layer_->y().rows, layer_->y().cols);
     if (first_measurement_) {  // v(t) = v(0): the stored answer
       B::copy(f.y_parts.init, y_init);
     } else if (fixed_batch_) {
-      r_->block().initial_aggregate(initial_.at("v"), y_init);
+      block().initial_aggregate(initial_.at("v" + of_block), y_init);
     } else {
-      auto v0 = Matrix::uninitialized(f.v.rows(), f.v.cols());
-      r_->initial_features(v0);
-      r_->block().initial_aggregate(v0, y_init);
+      if (v0_.empty()) v0_ = r_->initial_features();
+      block().initial_aggregate(v0_[static_cast<std::size_t>(l)], y_init);
     }
-    cache_["rms_y_init"] = rms(y_init);
-    cache_["rms_y_propagating"] = rms_difference(f.y_parts.init, y_init);
-    first_measurement_ = false;
+    cache_["rms_y_init" + of_block] = rms(y_init);
+    cache_["rms_y_propagating" + of_block] = rms_difference(f.y_parts.init, y_init);
   }
-  void loads() {
-    if (cache_.contains("load_max")) return;
-    const Loads l = expert_loads(B::download(fields().mask), r_->block().shape().kappa);
-    cache_["load_q99"] = l.q99;
-    cache_["load_max"] = l.max;
-  }
-
-  double value(const std::string& name) {
+  double value(const Recorded& one) {
+    const std::string &name = one.name, of_block = "." + std::to_string(one.block + 1);
     BlockFields<B>& f = fields();
     if (name == "rms_y_init" || name == "rms_y_propagating") {
-      aggregation_terms();
-      return cache_.at(name);
+      aggregation_terms(one.block);
+      return cache_.at(name + of_block);
     }
     if (name == "load_q99" || name == "load_max") {
-      loads();
-      return cache_.at(name);
+      if (!cache_.contains(name + of_block)) {
+        const Loads l = expert_loads(B::download(f.mask), block().shape().kappa);
+        cache_["load_q99" + of_block] = l.q99;
+        cache_["load_max" + of_block] = l.max;
+      }
+      return cache_.at(name + of_block);
     }
     if (name == "rms_h") return rms(r_->h());
     if (name == "rms_phi") return rms(r_->phi());
@@ -177,10 +180,10 @@ class Observer {
     if (name == "rms_u_effective") return rms(f.u_parts.learned);
     if (name == "rms_v") return rms_active(f.v);
     if (name == "rms_v_all") return rms(f.v);
-    if (name == "rms_y") return rms(r_->y());
+    if (name == "rms_y") return rms(layer_->y());
     if (name == "rms_y_effective") return rms(f.y_parts.learned);
     if (name == "rms_f") return std::sqrt(r_->outputs().array().square().mean());
-    if (name == "rms_D") return rms(r_->D());
+    if (name == "rms_D") return rms(layer_->D());
     if (name == "rms_zeta") return rms(f.zeta);
     if (name == "rms_zeta_init") return rms(f.zeta_parts.init);
     if (name == "rms_zeta_effective") return rms(f.zeta_parts.learned);
@@ -197,7 +200,7 @@ class Observer {
       const std::string field = name.substr(7);
       if (!fixed_batch_) throw Error("observable " + name + " is not defined under mini-batches");
       if (field == "f") return std::sqrt((r_->outputs() - initial_f_).array().square().mean());
-      return rms_difference(now(field), initial_.at(field));
+      return rms_difference(now(field), initial_.at(kept_as(field, one.block)));
     }
     throw Error("observable " + name + " has no definition in the limit");
   }
@@ -209,32 +212,39 @@ class Observer {
     if (field == "r") return f.r;
     if (field == "u") return f.u;
     if (field == "v") return f.v;
-    if (field == "y") return r_->y();
-    if (field == "D") return r_->D();
+    if (field == "y") return layer_->y();
+    if (field == "D") return layer_->D();
     if (field == "zeta") return f.zeta;
     if (field == "rho") return f.rho;
     return r_->xi();
   }
+  static std::string kept_as(const std::string& field, int block) {
+    return is_of_block(field) ? field + "." + std::to_string(block + 1) : field;
+  }
+  void keep(const std::string& field, int block) {
+    layer_ = r_->layers()[static_cast<std::size_t>(block)].get();
+    const View from = now(field);
+    auto kept = Matrix::uninitialized(from.rows, from.cols);
+    B::copy(from, kept);
+    initial_[kept_as(field, block)] = std::move(kept);
+  }
   void keep_initial() {
     initial_f_ = r_->outputs();
-    for (const char* field : {"h", "phi", "r", "u", "v", "y", "D", "zeta", "rho", "xi"}) {
-      const bool asked = std::find(names_.begin(), names_.end(), std::string("change_") + field) != names_.end();
-      const bool for_aggregation = std::string(field) == "v";
-      if (!asked && !for_aggregation) continue;
-      const View from = now(field);
-      auto kept = Matrix::uninitialized(from.rows, from.cols);
-      B::copy(from, kept);
-      initial_[field] = std::move(kept);
-    }
+    for (int l = 0; l < static_cast<int>(r_->layers().size()); ++l) keep("v", l);  // for (T26)
+    for (const Recorded& one : wanted_)
+      if (one.name.starts_with("change_") && one.name != "change_f" && one.name != "change_v")
+        keep(one.name.substr(7), one.block);
   }
 
-  std::vector<std::string> names_;
+  std::vector<Recorded> wanted_;
   bool fixed_batch_;
   bool first_measurement_ = true;
   Replica<B>* r_ = nullptr;
+  Layer<B>* layer_ = nullptr;              ///< of the value in hand
   std::map<std::string, Matrix> initial_;  ///< fields at t = 0
   Eigen::MatrixXd initial_f_;
   std::map<std::string, double> cache_;  ///< values that come together, of this step
+  std::vector<Matrix> v0_;               ///< of every block, mini-batches only
 };
 
 }  // namespace moe

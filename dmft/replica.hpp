@@ -1,10 +1,11 @@
-/// One Monte Carlo replica of the causal sweep: the residual stream around the block, training step by step (theory section 6).
+/// One Monte Carlo replica of the causal sweep: input, a stack of layers, readout, training step by step (theory section 6).
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "data/dataset.hpp"
-#include "dmft/block.hpp"
+#include "dmft/layer.hpp"
 #include "dmft/loss.hpp"
 #include "support/ode.hpp"
 
@@ -13,8 +14,8 @@ namespace moe {
 /// All that a replica needs to know, resolved once from the run's description.
 struct LimitSpec {
   BlockSpec block;
-  bool residual = false;
-  Activation post_activation = Activation::identity;
+  LayerSpec layer;
+  int depth = 1;  ///< layers, all alike
   Loss loss = Loss::mse;
   UpdateRule input, readout;
   std::uint64_t seed = 0;
@@ -39,25 +40,24 @@ class Replica {
         x_(D, P),
         h_(S(), P),
         phi_(S(), P),
-        y_(S(), P),
-        stream_(S(), P),
         D0_(S(), P),
-        D_(S(), P),
-        xi_(S(), P),
         input_gradient_(S(), P),
         delta_(C, P),
         W_in_(S(), D, spec.input, 1.0 / static_cast<double>(D)),
-        w_bar_(S(), C, spec.readout) {
+        w_bar_(S(), C, spec.readout),
+        norm_(spec.layer.norm, S(), P) {
+    const LimitConstants& constants = spec.block.constants;
     neurons_.add_user();
     neurons_.draw(W_in_.value(), D > S() / 4);
-    scale(W_in_.value(), std::sqrt(spec.block.constants.input_var / static_cast<double>(D)));
-    if (spec.block.constants.readout_var > 0) {
+    scale(W_in_.value(), std::sqrt(constants.input_var / static_cast<double>(D)));
+    if (constants.readout_var > 0) {
       neurons_.draw(w_bar_.value());
-      scale(w_bar_.value(), std::sqrt(spec.block.constants.readout_var));
+      scale(w_bar_.value(), std::sqrt(constants.readout_var));
     }
     W_in_initial_ = Matrix(S(), D);
     B::copy(W_in_.value(), W_in_initial_);
-    block_ = std::make_unique<Block<B>>(spec.block, neurons_, streams_, P);
+    for (int l = 0; l < spec.depth; ++l)
+      layers_.push_back(std::make_unique<Layer<B>>(spec.layer, spec.block, neurons_, streams_, P));
     neurons_.release();
   }
 
@@ -69,28 +69,33 @@ class Replica {
 
   void forward() {
     preactivation(W_in_.value(), x_, h_);  // (T1), (T21)
-    activate(spec_.block.activation, spec_.block.activation_scale, h_, phi_);
-    block_->forward(phi_, y_);
-    to_stream(y_, phi_, stream_);  // (T5)
-    f_ = readout(stream_);
+    activate(h_, phi_);
+    View stream = phi_;
+    for (auto& layer : layers_) stream = layer->forward(stream);  // (T2)-(T5), (T28)
+    s_ = norm_.forward(stream);
+    f_ = readout(s_);
   }
 
   void backward() {
     const Eigen::MatrixXd delta = loss_delta(spec_.loss, f_, targets_);
     B::upload(delta, delta_);
     B::gemm(Op::plain, Op::plain, 1, w_bar_.value(), delta_, 0, D0_);  // (T6)
-    times_slope(spec_.post_activation, spec_.block.activation_scale, y_, D0_, D_);
-    block_->backward(D_, xi_);  // (T7)-(T10)
-    if (spec_.residual) {
-      const View xi = xi_, D0 = D0_;
-      B::each(xi.rows, xi.cols, [=](Index n, Index p) { xi(n, p) += D0(n, p); });
-    }
+    norm_.backward(D0_);
+    View g = D0_;
+    for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) g = (*layer)->backward(g);  // (T7)-(T10)
+    xi_ = g;
   }
 
   /// One optimizer step with the gradients of this step.
   void update() {
     for_each_gradient([](auto& tensor, View z, View x) { tensor.update(z, x); });
-    block_->settle();
+    settle();
+  }
+  /// Between steps: operators for which it pays by now become dense. True if one did.
+  bool settle() {
+    bool changed = false;
+    for (auto& layer : layers_) changed |= layer->block().settle();
+    return changed;
   }
 
   /// What SGD learns, by tensor and operator; a flow of it passes through states between steps.
@@ -127,27 +132,31 @@ class Replica {
     for (Index first = 0; first < inputs.cols(); first += piece) {
       const Index E = std::min(piece, static_cast<Index>(inputs.cols()) - first);
       auto x = Matrix::uninitialized(inputs.rows(), E);
-      auto phi = Matrix::uninitialized(S(), E);
-      auto y = Matrix::uninitialized(S(), E);
       auto stream = Matrix::uninitialized(S(), E);
       B::upload(inputs.middleCols(first, E), x);
-      preactivation(W_in_.value(), x, phi);
-      activate(spec_.block.activation, spec_.block.activation_scale, phi, phi);
-      block_->evaluate(phi, y);
-      to_stream(y, phi, stream);
+      preactivation(W_in_.value(), x, stream);
+      activate(stream, stream);
+      for (auto& layer : layers_) layer->evaluate(stream, Weights::now);
+      norm_.evaluate(stream);
       out.middleCols(first, E) = readout(stream);
     }
     return out;
   }
 
-  /// Hidden features v(0) (sites, P) of the present batch at initialisation, by an evaluation-only query of A(0).
-  void initial_features(Matrix& v0) {
-    auto phi = Matrix::uninitialized(S(), x_.cols());
-    preactivation(W_in_initial_, x_, phi);
-    activate(spec_.block.activation, spec_.block.activation_scale, phi, phi);
-    Answer<B> u(block_->shape().sites(), x_.cols());
-    block_->expert_in().evaluate_to_experts(phi, u);
-    activate(spec_.block.activation, spec_.block.activation_scale, u.init, v0);
+  /// Hidden features v(0) (sites, P) of every block for the present batch at initialisation, by evaluation-only queries.
+  std::vector<Matrix> initial_features() {
+    auto stream = Matrix::uninitialized(S(), x_.cols());
+    auto below = Matrix::uninitialized(S(), x_.cols());
+    preactivation(W_in_initial_, x_, stream);
+    activate(stream, stream);
+    std::vector<Matrix> v0;
+    for (auto& layer : layers_) {
+      v0.push_back(Matrix::uninitialized(layer->block().shape().sites(), x_.cols()));
+      B::copy(stream, below);
+      layer->initial_features(below, v0.back());
+      if (layer != layers_.back()) layer->evaluate(stream, Weights::initial);
+    }
+    return v0;
   }
 
   /// State between two steps; fields are made again by the next forward() and backward().
@@ -156,32 +165,31 @@ class Replica {
     a("W_in", W_in_);
     a("W_in_initial", W_in_initial_);
     a("w_bar", w_bar_);
-    a("block", block_);
+    a("layers", layers_);
   }
 
-  Block<B>& block() { return *block_; }
+  std::vector<std::unique_ptr<Layer<B>>>& layers() { return layers_; }
   const LimitSpec& spec() const { return spec_; }
   View h() { return h_; }
   View phi() { return phi_; }
-  View y() { return y_; }
-  View stream() { return stream_; }
-  View D() { return D_; }
+  View s() { return s_; }
   View xi() { return xi_; }
 
  private:
   /// use(tensor or operator, z, x) wherever a gradient sum_mu z_mu x_mu^T of this step belongs.
   template <class Use>
   void for_each_gradient(Use&& use) {
-    times_slope(spec_.block.activation, spec_.block.activation_scale, h_, xi_, input_gradient_);
+    const BlockSpec& block = spec_.block;
+    times_slope<B>(block.activation, block.activation_scale, h_, xi_, input_gradient_);
     use(W_in_, input_gradient_.view(), x_.view());  // (T11), (T21)
-    use(w_bar_, stream_.view(), delta_.view());     // (T20)
-    block_->for_each_gradient(use);
+    use(w_bar_, s_, delta_.view());                 // (T20)
+    for (auto& layer : layers_) layer->block().for_each_gradient(use);
   }
   template <class Use>
   void for_each_learned(Use&& use) {
     use(W_in_.learned());
     use(w_bar_.learned());
-    block_->for_each_operator([&](Operator<B>& o) { use(o.learned()); });
+    for (auto& layer : layers_) layer->block().for_each_operator([&](Operator<B>& o) { use(o.learned()); });
   }
 
   Index S() const { return spec_.block.counts.neurons; }
@@ -191,36 +199,26 @@ class Replica {
     B::each(a.rows, a.cols, [=](Index i, Index j) { a(i, j) *= f; });
   }
   static void preactivation(View W, View x, View h) { B::gemm(Op::plain, Op::plain, 1, W, x, 0, h); }
-  static void activate(Activation kind, double b, View in, View out) {
-    PointActivation<Real>{kind, static_cast<Real>(b)}.with_value(
-        [&](auto phi) { B::each(in.rows, in.cols, [=](Index n, Index p) { out(n, p) = phi(in(n, p)); }); });
-  }
-  /// out = phi'(at) * field
-  static void times_slope(Activation kind, double b, View at, View field, View out) {
-    PointActivation<Real>{kind, static_cast<Real>(b)}.with_derivative([&](auto slope) {
-      B::each(at.rows, at.cols, [=](Index n, Index p) { out(n, p) = slope(at(n, p)) * field(n, p); });
-    });
-  }
-  /// s = psi(y) [+ phi]
-  void to_stream(View y, View phi, View stream) const {
-    activate(spec_.post_activation, spec_.block.activation_scale, y, stream);
-    if (spec_.residual) B::each(stream.rows, stream.cols, [=](Index n, Index p) { stream(n, p) += phi(n, p); });
+  void activate(View in, View out) const {
+    moe::activate<B>(spec_.block.activation, spec_.block.activation_scale, in, out);
   }
   /// f = <wbar s> (C, P)                                                                                        (T20)
-  Eigen::MatrixXd readout(View stream) {
-    auto f = Matrix::uninitialized(w_bar_.value().cols, stream.cols);
-    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(stream.rows), w_bar_.value(), stream, 0, f);
+  Eigen::MatrixXd readout(View s) {
+    auto f = Matrix::uninitialized(w_bar_.value().cols, s.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(s.rows), w_bar_.value(), s, 0, f);
     return B::download(f);
   }
 
   LimitSpec spec_;
   StreamNumbers streams_;
   Population<B> neurons_;
-  Matrix x_, h_, phi_, y_, stream_, D0_, D_, xi_, input_gradient_, delta_;
+  Matrix x_, h_, phi_, D0_, input_gradient_, delta_;
+  View s_, xi_;  ///< what the readout reads; backward field of phi
   Eigen::MatrixXd targets_, f_;
   LearnedArray<B> W_in_, w_bar_;
   Matrix W_in_initial_;
-  std::unique_ptr<Block<B>> block_;
+  std::vector<std::unique_ptr<Layer<B>>> layers_;
+  StreamNorm<B> norm_;
 };
 
 }  // namespace moe

@@ -95,8 +95,9 @@ void collect(const Plan& plan, const std::vector<Record>& records, LimitResult& 
         result.distributions[name].push_back(
             statistics_of(records, [&, key = name](const Record& r) { return r.distributions.at(key)[t]; }));
     }
-  for (std::size_t k = 0; k < plan.observables.size(); ++k)
-    result.observables[plan.observables[k]] = statistics_of(records, [k](const Record& r) {
+  const auto observed = recorded_all(plan.observables, plan.limit.depth);
+  for (std::size_t k = 0; k < observed.size(); ++k)
+    result.observables[observed[k].key] = statistics_of(records, [k](const Record& r) {
       std::vector<double> row;
       for (const auto& values : r.observables) row.push_back(values[k]);
       return row;
@@ -158,9 +159,9 @@ void warn(const Plan& plan, LimitResult& result) {
             ? "; the counts bias the result: raise sampling.neurons, or leave sampling.experts and sampling.hidden at 0"
             : ""));
   const auto smallest = [&](const char* name) {
-    const auto& mean = result.observables.at(name).mean;
     double low = HUGE_VAL;
-    for (double v : mean) low = v > 0 ? std::min(low, v) : low;
+    for (const Recorded& one : recorded(name, plan.limit.depth))
+      for (double v : result.observables.at(one.key).mean) low = v > 0 ? std::min(low, v) : low;
     return low;
   };
   for (const char* name : {"ess_forward", "ess_backward"}) {

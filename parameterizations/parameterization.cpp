@@ -245,6 +245,15 @@ std::string parameterizations_folder() {
   return MOE_PARAMETERIZATIONS_FOLDER;
 }
 
+DepthLaws depth_laws(const TensorRule& rule, OptimizerKind optimizer, double branch_exponent) {
+  DepthLaws laws;
+  if (rule.names_depth) return laws;
+  const bool linear = is_linear(optimizer);
+  laws.lr.exponents.L = linear ? 2 * branch_exponent - 1 : branch_exponent - 1;
+  laws.eps.exponents.L = linear ? 0 : -branch_exponent;
+  return laws;
+}
+
 Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
   Parameterization param;
   const auto file = table_file(spec, faults);

@@ -18,6 +18,13 @@ struct TensorRule {
   bool names_depth = false;  ///< lr or eps names L itself, so (T29) does not apply
 };
 
+/// Powers of L that a stack of L blocks asks of the lr and eps of a block's tensors: L^(2 alpha - 1) for linear rules, L^(alpha - 1) and
+/// L^-alpha for entrywise ones, alpha = branch_exponent; none if the table names L itself. (T29)
+struct DepthLaws {
+  PowerLaw lr, eps;
+};
+DepthLaws depth_laws(const TensorRule& rule, OptimizerKind optimizer, double branch_exponent);
+
 /// The table resolved for one regime and one optimizer family ("sgd" for linear rules, "adam" for entrywise ones).
 struct Parameterization {
   std::string name;

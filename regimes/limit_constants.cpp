@@ -69,6 +69,11 @@ Absorbed absorb(const RunSpec& spec, const Parameterization& param) {
     result.lr.values[i] = eta * (rule.lr * (linear ? factor * factor : factor));
     const double eps = spec.optimizer.name == OptimizerKind::signsgd ? 0 : spec.optimizer.eps;
     result.eps.values[i] = eps * (rule.eps * factor.pow(-1));
+    if (spec.model.depth > 1 && in_block(static_cast<Tensor>(i))) {
+      const DepthLaws depth = depth_laws(rule, spec.optimizer.name, spec.model.branch_exponent);
+      result.lr.values[i] = result.lr.values[i] * depth.lr;
+      result.eps.values[i] = result.eps.values[i] * depth.eps;
+    }
   }
   if (spec.model.readout_init == ReadoutInit::zero) result.variance[Tensor::readout].constant = 0;
   return result;
@@ -273,6 +278,15 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
   constants.expert_in = sides(normal.expert_in);
   constants.expert_out = sides(normal.expert_out);
 
+  // The first block's output decides: without residual the others read it.
+  const bool output_stays = constants.input_var > 0 && constants.expert_in.chi2 > 0 && constants.expert_out.chi2 > 0;
+  if (spec.model.norm == Norm::rms && !spec.model.residual && !output_stays)
+    faults.add("model.norm", "rms", spec.place("model.norm"),
+               fmt::format("has no limit with {} in regime {} without residual: the output of a block vanishes with "
+                           "size at t = 0, and the norm would enlarge what is left of it",
+                           param.name, regime.name),
+               "Use model.residual = true, or a parameterization whose output stays");
+
   if (spec.optimizer.name == OptimizerKind::signsgd) {
     const auto vanishing = vanishing_gradients(spec, regime, constants);
     if (!vanishing.empty())
@@ -287,24 +301,30 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
 }
 
 std::vector<Tensor> vanishing_gradients(const RunSpec& spec, const Regime& regime, const LimitConstants& constants) {
-  // Order one at t = 0? Backward, from the readout to the input; v needs a Gaussian u.
-  const bool v = constants.input_var > 0 && constants.expert_in.chi2 > 0;
-  const bool y = v && constants.expert_out.chi2 > 0;
-  const bool phi = constants.input_var > 0;
-  const bool D = constants.readout_var > 0;
-  const bool zeta = D && constants.expert_out.beta2 > 0;
-  // s_i = <v zeta>_a averages independent signs away where the hidden units grow; a constant gate ignores it.
-  const bool rho = zeta && v && !regime.hidden_sampled && spec.model.gate != Gate::constant;
-  const bool router_back =
-      rho && (regime.experts_sampled ? constants.router.beta2 > 0 : constants.explicit_router_var > 0);
-  const bool xi = (zeta && constants.expert_in.beta2 > 0) || router_back || (spec.model.residual && D);
-
-  PerTensor<bool> order_one;
-  order_one[Tensor::input] = xi;
-  order_one[Tensor::router] = rho && phi;
-  order_one[Tensor::expert_in] = zeta && phi;
-  order_one[Tensor::expert_out] = D && v;
-  order_one[Tensor::readout] = y || (spec.model.residual && phi);
+  // Order one at t = 0? Forward through the blocks: x, and v behind a Gaussian u; then backward.
+  const int L = spec.model.depth;
+  const bool residual = spec.model.residual;
+  std::vector<bool> x = {constants.input_var > 0}, v;
+  for (int l = 0; l < L; ++l) {
+    v.push_back(x.back() && constants.expert_in.chi2 > 0);
+    x.push_back((v.back() && constants.expert_out.chi2 > 0) || (residual && x.back()));
+  }
+  PerTensor<bool> order_one{{true, true, true, true, true}};
+  order_one[Tensor::readout] = x.back();
+  bool g = constants.readout_var > 0;
+  for (int l = L - 1; l >= 0; --l) {
+    const auto at = static_cast<std::size_t>(l);
+    const bool zeta = g && constants.expert_out.beta2 > 0;
+    // s_i = <v zeta>_a averages independent signs away where the hidden units grow; a constant gate ignores it.
+    const bool rho = zeta && v[at] && !regime.hidden_sampled && spec.model.gate != Gate::constant;
+    const bool router_back =
+        rho && (regime.experts_sampled ? constants.router.beta2 > 0 : constants.explicit_router_var > 0);
+    order_one[Tensor::router] = order_one[Tensor::router] && rho && x[at];
+    order_one[Tensor::expert_in] = order_one[Tensor::expert_in] && zeta && x[at];
+    order_one[Tensor::expert_out] = order_one[Tensor::expert_out] && g && v[at];
+    g = (zeta && constants.expert_in.beta2 > 0) || router_back || (residual && g);
+  }
+  order_one[Tensor::input] = g;
   // With a constant gate the logits enter nothing that the router could learn from.
   if (spec.model.gate == Gate::constant) order_one[Tensor::router] = true;
 

@@ -38,6 +38,11 @@ NetworkConstants network_constants(const RunSpec& spec, const Parameterization& 
     constants.lr.values[i] = rule.lr.at(sizes) * spec.optimizer.lr * spec.optimizer.lr_scale.values[i];
     constants.eps.values[i] =
         spec.optimizer.name == OptimizerKind::signsgd ? 0 : rule.eps.at(sizes) * spec.optimizer.eps;
+    if (in_block(static_cast<Tensor>(i))) {
+      const DepthLaws depth = depth_laws(rule, spec.optimizer.name, spec.model.branch_exponent);
+      constants.lr.values[i] *= depth.lr.at(sizes);
+      constants.eps.values[i] *= depth.eps.at(sizes);
+    }
   }
   if (spec.model.readout_init == ReadoutInit::zero) constants.std[Tensor::readout] = 0;
   constants.expert_in_shared = param.rule[Tensor::expert_in].shared;

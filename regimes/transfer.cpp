@@ -151,7 +151,6 @@ PathKind path_kind(const Sizes& base, const Sizes& target) {
 std::vector<RoleMultipliers> role_multipliers(const RunSpec& spec, const Parameterization& param, const Sizes& base,
                                               const Sizes& target) {
   const bool linear = is_linear(spec.optimizer.name);
-  const double alpha = spec.model.branch_exponent, depth = target.L / base.L;
   std::vector<RoleMultipliers> result;
   for (const Role& role : roles) {
     const TensorRule& rule = param.rule[role.tensor];
@@ -163,9 +162,10 @@ std::vector<RoleMultipliers> role_multipliers(const RunSpec& spec, const Paramet
     m.lr = rule.lr.at(to) / rule.lr.at(from);
     m.eps = linear ? 1 : rule.eps.at(to) / rule.eps.at(from);
     if (role.part == Role::vector && role.tensor == Tensor::expert_in) m.lr *= target.N / base.N;  // fan-in one, not N
-    if (role.in_block && !rule.names_depth) {                                                      // (T29)
-      m.lr *= std::pow(depth, linear ? 2 * alpha - 1 : alpha - 1);
-      if (!linear) m.eps *= std::pow(depth, -alpha);
+    if (role.in_block) {
+      const DepthLaws depth = depth_laws(rule, spec.optimizer.name, spec.model.branch_exponent);
+      m.lr *= depth.lr.at(target) / depth.lr.at(base);
+      m.eps *= depth.eps.at(target) / depth.eps.at(base);
     }
     m.weight_decay = 1 / m.lr;
     m.shared = rule.shared && !role.dense && role.part == Role::matrix;

@@ -214,9 +214,6 @@ void refuse_unavailable(const RunSpec& spec, Faults& faults) {
     const Key* key = find_config_key(path);
     faults.add(path, value_as_toml(key->field(copy)), spec.place(path), "is not available in this version", remedy);
   };
-  refuse(spec.model.depth > 1, "model.depth", "Use depth = 1");
-  refuse(spec.model.norm != Norm::none, "model.norm", "Use norm = \"none\"");
-  refuse(spec.model.router_temperature != 1, "model.router_temperature", "Use router_temperature = 1.0");
   refuse(spec.model.balance_loss != 0, "model.balance_loss", "Use balance_loss = 0.0");
   refuse(spec.model.balance_bias != 0, "model.balance_bias", "Use balance_bias = 0.0");
   refuse(spec.optimizer.name == OptimizerKind::adafactor, "optimizer.name",

@@ -34,7 +34,7 @@ inline constexpr std::array observable_table = {
     ObservableInfo{"rms_y_propagating", "(1/K) sum G(t) B(0) (v(t)-v(0)) (T26)", true},
     ObservableInfo{"rms_y_effective", "(1/K) sum G(t) (B(t)-B(0)) v(t) (T26)", true},
     ObservableInfo{"rms_f", "outputs (T5)", true},
-    ObservableInfo{"rms_D", "backward field D = psi'(y) D0 (T6)", true},
+    ObservableInfo{"rms_D", "backward field D of y (T6), (T28)", true},
     ObservableInfo{"rms_zeta", "backward field of v (T7), all experts", true},
     ObservableInfo{"rms_zeta_init", "B(0)^T D", true},
     ObservableInfo{"rms_zeta_effective", "(B(t)-B(0))^T D", true},
@@ -65,11 +65,40 @@ inline constexpr std::array observable_table = {
 
 /// Kernels that [output] kernels_at stores, (P, P) each: population averages over neurons or over (expert, hidden unit).
 inline constexpr std::array kernel_table = {
-    ObservableInfo{"Phi", "<phi phi> over neurons", true},
+    ObservableInfo{"Phi", "<phi phi> over neurons; of a block behind others or a norm: of what it reads", true},
     ObservableInfo{"GvGv", "<Gv Gv> over (expert, hidden unit), inactive experts count as zero", true},
     ObservableInfo{"DD", "<D D> over neurons", true},
     ObservableInfo{"ghatghat", "<ghat ghat> over (expert, hidden unit)", true},
 };
+
+/// Fields of the stream belong to no block: h, phi, f and xi. Everything else every block has of its own.
+inline bool is_of_block(const std::string& name) {
+  const std::string field = name.starts_with("rms_")      ? name.substr(4)
+                            : name.starts_with("change_") ? name.substr(7)
+                                                          : name;
+  return field != "h" && field != "phi" && field != "f" && field != "xi";
+}
+
+/// A quantity as it is recorded: one block's where it belongs to blocks. In memory block 2 of three has "rms_y.2"; files have an axis
+/// of blocks. With one block, and for what is the stream's, key and name are the same.
+struct Recorded {
+  std::string key, name;
+  int block = 0;  ///< from 0
+};
+inline std::vector<Recorded> recorded(const std::string& name, int depth) {
+  if (depth == 1 || !is_of_block(name)) return {{name, name, 0}};
+  std::vector<Recorded> of_blocks;
+  of_blocks.reserve(static_cast<std::size_t>(depth));
+  for (int l = 0; l < depth; ++l) of_blocks.push_back({name + "." + std::to_string(l + 1), name, l});
+  return of_blocks;
+}
+template <class Names>
+std::vector<Recorded> recorded_all(const Names& names, int depth) {
+  std::vector<Recorded> all;
+  for (const auto& name : names)
+    for (auto& one : recorded(name, depth)) all.push_back(std::move(one));
+  return all;
+}
 
 /// change_* compares with t = 0 on the same samples: not defined under mini-batches.
 inline bool needs_fixed_samples(const std::string& observable) { return observable.starts_with("change_"); }

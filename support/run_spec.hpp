@@ -33,6 +33,9 @@ inline constexpr int num_tensors = 5;
 inline constexpr std::array<const char*, num_tensors> tensor_names = {"input", "router", "expert_in", "expert_out",
                                                                       "readout"};
 
+/// True for the tensors that every block has of its own.
+inline bool in_block(Tensor t) { return t != Tensor::input && t != Tensor::readout; }
+
 /// One value per tensor.
 template <class T>
 struct PerTensor {

@@ -425,3 +425,60 @@ TEST_CASE("numbers of a finite network: muP in regime II with Adam at N = 64") {
   CHECK(near(c.aggregation, 1 / 8.0));
   CHECK(!c.expert_in_shared);
 }
+
+TEST_CASE("depth multiplies lr and eps of router and experts by (T29), in limit and network; a table that names L is left alone") {
+  constexpr int L = 8;
+  for (const OptimizerKind optimizer : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam})
+    for (const double alpha : {0.5, 1.0}) {
+      RunSpec spec = run("II", "mssp", optimizer);
+      const Outcome one = limit(spec);
+      const NetworkConstants narrow = network_constants(spec, table(spec), network_sizes(spec, 64, D));
+      spec.model.depth = L;
+      spec.model.branch_exponent = alpha;
+      const bool linear = is_linear(optimizer);
+      const double lr = std::pow(L, linear ? 2 * alpha - 1 : alpha - 1), scaled_eps = linear ? 1 : std::pow(L, -alpha);
+      Parameterization param = table(spec);
+      const Outcome deep = limit(spec);
+      const NetworkConstants network = network_constants(spec, param, network_sizes(spec, 64, D));
+      REQUIRE(deep.faults.empty());
+      for (const Tensor t : {Tensor::router, Tensor::expert_in, Tensor::expert_out}) {
+        CHECK(near(deep.constants.lr[t], lr * one.constants.lr[t]));
+        CHECK(near(deep.constants.eps[t], scaled_eps * one.constants.eps[t]));
+        CHECK(near(network.lr[t], lr * narrow.lr[t]));
+        CHECK(near(network.eps[t], scaled_eps * narrow.eps[t]));
+      }
+      for (const Tensor t : {Tensor::input, Tensor::readout}) {
+        CHECK(deep.constants.lr[t] == one.constants.lr[t]);
+        CHECK(network.lr[t] == narrow.lr[t]);
+        CHECK(network.eps[t] == narrow.eps[t]);
+      }
+      param.rule[Tensor::router].names_depth = true;
+      CHECK(limit(spec, param).constants.lr[Tensor::router] == one.constants.lr[Tensor::router]);
+      CHECK(network_constants(spec, param, network_sizes(spec, 64, D)).lr[Tensor::router] == narrow.lr[Tensor::router]);
+    }
+}
+
+TEST_CASE("norm without residual: refused where a block's output vanishes with size, with the remedy") {
+  for (const auto& [regime, param, stays] :
+       {std::tuple{"I", "mup", true}, {"II", "mup", false}, {"II", "mssp", true}, {"III", "mup", false}}) {
+    RunSpec spec = run(regime, param, OptimizerKind::sgd);
+    spec.model.norm = Norm::rms;
+    CHECK(limit(spec).faults.empty() == stays);
+    if (!stays) CHECK(limit(spec).mentions("model.norm = rms", "residual = true"));
+    spec.model.residual = true;
+    CHECK(limit(spec).faults.empty());
+  }
+}
+
+TEST_CASE("gradients that vanish at t = 0 in a stack: without residual everything below a block that passes nothing back") {
+  RunSpec spec = run("II", "mup", OptimizerKind::adam);
+  spec.model.depth = 2;
+  const auto vanishing = [&] {
+    return vanishing_gradients(spec, regime_named(spec.model.regime), limit(spec).constants).size();
+  };
+  CHECK(vanishing() == 5);  // no y: neither readout nor anything below the last block
+  spec.model.residual = true;
+  CHECK(vanishing() == 2);  // zeta alone, as with one block
+  spec.model.depth = 1;
+  CHECK(vanishing() == 2);
+}

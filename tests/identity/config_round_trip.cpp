@@ -76,9 +76,6 @@ RunSpec random_run() {
   spec.training.batch = std::min(spec.training.batch, spec.data.train);
   spec.training.steps = std::max(spec.training.steps, 100000);
   const RunSpec available;
-  spec.model.depth = available.model.depth;
-  spec.model.norm = available.model.norm;
-  spec.model.router_temperature = available.model.router_temperature;
   spec.model.balance_loss = available.model.balance_loss;
   spec.model.balance_bias = available.model.balance_bias;
   if (spec.optimizer.name == OptimizerKind::adafactor) spec.optimizer.name = available.optimizer.name;

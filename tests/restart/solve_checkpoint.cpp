@@ -50,6 +50,7 @@ struct Case {
   moe::OptimizerKind optimizer;
   int batch;
   const char* what;
+  int depth = 1;
 };
 
 moe::RunSpec spec_of(const Case& c) {
@@ -63,6 +64,9 @@ moe::RunSpec spec_of(const Case& c) {
   s.training.test_every = 2;
   s.output.observables = {"all"};
   s.output.kernels_at = {0, 4, 9};
+  s.model.depth = c.depth;
+  s.model.residual = c.depth > 1;
+  s.model.norm = c.depth > 1 ? moe::Norm::rms : moe::Norm::none;
   return s;
 }
 
@@ -104,6 +108,8 @@ const Case cases[] = {
     {"III", "mssp", momentum, 0, "shared experts"},
     {"III", "mup", adam, 0, "three populations"},
     {"II", "mssp", signsgd, 0, "no state but the value"},
+    {"II", "mssp", sgd, 0, "two blocks on one stream, with norm", 2},
+    {"I", "mssp", adam, 4, "three blocks, mini-batches", 3},
 };
 
 }  // namespace
