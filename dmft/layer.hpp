@@ -129,7 +129,7 @@ class Layer {
   View D() { return D_; }
 
  private:
-  /// out = L^-alpha psi(y) [+ x]
+  /// out = L^-alpha psi(y) [+ x]                                                                                (T5), (T28)
   void join(View y, View x, View out) const {
     const Real branch = static_cast<Real>(spec_.branch);
     const bool residual = spec_.residual;
