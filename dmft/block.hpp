@@ -95,7 +95,7 @@ class Block {
       router_ = std::make_unique<Operator<B>>(std::move(W0), spec.router);
     }
     const typename ExpertMatrix<B>::Populations on{&neurons, &sites_, &hidden_};
-    const GaussianConstants B_transposed{c.expert_out.beta2, c.expert_out.chi2};
+    const GaussianConstants B_transposed{c.expert_out.beta2, c.expert_out.chi2, c.expert_out.responses};
     A_ = std::make_unique<ExpertMatrix<B>>(of_A, shape_, on, phi_basis_, c.expert_in, spec.expert_in, spec.tolerance,
                                            streams);
     B_ = std::make_unique<ExpertMatrix<B>>(of_B, shape_, on, D_basis_, B_transposed, spec.expert_out, spec.tolerance,

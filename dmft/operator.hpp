@@ -39,7 +39,7 @@ class Operator {
   /// (evaluation-only answers and the dense form).
   Operator(Population<B>& X, QueryBasis<B>& x_side_basis, Population<B>& Y, QueryBasis<B>& y_side_basis,
            const GaussianConstants& constants, const UpdateRule& rule, const StreamKey& noise)
-      : rule_(rule), noise_(noise) {
+      : rule_(rule), noise_(noise), responses_(constants.responses) {
     x_ = Side{&X, &x_side_basis, constants.chi2, Matrix(X.sites(), 0)};
     y_ = Side{&Y, &y_side_basis, constants.beta2, Matrix(Y.sites(), 0)};
     for (Side* side : {&x_, &y_}) {
@@ -321,7 +321,7 @@ class Operator {
       B::gemm(Op::plain, Op::plain, 1, to.images, c, 0, init);
     else
       init.fill(0);
-    if (from.variance > 0 && from.known > 0) {  // <be_j, x>: the Stein estimate of the response
+    if (responses_ && from.variance > 0 && from.known > 0) {  // <be_j, x>: the Stein estimate of the response
       auto response = Matrix::uninitialized(from.known, query.cols);
       B::gemm(Op::transposed, Op::plain, per_site, from.images, query, 0, response);
       B::gemm(Op::plain, Op::plain, 1, to.basis->vectors().columns(0, from.known), response, 1, init);
@@ -378,6 +378,7 @@ class Operator {
 
   UpdateRule rule_;
   StreamKey noise_;
+  bool responses_ = true;
   std::uint32_t noise_draws_ = 0;
   Side x_, y_;
   double decay_ = 1;  ///< c(t) of AdamW: W(t) = c(t) W(0) + learned

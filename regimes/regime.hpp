@@ -35,6 +35,8 @@ double active_fraction(const RunSpec& spec);
 struct GaussianConstants {
   double chi2 = 0;   ///< s_chi^2: variance of a forward answer per unit of <x x>
   double beta2 = 0;  ///< s_beta^2: variance of a backward answer per unit of <z z>
+  /// False leaves the responses out, as if gradients were independent of the matrices they pass: wrong, and there to show by how much.
+  bool responses = true;
 };
 
 /// Everything that the limit needs to know of parameterization, regime and multipliers. All values are the limits of

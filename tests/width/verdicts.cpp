@@ -209,6 +209,25 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a limit without responses, all Gaussian parts in place, gets a negative verdict [A, B]") {
+  const Setting truth{.lr = 1.5};
+  const Evidence right = evidence(truth, truth);
+  CHECK(compare(right).overall == Overall::positive);
+  RunSpec spec = describe(truth);
+  spec.sampling.seed = 500000;
+  for (GaussianConstants LimitConstants::*matrix : {&LimitConstants::expert_in, &LimitConstants::expert_out}) {
+    Evidence wrong = right;
+    wrong.limit = changed_limit(spec, [&](LimitConstants& k) { (k.*matrix).responses = false; });
+    wrong.second.reset();
+    const Comparison c = compare(wrong);
+    INFO(comparison_report(c));
+    CHECK(c.overall == Overall::negative);
+    // At t = 0 no query of one direction depends on answers of the other: nothing is missing yet.
+    for (const char* name : {"rms_y_init", "rms_u_init", "loss"})
+      CHECK(std::abs(of(c, name).z[0]) < of(c, name).bound[0]);
+  }
+}
+
 TEST_CASE("a random limit is compared by mean and variance at N = S, right and wrong [I mup topk, I mssp topk]") {
   const Setting mup{.regime = "I",
                     .param = "mup",
