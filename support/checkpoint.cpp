@@ -9,6 +9,7 @@
 #include "support/config.hpp"
 #include "support/config_keys.hpp"
 #include "support/result_file.hpp"
+#include "support/schedule.hpp"
 
 namespace moe {
 
@@ -35,6 +36,16 @@ bool may_differ(const std::string& key, const std::vector<std::string>& unused) 
 }
 
 }  // namespace
+
+std::map<std::string, std::string> identifying_values(const RunSpec& spec) {
+  std::map<std::string, std::string> values;
+  RunSpec copy = spec;
+  for (const auto& key : config_keys()) values[key.path] = value_as_toml(key.field(copy));
+  values["output.observe_every"] = fmt::format("{}", observe_interval(spec));
+  values["training.eval_every"] = fmt::format("{}", eval_interval(spec.training));
+  values["training.test_every"] = fmt::format("{}", test_interval(spec.training));
+  return values;
+}
 
 std::string digest(const std::vector<const Eigen::MatrixXd*>& arrays) {
   uLong sum = ::crc32_z(0, nullptr, 0);
@@ -82,11 +93,10 @@ Checkpoints::Checkpoints(CheckpointOptions options, RunIdentity identity,
     differs("the layout of checkpoints", fmt::format("{}", resume_->attribute_number("/", "checkpoint_version")),
             fmt::format("{}", checkpoint_version));
   faults.throw_if_any();
-  RunSpec then = read_config_text(resume_->attribute_text("/", "config"), options_.resume), now = *identity_.spec;
-  for (const auto& key : config_keys()) {
-    const std::string before = value_as_toml(key.field(then)), after = value_as_toml(key.field(now));
-    if (before != after && !may_differ(key.path, identity_.unused)) differs(key.path, before, after);
-  }
+  const auto now = identifying_values(*identity_.spec);
+  for (const auto& [key, then] :
+       identifying_values(read_config_text(resume_->attribute_text("/", "config"), options_.resume)))
+    if (then != now.at(key) && !may_differ(key, identity_.unused)) differs(key, then, now.at(key));
   faults.throw_if_any();
   compare("data", identity_.data, "the checksum of the data");
   compare("constants", identity_.constants, "what the parameterization file comes to");

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,6 +25,10 @@ struct RunIdentity {
   std::string data;                 ///< digest of what is trained on
   std::string constants;            ///< what the parameterization came to, as text
 };
+
+/// Every key of a configuration with its value as TOML, the intervals that were not said with what they come to: what two runs must
+/// have in common for one to continue the other.
+std::map<std::string, std::string> identifying_values(const RunSpec& spec);
 
 /// Digest of arrays, for RunIdentity::data.
 std::string digest(const std::vector<const Eigen::MatrixXd*>& arrays);

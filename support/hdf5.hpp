@@ -12,7 +12,7 @@
 namespace moe {
 
 /// Writes to PATH.tmp-PID and renames on commit(): a killed run leaves the old file or a complete new one. What killed runs have
-/// left under such names is removed. A checksum over all contents is stored with them (H5Reader::verify).
+/// left under such names is removed. The last line of the file is a checksum over all bytes before (H5Reader::verify).
 class H5Writer {
  public:
   explicit H5Writer(std::string path);
@@ -55,8 +55,8 @@ class H5Reader {
   H5Reader(const H5Reader&) = delete;
   H5Reader& operator=(const H5Reader&) = delete;
 
-  /// Throws IoError unless the contents are those that H5Writer gave their checksum to: for files of our own, which a cut or an
-  /// alteration by hand must not pass through. Reads the whole file.
+  /// Throws IoError unless every byte is as H5Writer wrote it: for files of our own, which a cut or an alteration by hand must not
+  /// pass through. Reads the whole file.
   void verify() const;
 
   bool has(const std::string& name) const;

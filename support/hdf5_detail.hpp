@@ -64,13 +64,11 @@ inline std::string library_reason() {
   return reason.empty() ? "no reason given by the HDF5 library" : reason;
 }
 
-/// Root attribute that holds content_checksum().
-inline constexpr const char* checksum_attribute = "checksum";
-
-/// CRC-32 (eight hexadecimal digits) over everything an open file says: for each object in the order of its name, the name ("."
-/// for the root), of a dataset its shape and numbers as stored, then names and values of its attributes, but for the checksum
-/// itself. Texts end with a zero byte. Throws std::runtime_error naming what cannot be read.
-std::string content_checksum(hid_t file);
+/// Appends to a closed file the line "moe-dmft crc32 XXXXXXXX", the CRC-32 of all bytes before it: HDF5 does not look beyond the end
+/// that it has noted itself. Returns 0 or errno.
+int append_checksum(const std::string& path);
+/// "" where the file ends with the checksum of all that comes before, else what is wrong.
+std::string checksum_problem(const std::string& path);
 
 inline std::string shape_text(const std::vector<std::size_t>& shape) {
   return fmt::format("({})", fmt::join(shape, ", "));

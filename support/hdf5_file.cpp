@@ -60,24 +60,6 @@ void File::fail_damaged(const std::string& what, const std::string& problem) con
   fail(what, problem, "The file is damaged or not one of ours; write or fetch it again.");
 }
 
-bool File::verify() const {
-  const auto refuse = [&](const std::string& problem) {
-    throw IoError(
-        fmt::format("io: {} was cut short or altered after it was written: {}. Use another copy, or write it again.",
-                    path_, problem));
-  };
-  if (H5Aexists(file_, checksum_attribute) <= 0) refuse("it has no checksum");
-  const std::string stored = attribute_text("/", checksum_attribute);
-  std::string now;
-  try {
-    now = content_checksum(file_);
-  } catch (const std::runtime_error& unreadable) {
-    refuse(unreadable.what());
-  }
-  if (now != stored) refuse(fmt::format("its contents have the checksum {}, not {}", now, stored));
-  return true;
-}
-
 /// True when every step of the name is a link inside this file that leads to an object. External links are not
 /// followed: a file must not make us open others.
 bool File::has(const std::string& name) const {

@@ -10,7 +10,7 @@
 
 namespace moe::h5 {
 
-/// The members of H5Reader, which documents them.
+/// Members of H5Reader, which documents them.
 class File {
  public:
   File(std::string path, std::size_t file_bytes);
@@ -18,7 +18,6 @@ class File {
   File(const File&) = delete;
   File& operator=(const File&) = delete;
 
-  bool verify() const;  ///< true, or throws
   bool has(const std::string& name) const;
   std::vector<std::string> members(const std::string& group) const;
   H5Array read(const std::string& name) const;

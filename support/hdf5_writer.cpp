@@ -272,17 +272,10 @@ void H5Writer::copy(const std::string& other_file, const std::string& group) {
 void H5Writer::commit() {
   guarded(*impl_, [&] {
     impl_->must_be_open("commit");
-    std::string checksum;
-    try {
-      checksum = h5::content_checksum(impl_->file);
-    } catch (const std::runtime_error& unreadable) {
-      fail_write(impl_->path, "checksum", unreadable.what());
-    }
-    impl_->with_object("/", h5::checksum_attribute,
-                       [&](hid_t id) { impl_->write_text(id, "/", h5::checksum_attribute, checksum); });
     if (H5Fflush(impl_->file, H5F_SCOPE_GLOBAL) < 0) fail_write(impl_->path, "flush", library_reason());
     if (H5Fclose(impl_->file) < 0) fail_write(impl_->path, "close", library_reason());
     impl_->file = -1;
+    if (const int e = h5::append_checksum(impl_->temporary)) fail_write(impl_->path, "checksum", std::strerror(e));
     if (const int e = sync_path(impl_->temporary, O_RDONLY)) fail_write(impl_->path, "fsync", std::strerror(e));
     if (std::rename(impl_->temporary.c_str(), impl_->target.c_str()) != 0)
       fail_write(impl_->path, "rename of " + impl_->temporary, std::strerror(errno));

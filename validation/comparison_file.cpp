@@ -255,6 +255,8 @@ std::vector<std::string> differing_keys(const RunSpec& limit, const RunSpec& net
 
 Evidence read_evidence(const std::string& limit_path, const std::string& networks_path, bool force) {
   const H5Reader limit(limit_path), networks(networks_path);
+  limit.verify();
+  networks.verify();
   require_group(limit, limit_path, "/limit", "--limit", "dmft_solve");
   require_group(networks, networks_path, "/network", "--networks", "moe_train");
   Evidence e;

@@ -10,10 +10,8 @@
 #include <filesystem>
 
 #include "support/checkpoint.hpp"
-#include "support/config_keys.hpp"
 #include "support/hdf5.hpp"
 #include "support/result_file.hpp"
-#include "support/schedule.hpp"
 #include "validation/network_start.hpp"
 
 namespace moe {
@@ -35,10 +33,7 @@ constexpr const char* run_group = "/run";
 }  // namespace
 
 std::map<std::string, std::string> sweep_identity(const RunSpec& spec, const Dataset& data) {
-  std::map<std::string, std::string> identity;
-  RunSpec copy = spec;
-  for (const auto& key : config_keys()) identity[key.path] = value_as_toml(key.field(copy));
-  identity["output.observe_every"] = fmt::format("{}", observe_interval(spec));  // what an unsaid one comes to
+  std::map<std::string, std::string> identity = identifying_values(spec);
   identity["version of the program"] = program_version();
   identity["checksum of the data"] = digest({&data.x, &data.y, &data.x_test, &data.y_test});
   for (const int width : spec.network.widths) {
@@ -73,6 +68,7 @@ RunStore::RunStore(const std::string& out, const std::map<std::string, std::stri
       return;
     }
     const H5Reader file(path);
+    file.verify();
     std::vector<std::string> differences;
     for (const auto& [key, value] : identity) {
       std::string stored = "absent";
@@ -119,6 +115,7 @@ std::optional<NetworkRun> RunStore::load(int width, std::uint64_t seed) const {
   if (!fs::exists(path)) return std::nullopt;
   try {
     const H5Reader file(path);
+    file.verify();
     NetworkRun run;
     Archive archive(file, run_group);
     run.transfer(archive);

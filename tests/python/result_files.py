@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -35,6 +38,15 @@ def dataset(file: h5py.File, path: str, values: object, *dims: str) -> None:
         data.dims[k].label = name
 
 
+@contextmanager
+def written(path: Path, mode: str = "w") -> Iterator[h5py.File]:
+    """An HDF5 file that ends with its checksum, as those of our programs do."""
+    with h5py.File(path, mode) as file:
+        yield file
+    content = path.read_bytes()
+    path.write_bytes(content + f"moe-dmft crc32 {zlib.crc32(content):08x}\n".encode())
+
+
 def root(file: h5py.File, kind: str, param: str, lr: float = 0.5) -> None:
     file.attrs["format"], file.attrs["format_version"], file.attrs["kind"] = "moe-dmft", 1, kind
     file.attrs["config"] = CONFIG.format(param=param, lr=lr)
@@ -50,7 +62,7 @@ def kernel_values() -> np.ndarray:
 
 def limit_file(path: Path, param: str = "mssp", lr: float = 0.5, final: float = 0.8) -> Path:
     """Loss falls from 2 to `final`; rms_y_init is zero, rms_h 1.5."""
-    with h5py.File(path, "w") as file:
+    with written(path) as file:
         root(file, "limit", param, lr)
         dataset(file, "limit/loss", np.linspace(2, final, 5), "step")
         dataset(file, "limit/loss_sem", np.full(5, 0.01), "step")
@@ -70,7 +82,7 @@ def limit_file(path: Path, param: str = "mssp", lr: float = 0.5, final: float = 
 
 def network_file(path: Path, param: str = "mssp", lr: float = 0.5, widths: tuple[int, ...] = WIDTHS) -> Path:
     """Loss of seed s is that of the limit + s/N; rms_y_init = N^-0.5 (1 +- 1 %), rms_h = 1.5."""
-    with h5py.File(path, "w") as file:
+    with written(path) as file:
         root(file, "network", param, lr)
         for width in widths:
             group = f"network/N{width}"
@@ -114,7 +126,7 @@ def _compared(file: h5py.File, place: str, verdict: str, level: float) -> None:
 def validation_file(path: Path) -> Path:
     """Limit and networks of limit_file and network_file, their comparison, a coordinate check and a learning-rate sweep."""
     limit_file(path)
-    with h5py.File(network_file(path.with_suffix(".networks.h5"))) as networks, h5py.File(path, "a") as file:
+    with h5py.File(network_file(path.with_suffix(".networks.h5"))) as networks, written(path, "a") as file:
         networks.copy("network", file)
         file.attrs["kind"] = "validation"
         _compared(file, "comparison", "positive", 1.0)

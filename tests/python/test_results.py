@@ -13,7 +13,7 @@ import numpy as np
 from moe_dmft import ResultError, load, style
 from moe_dmft.cases import case_of, cases_of
 from moe_dmft.fit import power_law, with_error
-from result_files import STEPS, WIDTHS, limit_file, network_file
+from result_files import STEPS, WIDTHS, limit_file, network_file, written
 
 SOURCE = Path(__file__).resolve().parents[2]
 
@@ -65,8 +65,13 @@ class Reading(unittest.TestCase):
             file["x"] = 1
         for path, attribute, value in ((newer, "format_version", 7), (broken, "config", "[model")):
             limit_file(path)
-            with h5py.File(path, "a") as file:
+            with written(path, "a") as file:
                 file.attrs[attribute] = value
+        altered, edited, shorter = (self.folder / f"{name}.h5" for name in ("altered", "edited", "shorter"))
+        altered.write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+        shorter.write_bytes(whole[:-1])
+        with h5py.File(limit_file(edited), "a") as file:
+            file["limit/loss"][0] = 1.5
         for path, message in (
             (self.folder / "none.h5", "there is no such file"),
             (self.folder, "is a folder"),
@@ -75,6 +80,9 @@ class Reading(unittest.TestCase):
             (foreign, "no result of this toolkit"),
             (newer, "has format_version 7, this package reads 1"),
             (broken, "config is not TOML"),
+            (altered, "was cut short or altered"),
+            (edited, "was cut short or altered"),
+            (shorter, "was cut short or altered"),
         ):
             with self.subTest(path=path.name), self.assertRaisesRegex(ResultError, re.escape(str(path)) + ".*" + message):
                 load(path)

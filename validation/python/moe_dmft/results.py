@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 FORMAT = "moe-dmft"
 FORMAT_VERSION = 1
+CHECKSUM_LINE = "moe-dmft crc32 {:08x}\n"  #: last line of a result file
 KINDS = ("limit", "network", "validation")
 
 Floats = NDArray[np.float64]
@@ -217,10 +219,28 @@ def _read_group(file: str, node: h5py.Group) -> Group:
     return Group(file, str(node.name), members, {k: _attribute(v) for k, v in node.attrs.items() if isinstance(k, str)})
 
 
+def _is_whole(path: str) -> bool:
+    """The file ends with the checksum of all bytes before, as our programs write it (support/hdf5.hpp)."""
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        left = file.tell() - len(CHECKSUM_LINE.format(0))
+        if left < 0:
+            return False
+        file.seek(0)
+        checksum = 0
+        while left > 0:
+            piece = file.read(min(left, 1 << 20))
+            if not piece:
+                return False
+            checksum = zlib.crc32(piece, checksum)
+            left -= len(piece)
+        return file.read() == CHECKSUM_LINE.format(checksum).encode()
+
+
 def load(file: str | os.PathLike[str]) -> Results:
     """Reads a result file of dmft_solve, moe_train or dmft_validate into memory.
 
-    ResultError: no such file, not HDF5, cut short, not a result file, or of another format version.
+    ResultError: no such file, not HDF5, cut short or altered, not a result file, or of another format version.
     """
     path = os.fspath(file)
     if not os.path.exists(path):
@@ -249,6 +269,8 @@ def load(file: str | os.PathLike[str]) -> Results:
             )
         if attributes.get("kind") not in KINDS:
             raise ResultError(f"{path}: kind is {attributes.get('kind')!r}, known are {', '.join(KINDS)}")
+        if not _is_whole(path):
+            raise ResultError(f"{path} was cut short or altered after it was written. Copy it again, or run the program again")
         try:
             return Results(path, _read_group(path, opened))
         except (OSError, RuntimeError) as error:
