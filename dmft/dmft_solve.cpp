@@ -34,13 +34,9 @@ void on_interrupt(int) {
 
 void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r,
                    const moe::MemoryEstimate& memory, const std::string& out) {
-  fmt::print(
-      "Limit of regime {}, {}, {} lr {}; {}; {}.\n", spec.model.regime, spec.model.param,
-      moe::to_string(spec.optimizer.name), spec.optimizer.lr,
-      data.description.empty() ? spec.data.source : data.description,
-      spec.training.dynamics == moe::Dynamics::flow
-          ? fmt::format("gradient flow to the time of {:g} steps", moe::flow_time(spec.training, spec.training.steps))
-          : fmt::format("{} steps", spec.training.steps));
+  fmt::print("Limit of regime {}, {}, {} lr {}; {}; {}.\n", spec.model.regime, spec.model.param,
+             moe::to_string(spec.optimizer.name), spec.optimizer.lr,
+             data.description.empty() ? spec.data.source : data.description, moe::duration_text(spec.training));
   fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
              r.counts.experts, r.counts.hidden, r.replicas,
              !r.matching    ? ", drawn plainly"

@@ -60,7 +60,7 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   block.expert_in = update_rule(spec, block.constants, Tensor::expert_in);
   block.expert_out = update_rule(spec, block.constants, Tensor::expert_out);
   block.tolerance = spec.sampling.tolerance;
-  limit.flow = {spec.training.stepper, spec.training.step_size, spec.training.rtol, spec.training.atol};
+  limit.flow = flow_spec(spec.training);
   limit.depth = spec.model.depth;
   limit.layer = {spec.model.norm, spec.model.post_activation, std::pow(limit.depth, -spec.model.branch_exponent),
                  spec.model.residual};

@@ -147,8 +147,8 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     replica.backward();
     detail::check_finite(replica, t);
     const double loss = replica.loss();
-    if (t == 0) first_loss = std::max(loss, 1.0);
-    if (loss > 1e6 * first_loss)
+    if (t == 0) first_loss = loss;
+    if (has_diverged(loss, first_loss))
       throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. Lower optimizer.lr", loss));
     if (!full_batch && t < T) record.batch_loss.push_back(loss);
     if (detail::contains(plan.eval_steps, t)) {

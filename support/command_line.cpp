@@ -26,7 +26,10 @@ const ProgramFlag common_flags[] = {
     {"--out", "FILE", "result file"},
     {"--threads", "INT", "0 = all cores (default 0)"},
     {"--device", "NAME", "auto, cpu or cuda (default auto)"},
-    {"--checkpoint", "FILE", "save the state of the run here at intervals, to go on from after an end of any kind"},
+    {"--checkpoint", "FILE",
+     "save the state of the run here at intervals, to go on from after an end of any kind (moe_train: a folder, "
+     "OUT.runs if not "
+     "given)"},
     {"--checkpoint-every", "TIME", "between two checkpoints: 30s, 10min, 2h; 0 = after every step (default 60s)"},
     {"--resume", "FILE",
      "go on from this checkpoint, whose configuration holds; --checkpoint is the same file if not given"},

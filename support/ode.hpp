@@ -128,6 +128,10 @@ struct FlowSpec {
   double rtol = 1e-4, atol = 1e-6;
 };
 
+inline FlowSpec flow_spec(const TrainingSpec& training) {
+  return {training.stepper, training.step_size, training.rtol, training.atol};
+}
+
 /// Work that an integration took.
 struct FlowWork {
   int evaluations = 0;  ///< of the right-hand side

@@ -1,7 +1,10 @@
-/// At which steps a run is evaluated, tested and observed: the same for limit and network.
+/// At which steps a run is evaluated, tested and observed, and when it has diverged: the same for limit and network.
 #pragma once
 
+#include <fmt/core.h>
+
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "support/run_spec.hpp"
@@ -12,6 +15,16 @@ namespace moe {
 inline double flow_time(const TrainingSpec& training, int t) {
   return training.time > 0 ? training.time * t / training.steps : t;
 }
+
+/// "100 steps", "gradient flow to the time of 100 steps".
+inline std::string duration_text(const TrainingSpec& training) {
+  if (training.dynamics == Dynamics::flow)
+    return fmt::format("gradient flow to the time of {:g} steps", flow_time(training, training.steps));
+  return fmt::format("{} steps", training.steps);
+}
+
+/// A loss from which no run comes back. `first`: loss of step 0.
+inline bool has_diverged(double loss, double first) { return loss > 1e6 * std::max(first, 1.0); }
 
 /// 0, every, 2 every, ... and always the last step T.
 inline std::vector<int> steps_every(int every, int T) {

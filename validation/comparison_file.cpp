@@ -158,9 +158,10 @@ void read_limit(const H5Reader& file, Evidence& e) {
   }
 }
 
-/// Columns of `table` at the steps that the limit has too; the limit's lists are cut to those that both have.
+/// Columns of `table` at the steps that the limit has too; the limit's lists are cut to those that all networks have.
 void read_networks(const H5Reader& file, Evidence& e) {
   std::map<std::string, std::vector<int>> steps;
+  double last_step = HUGE_VAL;  // that every network has: rows of those that converged end there
   for (const std::string& member : file.members("/network")) {
     const std::string group = "/network/" + member;
     NetworkSamples n;
@@ -171,6 +172,9 @@ void read_networks(const H5Reader& file, Evidence& e) {
     for (std::size_t s = 0; s < failed.size(); ++s)
       if (failed[s] < 0) finished.push_back(static_cast<Index>(s));
     n.diverged = static_cast<int>(failed.size() - finished.size());
+    if (file.has(group + "/converged_step"))
+      for (const double step : file.read(group + "/converged_step").values)
+        if (step >= 0) last_step = std::min(last_step, step);
     for (const std::string& name : curve_names()) {
       const std::string path = path_of(group, name);
       if (!file.has(path)) continue;
@@ -192,7 +196,7 @@ void read_networks(const H5Reader& file, Evidence& e) {
     std::vector<int> common;
     for (std::size_t k = 0; k < list.size(); ++k) {
       const auto found = std::find(steps[name].begin(), steps[name].end(), list[k]);
-      if (found == steps[name].end()) continue;
+      if (found == steps[name].end() || list[k] > last_step) continue;
       common.push_back(list[k]);
       in_limit.push_back(static_cast<Index>(k));
       in_networks.push_back(found - steps[name].begin());

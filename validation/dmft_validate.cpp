@@ -16,6 +16,7 @@
 #include "support/config_keys.hpp"
 #include "support/hdf5.hpp"
 #include "support/result_file.hpp"
+#include "support/schedule.hpp"
 #include "validation/comparison.hpp"
 #include "validation/comparison_file.hpp"
 #include "validation/comparison_report.hpp"
@@ -116,9 +117,9 @@ int tell_failures(const moe::ValidationRun& run, const std::string& out) {
 }
 
 std::string heading(const RunSpec& spec, const std::string& data) {
-  return fmt::format("Regime {}, {}, {} lr {}; {}; {} steps.\n", spec.model.regime, spec.model.param,
+  return fmt::format("Regime {}, {}, {} lr {}; {}; {}.\n", spec.model.regime, spec.model.param,
                      moe::to_string(spec.optimizer.name), spec.optimizer.lr, data.empty() ? spec.data.source : data,
-                     spec.training.steps);
+                     moe::duration_text(spec.training));
 }
 
 /// Report, and the status that belongs to the verdict.
@@ -271,6 +272,11 @@ int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
   check_flags(call.own);
+  if (!call.options.checkpoint.file.empty())
+    throw moe::ConfigError(
+        {"--checkpoint, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and moe_train keep theirs, and "
+         "compare their "
+         "files with --limit FILE --networks FILE."});
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the run, not after it
   int status = 0;

@@ -96,7 +96,7 @@ std::vector<ExponentComparison> compare_exponents(const Evidence& e,
     for (const NetworkSamples& n : e.networks) largest = std::max(largest, n.curves.at(of.name).cwiseAbs().maxCoeff());
     for (const Stage stage : {Stage::init, Stage::first_step, Stage::late}) {
       const auto at = step_of(stage, steps);
-      if (!at) continue;
+      if (!at || (stage == Stage::first_step && e.spec.training.dynamics == Dynamics::flow)) continue;
       ExponentComparison x;
       x.name = of.name, x.stage = stage, x.step = steps[*at];
       x.predicted = of.at[static_cast<std::size_t>(stage)];

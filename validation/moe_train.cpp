@@ -1,8 +1,6 @@
 /// moe_train: trains finite networks with the configuration of the limit and writes their curves.
 #include <fmt/format.h>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -16,6 +14,7 @@
 #include "support/config.hpp"
 #include "support/observable.hpp"
 #include "support/progress.hpp"
+#include "support/schedule.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
 #include "validation/network_memory.hpp"
@@ -49,10 +48,10 @@ std::string mean_and_error(const std::vector<moe::NetworkRun>& runs, Values&& va
 
 void print_summary(const moe::RunSpec& spec, const moe::Dataset& data,
                    const std::vector<std::vector<moe::NetworkRun>>& runs, const std::string& out) {
-  fmt::print("Regime {}, {}, {} lr {}; {}; {} steps, {} seed{}, {}.\n", spec.model.regime, spec.model.param,
+  fmt::print("Regime {}, {}, {} lr {}; {}; {}, {} seed{}, {}.\n", spec.model.regime, spec.model.param,
              moe::to_string(spec.optimizer.name), spec.optimizer.lr,
-             data.description.empty() ? spec.data.source : data.description, spec.training.steps, spec.network.seeds,
-             spec.network.seeds == 1 ? "" : "s", moe::to_string(spec.sampling.precision));
+             data.description.empty() ? spec.data.source : data.description, moe::duration_text(spec.training),
+             spec.network.seeds, spec.network.seeds == 1 ? "" : "s", moe::to_string(spec.sampling.precision));
   if (!spec.network.init_from.empty() && spec.network.seeds > 1)
     fmt::print("network.init_from gives every seed the same weights: the {} rows are equal.\n", spec.network.seeds);
   const bool tested = data.x_test.cols() > 0;
@@ -74,6 +73,18 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data,
                      of_width, [](const auto& r) -> auto& { return r.test_accuracy; }));
     fmt::print("\n");
   }
+  if (spec.training.stop_at_loss > 0)
+    for (const auto& of_width : runs) {
+      std::vector<int> steps;
+      for (const auto& run : of_width)
+        if (run.converged_at >= 0) steps.push_back(run.converged_at);
+      if (steps.empty()) continue;
+      const auto [first, last] = std::minmax_element(steps.begin(), steps.end());
+      fmt::print(
+          "Converged: {} of {} networks of N = {} reached training.stop_at_loss = {:g}, at steps {} to {}, where they "
+          "end.\n",
+          steps.size(), of_width.size(), of_width.front().shape.N, spec.training.stop_at_loss, *first, *last);
+    }
   fmt::print("Written: {}. One row per seed: h5dump -d /network/N{}/loss {}\n", out, runs.front().front().shape.N, out);
 }
 
@@ -84,19 +95,22 @@ long cost(const moe::RunSpec& spec, const moe::Dataset& data, int width) {
   return std::lround(std::max(1.0, 1e-6 * s.N * (3.0 * s.M + 6.0 * s.K * s.Ne) * samples));
 }
 
-std::string interrupted_text;  // composed before the signal, written by its handler
+std::atomic<int> interrupting_signal{0};
 void on_interrupt(int signal) {
-  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, interrupted_text.data(), interrupted_text.size());
-  ::_exit(128 + signal);
+  interrupting_signal = signal;
+  for (const int s : {SIGINT, SIGTERM}) std::signal(s, SIG_DFL);  // a second one ends the program at once
 }
 
-/// Trains what is not yet in the folder of finished runs beside `out`, then writes `out` and deletes the folder.
-std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, const moe::Dataset& data,
+/// Ends a training from its listener, when the state of its network is saved.
+struct Interrupted {};
+
+void warn(const std::string& problem) { fmt::print(stderr, "moe_train: warning: {}\n", problem); }
+
+/// Trains what is not yet in the folder of kept runs, then writes `out` and deletes the folder. Throws Interrupted.
+std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, const moe::RunSpec& spec,
+                                                const moe::Dataset& data, const std::string& folder,
                                                 const std::string& out) {
-  const moe::RunSpec& spec = call.spec;
-  moe::RunStore store(out, moe::sweep_identity(spec, data));
-  interrupted_text = fmt::format("\nmoe_train: interrupted; finished runs are kept in {}, the same command continues\n",
-                                 store.folder());
+  moe::RunStore store(folder, spec, data, {call.options.checkpoint.every_s, warn});
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
 
   std::map<std::pair<int, std::uint64_t>, moe::NetworkRun> finished;
@@ -126,6 +140,15 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
     progress.advance(cost(spec, data, width),
                      fmt::format("{} of {} runs, N = {} loss {:.4f}", done.load(), count, width, loss));
   };
+  options.resume = [&](int width, std::uint64_t seed, const moe::TrainOptions::State& state) {
+    return store.resume(width, seed, state);
+  };
+  options.on_resume = [&](int width, int steps) { progress.skip(cost(spec, data, width) * steps); };
+  options.keep = [&](int width, std::uint64_t seed, const moe::TrainOptions::State& state) {
+    const bool interrupted = interrupting_signal != 0;
+    store.keep(width, seed, state, interrupted);
+    if (interrupted) throw Interrupted{};
+  };
   options.on_run = [&](const moe::NetworkRun& run) {
     store.save(run);
     ++done;
@@ -141,16 +164,24 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
 int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
-  const moe::RunSpec& spec = call.spec;
+  const moe::CheckpointOptions& checkpoint = call.options.checkpoint;
+  moe::RunSpec spec = call.spec;
+  if (!checkpoint.resume.empty()) {
+    if (checkpoint.file != checkpoint.resume)
+      throw moe::ConfigError({fmt::format(
+          "--checkpoint {}, --resume {}: moe_train goes on in the folder that it resumes. Give --resume alone.",
+          checkpoint.file, checkpoint.resume)});
+    const moe::RunSpec kept = moe::sweep_config(checkpoint.resume);
+    if (call.spec.origin.empty()) spec = kept;  // with no key given, what was kept says what goes on
+  }
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+  const std::string folder = checkpoint.file.empty() ? out + ".runs" : checkpoint.file;
 
   const moe::Dataset data = moe::load_dataset(spec);
   moe::Faults faults;
   moe::check_networks(spec, data, spec.network.widths, faults);
   if (call.options.device == moe::Device::cuda)
     faults.add("--device cuda: finite networks are trained on the CPU. Say --device cpu or leave it out.");
-  if (!call.options.checkpoint.file.empty())
-    faults.add("--checkpoint, --resume: moe_train does not have them yet. Leave them out.");
   faults.throw_if_any();
   if (const auto undefined = moe::undefined_observables(spec); !undefined.empty())
     fmt::print(stderr,
@@ -160,7 +191,17 @@ int run(int argc, char** argv) {
 
   moe::require_network_memory(spec, data, call.options.threads);
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the training, not after it
-  const auto runs = train(call, data, out);
+  std::vector<std::vector<moe::NetworkRun>> runs;
+  try {
+    runs = train(call, spec, data, folder, out);
+  } catch (const Interrupted&) {
+    fmt::print(
+        stderr,
+        "\nmoe_train: interrupted; what was done is kept in {}. Continue with the same command, or with --resume {} "
+        "--out {}\n",
+        folder, folder, out);
+    return 128 + interrupting_signal;
+  }
   if (!call.options.quiet) print_summary(spec, data, runs, out);
   bool failed = false;
   for (const auto& of_width : runs)

@@ -55,7 +55,7 @@ struct NetworkWeights {
 
 /// Everything one training run produced. Values at step t are of the state before update t (t = 0: initialisation).
 /// Losses are those of the whole training set, observables and kernels those of the samples of step t: under mini-batches
-/// its own batch (support/observable.hpp). Where a run has failed, the vectors end early.
+/// its own batch (support/observable.hpp). Where a run has failed or converged, the vectors end early.
 struct NetworkRun {
   NetworkShape shape;
   std::uint64_t seed = 0;
@@ -69,6 +69,7 @@ struct NetworkRun {
   /// By name, at distribution_steps: shares of the bins of support/distribution.hpp.
   std::map<std::string, std::vector<std::vector<double>>> distributions;
   NetworkWeights final_weights;
+  int converged_at = -1;                 ///< step at which the loss reached training.stop_at_loss; -1: it did not
   std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
 
   /// All but `failure`.
@@ -90,6 +91,7 @@ struct NetworkRun {
     a("kernels", kernels);
     a("distributions", distributions);
     a("final_weights", final_weights);
+    a("converged_at", converged_at);
   }
 };
 
@@ -103,6 +105,13 @@ struct TrainOptions {
   /// called from its worker.
   std::function<std::optional<NetworkRun>(int width, std::uint64_t seed)> stored;
   std::function<void(const NetworkRun&)> on_run;
+  /// A run in progress, to be kept and continued bit for bit: `state` names all that it is. `resume` is called before the first step,
+  /// loads what there is and says whether there was anything; `keep` between two steps, and may save it. From the run's worker; what they
+  /// throw ends the training.
+  using State = std::function<void(Archive&)>;
+  std::function<bool(int width, std::uint64_t seed, const State& state)> resume;
+  std::function<void(int width, std::uint64_t seed, const State& state)> keep;
+  std::function<void(int width, int steps)> on_resume;  ///< of so many steps a resumed run knows
   /// train_networks only, instead of on_step where it is given: after every update of the network of this width.
   std::function<void(int width, double loss)> on_update;
 };
@@ -121,7 +130,7 @@ NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int widt
 /// configuration.
 NetworkWeights read_weights(const std::string& path, const NetworkShape& shape, const std::string& place);
 
-/// Trains one network for training.steps steps. `seed` is the seed itself (a program passes sampling.seed + index).
+/// Trains one network for training.steps steps, or along its gradient flow (training.dynamics). `seed` is the seed itself (a program passes sampling.seed + index).
 /// The same arguments give the same numbers, whatever the number of threads. Throws ConfigError on what cannot run; NaN and
 /// infinity do not throw but end the run with NetworkRun::failure set.
 NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,

@@ -200,13 +200,20 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
   }
   if (spec.output.weights) write_weights(group, shape);
 
-  std::vector<std::int64_t> seeds, failed;
+  if (spec.training.dynamics == Dynamics::flow) write_flow_times(file, path + "/times", spec);
+
+  std::vector<std::int64_t> seeds, failed, converged;
   for (const NetworkRun& run : runs) {
     seeds.push_back(static_cast<std::int64_t>(run.seed));
     failed.push_back(run.failure ? run.failure->step : -1);
+    converged.push_back(run.converged_at);
   }
   group.integers("seed", seeds, "seed of each row");
-  group.integers("failed_step", failed, "step at which NaN or infinity ended the run; -1: none did");
+  group.integers("failed_step", failed,
+                 "step at which NaN, infinity or a loss that had grown too far ended the run; -1: none did");
+  if (spec.training.stop_at_loss > 0)
+    group.integers("converged_step", converged,
+                   "step at which the loss reached training.stop_at_loss, the row's last; -1: it did not");
 
   file.attribute(path, "N", std::int64_t{shape.N});
   file.attribute(path, "M", std::int64_t{shape.M});

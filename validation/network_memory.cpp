@@ -38,6 +38,8 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   const bool observed = !selected_observables(spec).empty();
   // Drawn in double, then trained; handed back in double where they are kept.
   p.bytes_a_weight = std::max(sizeof(double) + real, real * (1 + moments + (observed ? 1 : 0)));
+  if (spec.training.dynamics == Dynamics::flow)  // W, W(0), what has moved, and the stepper's stages
+    p.bytes_a_weight = real * (3 + (spec.training.stepper == Stepper::rk4 ? 6 : 12));
   if (spec.output.weights) p.bytes_a_weight = std::max(p.bytes_a_weight, 1.5 * sizeof(double) + real);
   const double active = s.K * s.Ne, P = spec.training.batch > 0 ? spec.training.batch : train;
   const double dense = spec.model.routing == Routing::soft ? 0 : 3;  // all experts, where only some were computed

@@ -37,11 +37,9 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
   faults.throw_if_any();
   const NetworkShape shape = network_shape(spec, data, width);
   NetworkWeights start = start_weights(spec, data, width, seed, options.initial);
-  NetworkRun run = spec.sampling.precision == Precision::float32
-                       ? trainer::train<float>(spec, data, shape, std::move(start), options, team)
-                       : trainer::train<double>(spec, data, shape, std::move(start), options, team);
-  run.seed = seed;
-  return run;
+  return spec.sampling.precision == Precision::float32
+             ? trainer::train<float>(spec, data, shape, std::move(start), seed, options, team)
+             : trainer::train<double>(spec, data, shape, std::move(start), seed, options, team);
 }
 
 }  // namespace

@@ -71,8 +71,6 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
            "Set it to 0.");
   if (spec.optimizer.name == OptimizerKind::adafactor)
     refuse("optimizer.name", "adafactor", "the finite trainer does not have this rule", "Choose adam.");
-  if (spec.training.dynamics == Dynamics::flow)
-    refuse("training.dynamics", "flow", "the finite trainer does not have it yet", "Use gd.");
   if (data.x.cols() == 0)
     faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
   if (spec.training.batch > data.x.cols())

@@ -3,6 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <boost/numeric/odeint/integrate/integrate_adaptive.hpp>
+#include <boost/numeric/odeint/integrate/integrate_n_steps.hpp>
+#include <boost/numeric/odeint/stepper/generation/generation_runge_kutta_dopri5.hpp>
+#include <boost/numeric/odeint/stepper/generation/make_controlled.hpp>
+#include <boost/numeric/odeint/stepper/runge_kutta4.hpp>
+#include <boost/numeric/odeint/stepper/runge_kutta_dopri5.hpp>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -57,8 +64,11 @@ class Trainer {
       for (int t = 0; t <= T; ++t) {
         pass(t);
         record(t);
-        if (t == T) break;
-        optimizer_.step(weights_, backward_->weights);
+        if (t == T || run_.converged_at >= 0) break;
+        if (spec_.training.dynamics == Dynamics::flow)
+          flow(t);
+        else
+          optimizer_.step(weights_, backward_->weights);
         if (options_.on_step) options_.on_step(t + 1, last_loss_);
       }
     } catch (const NumericsError& failure) {
@@ -88,8 +98,43 @@ class Trainer {
     backward_ = reference::backward(model_, weights_, *forward_, y(), t, t < spec_.training.steps);
   }
 
+  /// Along the gradient flow to the next recorded time: rk4 by the steps that were asked for, else as exactly as doubles allow.
+  void flow(int t) {
+    namespace odeint = boost::numeric::odeint;
+    using Flat = std::vector<double>;
+    const auto parts = [](NetworkWeights& w) {
+      return std::array<MatrixXd*, num_tensors>{&w.w_in, &w.router, &w.expert_in, &w.expert_out, &w.readout};
+    };
+    const auto system = [&](const Flat& at, Flat& rate, double) {
+      const double* from = at.data();
+      for (MatrixXd* w : parts(weights_)) std::copy_n(from, w->size(), w->data()), from += w->size();
+      pass(t);
+      double* to = rate.data();
+      for (std::size_t k = 0; k < num_tensors; ++k) {
+        const MatrixXd& g = *parts(backward_->weights)[k];
+        to = std::transform(g.data(), g.data() + g.size(), to, [&](double x) { return -constants_.lr.values[k] * x; });
+      }
+    };
+    Flat w;
+    for (const MatrixXd* m : parts(weights_)) w.insert(w.end(), m->data(), m->data() + m->size());
+    const double from = flow_time(spec_.training, t), to = flow_time(spec_.training, t + 1);
+    if (spec_.training.stepper == Stepper::rk4) {
+      const int steps = static_cast<int>(std::ceil((to - from) / spec_.training.step_size * (1 - 1e-12)));
+      odeint::integrate_n_steps(odeint::runge_kutta4<Flat>(), system, w, from, (to - from) / steps, steps);
+    } else {
+      odeint::integrate_adaptive(odeint::make_controlled(1e-12, 1e-12, odeint::runge_kutta_dopri5<Flat>()), system, w,
+                                 from, to, (to - from) / 8);
+    }
+    const double* at = w.data();
+    for (MatrixXd* m : parts(weights_)) std::copy_n(at, m->size(), m->data()), at += m->size();
+  }
+
   /// Everything that is recorded of the state before update t.
   void record(int t) {
+    if (t == 0) first_loss_ = last_loss_;
+    if (has_diverged(last_loss_, first_loss_))
+      throw NumericsError(t, "loss",
+                          fmt::format("has grown to {:.3g}; a smaller optimizer.lr usually helps", last_loss_));
     if (mini_batches() && t < spec_.training.steps) run_.batch_loss.push_back(last_loss_);
     if (contains(eval_at_, t)) {
       const MatrixXd f = mini_batches() ? outputs(data_.x, t) : forward_->f;
@@ -97,6 +142,7 @@ class Trainer {
       run_.loss.push_back(require_loss(network::loss_value(model_.loss, f, data_.y), t));
       run_.accuracy.push_back(network::accuracy(f, data_.y));
       if (options_.keep_outputs) run_.f.push_back(f);
+      if (spec_.training.stop_at_loss > 0 && run_.loss.back() <= spec_.training.stop_at_loss) run_.converged_at = t;
     }
     if (contains(test_at_, t)) {
       const MatrixXd f = outputs(data_.x_test, t);
@@ -162,6 +208,7 @@ class Trainer {
   std::optional<reference::Forward> forward_;    ///< on the samples of the present step
   std::optional<reference::Backward> backward_;  ///< and their gradients
   std::optional<InitialState> initial_;          ///< t = 0
+  double first_loss_ = 0;
   double last_loss_ = std::numeric_limits<double>::quiet_NaN();
   NetworkRun run_;
 };

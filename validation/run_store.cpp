@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "support/checkpoint.hpp"
+#include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "support/result_file.hpp"
 #include "validation/network_start.hpp"
@@ -21,14 +22,18 @@ namespace {
 namespace fs = std::filesystem;
 
 [[noreturn]] void fail(const std::string& folder, const std::string& what, const std::string& reason) {
-  throw IoError(fmt::format(
-      "io: cannot keep finished runs in {}: {}: {}. Check permissions and free space, or choose another file with "
-      "--out.",
-      folder, what, reason));
+  throw IoError(
+      fmt::format("io: cannot keep runs in {}: {}: {}. Check permissions and free space, or choose another file with "
+                  "--out.",
+                  folder, what, reason));
 }
 
 /// The group of a file that holds the run.
 constexpr const char* run_group = "/run";
+/// How names of files begin.
+constexpr const char *finished = "", *in_progress = "in_progress_";
+
+std::string sweep_file(const std::string& folder) { return folder + "/sweep.h5"; }
 
 }  // namespace
 
@@ -47,8 +52,20 @@ std::map<std::string, std::string> sweep_identity(const RunSpec& spec, const Dat
   return identity;
 }
 
-RunStore::RunStore(const std::string& out, const std::map<std::string, std::string>& identity)
-    : folder_(out + ".runs") {
+RunSpec sweep_config(const std::string& folder) {
+  if (!fs::exists(sweep_file(folder)))
+    throw IoError(
+        fmt::format("io: there are no runs in {} to go on from. Give --resume the folder that --checkpoint or OUT.runs "
+                    "named; once the "
+                    "result file is complete, it is deleted.",
+                    folder));
+  const H5Reader file(sweep_file(folder));
+  file.verify();
+  return read_config_text(file.attribute_text("/", "config"), sweep_file(folder));
+}
+
+RunStore::RunStore(const std::string& folder, const RunSpec& spec, const Dataset& data, Options options)
+    : folder_(folder), options_(std::move(options)) {
   std::error_code error;
   fs::create_directories(folder_, error);
   if (error) fail(folder_, "making the folder", error.message());
@@ -56,13 +73,15 @@ RunStore::RunStore(const std::string& out, const std::map<std::string, std::stri
   if (lock_ < 0) fail(folder_, "making the file lock", std::strerror(errno));
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     ::close(lock_);
-    throw IoError(
-        fmt::format("io: another process writes the runs of {}. Wait for it, or choose another file with --out.", out));
+    throw IoError(fmt::format(
+        "io: another process keeps its runs in {}. Wait for it, or choose another file with --out.", folder_));
   }
   try {
-    const std::string path = folder_ + "/sweep.h5";
+    const auto identity = sweep_identity(spec, data);
+    const std::string path = sweep_file(folder_);
     if (!fs::exists(path)) {
       H5Writer file(path);
+      write_root_attributes(file, "sweep", "moe_train", spec);
       for (const auto& [key, value] : identity) file.attribute("/", key, value);
       file.commit();
       return;
@@ -79,10 +98,10 @@ RunStore::RunStore(const std::string& out, const std::map<std::string, std::stri
       if (stored != value) differences.push_back(fmt::format("{} = {} there, {} here", key, stored, value));
     }
     if (!differences.empty())
-      throw ConfigError(
-          {fmt::format("{} holds finished runs of another configuration: {}. Give the same one to continue it, choose "
-                       "another file with --out, or delete the folder.",
-                       folder_, fmt::join(differences, "; "))});
+      throw ConfigError({fmt::format(
+          "{} holds runs of another configuration: {}. Give the same one to continue it, choose another file "
+          "with --out, or delete the folder.",
+          folder_, fmt::join(differences, "; "))});
   } catch (...) {
     ::close(lock_);
     throw;
@@ -93,12 +112,26 @@ RunStore::~RunStore() {
   if (lock_ >= 0) ::close(lock_);
 }
 
-std::string RunStore::path_of(int width, std::uint64_t seed) const {
-  return fmt::format("{}/N{}_seed{}.h5", folder_, width, seed);
+std::string RunStore::path_of(const char* kind, int width, std::uint64_t seed) const {
+  return fmt::format("{}/{}N{}_seed{}.h5", folder_, kind, width, seed);
 }
 
-void RunStore::save(const NetworkRun& run) const {
-  H5Writer file(path_of(run.shape.N, run.seed));
+std::unique_ptr<H5Reader> RunStore::whole(const std::string& path) const {
+  if (!fs::exists(path)) return nullptr;
+  try {
+    auto file = std::make_unique<H5Reader>(path);
+    file->verify();
+    return file;
+  } catch (const IoError& error) {
+    if (options_.on_problem) options_.on_problem(fmt::format("{} Its network is trained anew.", error.what()));
+    return nullptr;
+  }
+}
+
+void RunStore::save(const NetworkRun& run) {
+  const std::string path = path_of(finished, run.shape.N, run.seed);
+  const std::string state = path_of(in_progress, run.shape.N, run.seed);
+  H5Writer file(path);
   Archive archive(file, run_group);
   const_cast<NetworkRun&>(run).transfer(
       archive);  // one description for both ways; an archive that is written only reads it
@@ -108,24 +141,52 @@ void RunStore::save(const NetworkRun& run) const {
     file.attribute("/", "failure", run.failure->detail);
   }
   file.commit();
+  std::error_code absent;
+  fs::remove(state, absent);
 }
 
 std::optional<NetworkRun> RunStore::load(int width, std::uint64_t seed) const {
-  const std::string path = path_of(width, seed);
-  if (!fs::exists(path)) return std::nullopt;
-  try {
-    const H5Reader file(path);
-    file.verify();
-    NetworkRun run;
-    Archive archive(file, run_group);
-    run.transfer(archive);
-    if (const double step = file.attribute_number("/", "failed_step"); step >= 0)
-      run.failure = NumericsError(static_cast<int>(step), file.attribute_text("/", "failed_field"),
-                                  file.attribute_text("/", "failure"));
-    return run;
-  } catch (const std::exception&) {
-    return std::nullopt;
+  const auto file = whole(path_of(finished, width, seed));
+  if (!file) return std::nullopt;
+  NetworkRun run;
+  Archive archive(*file, run_group);
+  run.transfer(archive);
+  if (const double step = file->attribute_number("/", "failed_step"); step >= 0)
+    run.failure = NumericsError(static_cast<int>(step), file->attribute_text("/", "failed_field"),
+                                file->attribute_text("/", "failure"));
+  return run;
+}
+
+bool RunStore::resume(int width, std::uint64_t seed, const TrainOptions::State& state) {
+  const std::string path = path_of(in_progress, width, seed);
+  {
+    const std::lock_guard lock(mutex_);
+    saved_[path] = Clock::now();
   }
+  const auto file = whole(path);
+  if (!file) return false;
+  Archive archive(*file, run_group);
+  state(archive);
+  return true;
+}
+
+void RunStore::keep(int width, std::uint64_t seed, const TrainOptions::State& state, bool now) {
+  const std::string path = path_of(in_progress, width, seed);
+  {
+    const std::lock_guard lock(mutex_);
+    const auto [last, unknown] = saved_.try_emplace(path, Clock::now());
+    if (!now && std::chrono::duration<double>(Clock::now() - last->second).count() < options_.every_s) return;
+  }
+  try {
+    H5Writer file(path);
+    Archive archive(file, run_group);
+    state(archive);
+    file.commit();
+  } catch (const IoError& error) {
+    if (options_.on_problem) options_.on_problem(error.what());
+  }
+  const std::lock_guard lock(mutex_);
+  saved_[path] = Clock::now();
 }
 
 void RunStore::remove() {

@@ -1,8 +1,12 @@
-/// Finished runs of a sweep, kept beside the result file until it is complete: FILE.runs/ holds one HDF5 file per network and what the
-/// sweep was asked. A killed sweep loses the runs in progress and nothing else.
+/// Runs of a sweep, kept in a folder until the result file is complete: one HDF5 file per network that is finished, one per network in
+/// progress, and what the sweep was asked. A killed sweep loses what networks in progress did since their states were saved.
 #pragma once
 
+#include <chrono>
+#include <functional>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -16,28 +20,50 @@ namespace moe {
 /// parameterization at every width, a checksum of the data, the version of the program. Names as in messages.
 std::map<std::string, std::string> sweep_identity(const RunSpec& spec, const Dataset& data);
 
+/// Configuration of the sweep whose runs are in `folder`. Throws IoError where there are none, or what was kept is not whole.
+RunSpec sweep_config(const std::string& folder);
+
+/// Files are written beside and renamed: at any moment each is whole, as its checksum tells. Members may be called from several threads.
 class RunStore {
  public:
-  /// Opens or makes the folder of the result file `out`, for this process alone. Throws ConfigError when the runs in it are of another
-  /// sweep, naming every difference, and IoError when it cannot be used or another process works on it.
-  RunStore(const std::string& out, const std::map<std::string, std::string>& identity);
+  struct Options {
+    double every_s = 60;  ///< least time between two states of a network; 0: after every step
+    /// Hears of a file that is not whole, whose network begins anew, and of a state that could not be saved: the run goes on.
+    std::function<void(const std::string&)> on_problem = {};
+  };
+
+  /// Opens or makes the folder, for this process alone. Throws ConfigError when the runs in it are of another sweep, naming every
+  /// difference, and IoError when it cannot be used, or another process works on it.
+  RunStore(const std::string& folder, const RunSpec& spec, const Dataset& data, Options options);
   ~RunStore();
   RunStore(const RunStore&) = delete;
   RunStore& operator=(const RunStore&) = delete;
 
-  /// The run of this width and seed as save() was given it, if there is one. A damaged file counts as none.
+  /// The finished run of this width and seed, as save() was given it, if there is one.
   std::optional<NetworkRun> load(int width, std::uint64_t seed) const;
-  /// Atomic: a kill leaves the whole run or nothing. Thread-safe.
-  void save(const NetworkRun& run) const;
+  void save(const NetworkRun& run);
+
+  /// Loads the state of a network in progress; false where there is none. TrainOptions::resume.
+  bool resume(int width, std::uint64_t seed, const TrainOptions::State& state);
+  /// Saves it when that is due or, with `now`, in any case. TrainOptions::keep.
+  void keep(int width, std::uint64_t seed, const TrainOptions::State& state, bool now = false);
+
   /// Deletes folder and runs: the result file is complete.
   void remove();
 
   const std::string& folder() const { return folder_; }
 
  private:
-  std::string path_of(int width, std::uint64_t seed) const;
+  using Clock = std::chrono::steady_clock;
+  std::string path_of(const char* kind, int width, std::uint64_t seed) const;
+  /// The file, if it is there and whole.
+  std::unique_ptr<H5Reader> whole(const std::string& path) const;
+
   std::string folder_;
+  Options options_;
   int lock_ = -1;
+  std::mutex mutex_;
+  std::map<std::string, Clock::time_point> saved_;  ///< when the state in progress last was, by its path
 };
 
 }  // namespace moe

@@ -2,7 +2,7 @@
 
 namespace moe::trainer {
 
-template NetworkRun train<float>(const RunSpec&, const Dataset&, const NetworkShape&, NetworkWeights,
+template NetworkRun train<float>(const RunSpec&, const Dataset&, const NetworkShape&, NetworkWeights, std::uint64_t,
                                  const TrainOptions&, const Team&);
 
 }  // namespace moe::trainer

@@ -19,6 +19,6 @@ struct Team {
 /// Trains from `start`. Results do not depend on the threads.
 template <class Real>
 NetworkRun train(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
-                 const TrainOptions& options, const Team& team);
+                 std::uint64_t seed, const TrainOptions& options, const Team& team);
 
 }  // namespace moe::trainer

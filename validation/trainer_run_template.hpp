@@ -9,6 +9,7 @@
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
 #include "validation/network_start.hpp"
+#include "validation/trainer_flow.hpp"
 #include "validation/trainer_observer.hpp"
 #include "validation/trainer_run.hpp"
 
@@ -19,7 +20,7 @@ class Run {
  public:
   using View = HostView<Real>;
 
-  Run(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
+  Run(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start, std::uint64_t seed,
       const TrainOptions& options)
       : spec_(spec),
         data_(data),
@@ -39,6 +40,9 @@ class Run {
       if (any.has_moments()) state_.second.values[t] = HostMatrix<Real>(w.rows(), w.cols());
     }
     state_.run.shape = shape;
+    state_.run.seed = seed;
+    if (spec.training.dynamics == Dynamics::flow)
+      flow_.emplace(flow_spec(spec.training), shape, constants_.aggregation, constants_.lr);
     x_ = real(data.x);
     x_test_ = real(data.x_test);
     if (!observer_.empty()) observe_at_ = observe_steps(spec);
@@ -49,15 +53,28 @@ class Run {
   }
 
   NetworkRun operator()(const Team& team) {
+    const NetworkRun& run = state_.run;
+    const auto state = [this](Archive& a) {
+      a("training", state_);
+      if (flow_) a("flow", *flow_);
+    };
+    if (options_.resume && options_.resume(run.shape.N, run.seed, state) && options_.on_resume)
+      options_.on_resume(run.shape.N, state_.step);
     try {
       for (const int T = spec_.training.steps; state_.step <= T; ++state_.step) {
+        if (options_.keep && state_.step > 0) options_.keep(run.shape.N, run.seed, state);
         set_operation_threads(team.share());
         pass();
         record();
-        if (state_.step == T) break;
+        if (state_.step == T || run.converged_at >= 0) break;
         if (state_.step == 0) keep_initial_tensors();
-        step_.update(state_, samples(), forward_, backward_, [this](Tensor t) { return rule(t); });
-        if (options_.on_step) options_.on_step(state_.step + 1, last_loss_);
+        const double loss = last_loss_;
+        if (flow_)
+          flow();
+        else
+          step_.update([this](Tensor t) { return state_.slot(t); }, samples(), forward_, backward_,
+                       [this](Tensor t) { return rule(t); });
+        if (options_.on_step) options_.on_step(state_.step + 1, loss);
       }
     } catch (const NumericsError& failure) {
       state_.run.failure = failure;
@@ -99,10 +116,29 @@ class Run {
     step_.backward(state_.weights, forward_, network::loss_gradient(spec_.training.loss, f_, targets()), t, backward_);
   }
 
+  /// The weights of the next recorded time.
+  void flow() {
+    const TrainingSpec& training = spec_.training;
+    flow_->advance(state_.weights, state_.initial, flow_time(training, state_.step),
+                   flow_time(training, state_.step + 1),
+                   [this](const auto& slot, const PerTensor<Real>& rate, bool first) {
+                     if (!first) pass();
+                     step_.update(slot, samples(), forward_, backward_, [&](Tensor t) {
+                       Rule<Real> descent;
+                       descent.lr = rate[t];
+                       return descent;
+                     });
+                   });
+  }
+
   /// Everything that is recorded of the state before the update.
   void record() {
     NetworkRun& run = state_.run;
     const int t = state_.step;
+    if (t == 0) state_.first_loss = last_loss_;
+    if (has_diverged(last_loss_, state_.first_loss))
+      throw NumericsError(t, "loss",
+                          fmt::format("has grown to {:.3g}; a smaller optimizer.lr usually helps", last_loss_));
     if (mini_batches() && t < spec_.training.steps) run.batch_loss.push_back(last_loss_);
     if (contains(eval_at_, t)) {
       const Eigen::MatrixXd f = mini_batches() ? outputs(x_) : f_;
@@ -110,6 +146,7 @@ class Run {
       run.loss.push_back(require_loss(network::loss_value(spec_.training.loss, f, data_.y)));
       run.accuracy.push_back(network::accuracy(f, data_.y));
       if (options_.keep_outputs) run.f.push_back(f);
+      if (spec_.training.stop_at_loss > 0 && run.loss.back() <= spec_.training.stop_at_loss) run.converged_at = t;
     }
     if (contains(test_at_, t)) {
       const Eigen::MatrixXd f = outputs(x_test_);
@@ -150,7 +187,9 @@ class Run {
   }
 
   void keep_initial_tensors() {
-    if (contains(observe_at_, 0))
+    if (flow_)
+      for (std::size_t t = 0; t < num_tensors; ++t) state_.initial.values[t] = copy_of(state_.weights.values[t].view());
+    else if (contains(observe_at_, 0))
       for (Tensor t : observer_.initial_tensors()) state_.initial[t] = copy_of(state_.weights[t].view());
   }
 
@@ -172,6 +211,7 @@ class Run {
   std::vector<int> observe_at_, kernels_at_, distributions_at_, eval_at_, test_at_;
 
   TrainingState<Real> state_;
+  std::optional<Flow<Real>> flow_;
   HostMatrix<Real> x_, x_test_;
   HostMatrix<Real> batch_x_;  ///< samples of the present step, mini-batches only
   Eigen::MatrixXd batch_y_;
@@ -185,8 +225,8 @@ class Run {
 
 template <class Real>
 NetworkRun train(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
-                 const TrainOptions& options, const Team& team) {
-  return Run<Real>(spec, data, shape, std::move(start), options)(team);
+                 std::uint64_t seed, const TrainOptions& options, const Team& team) {
+  return Run<Real>(spec, data, shape, std::move(start), seed, options)(team);
 }
 
 }  // namespace moe::trainer

@@ -1,8 +1,11 @@
 /// Everything that a training run carries from one step to the next, so that it can be saved, loaded and continued.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <map>
 #include <string>
+#include <utility>
 
 #include "support/matrix.hpp"
 #include "support/run_spec.hpp"
@@ -19,14 +22,25 @@ using Tensors = PerTensor<HostMatrix<Real>>;
 template <class Real>
 struct TrainingState {
   int step = 0;           ///< updates made
+  double first_loss = 0;  ///< at step 0, on its samples
   Tensors<Real> weights;  ///< W(t)
   Tensors<Real> first;    ///< velocities or first moments; empty where the rule has none
   Tensors<Real> second;   ///< second moments; likewise
-  Tensors<Real> initial;  ///< W(0), where an observable needs it
+  Tensors<Real> initial;  ///< W(0), where an observable needs it; of a flow all
   std::map<std::string, HostMatrix<Real>> initial_fields;  ///< those of t = 0 that observables compare with
   NetworkRun run;                                          ///< what was recorded so far
 
   Slot<Real> slot(Tensor t) { return {weights[t], first[t], second[t]}; }
+
+  void transfer(Archive& a) {
+    a("step", step);
+    a("first_loss", first_loss);
+    for (const auto& [name, tensors] :
+         {std::pair{"weights", &weights}, {"first", &first}, {"second", &second}, {"initial", &initial}})
+      for (std::size_t t = 0; t < num_tensors; ++t) a(fmt::format("{}/{}", name, tensor_names[t]), tensors->values[t]);
+    a("initial_fields", initial_fields);
+    a("run", run);
+  }
 };
 
 template <class Real>

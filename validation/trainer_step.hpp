@@ -125,10 +125,9 @@ class Step {
     require_finite(g.h, step, "dL/dh");
   }
 
-  /// One update of all five tensors; rule(tensor) is what it follows.
-  template <class RuleOf>
-  void update(TrainingState<Real>& state, View x, Forward<Real>& a, Backward<Real>& g, const RuleOf& rule) const {
-    const auto slot = [&](Tensor t) { return state.slot(t); };
+  /// One update of all five tensors, slot(tensor) by rule(tensor).
+  template <class SlotOf, class RuleOf>
+  void update(const SlotOf& slot, View x, Forward<Real>& a, Backward<Real>& g, const RuleOf& rule) const {
     P::learn(rule(Tensor::input), slot(Tensor::input), 1, g.h, x);
     P::learn(rule(Tensor::router), slot(Tensor::router), 1, a.phi, g.r);
     P::learn(a.dispatch, rule(Tensor::expert_in), slot(Tensor::expert_in), 1, a.phi, g.u);

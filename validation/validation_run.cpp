@@ -137,8 +137,9 @@ void require_resources(const RunSpec& spec, const Dataset& data, int threads, co
         bytes_text(estimate.output + networks), out, bytes_text(free)));
 }
 
-ValidationRun run_validation(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+ValidationRun run_validation(RunSpec spec, const Dataset& data, const ProgramOptions& options,
                              const std::string& label) {
+  spec.training.stop_at_loss = 0;  // curves are compared step by step, to the last
   const std::optional<RunSpec> second = second_solve(spec, data);
   const Costs costs{spec, data};
   const long total = costs.of_limit(neurons_of(spec, data)) + (second ? costs.of_limit(second->sampling.neurons) : 0) +
@@ -166,6 +167,7 @@ LrSweep run_lr_sweep(const RunSpec& spec, const Dataset& data, const ProgramOpti
   constexpr double infinity = std::numeric_limits<double>::infinity();
   RunSpec one = spec;
   one.output.observables = {"none"};
+  one.training.stop_at_loss = 0;
   std::sort(one.network.widths.begin(), one.network.widths.end());
   const Costs costs{one, data};
   Progress progress("sweeping",

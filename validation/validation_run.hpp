@@ -38,7 +38,7 @@ struct ValidationRun {
 };
 
 /// One progress over everything, labelled `label`.
-ValidationRun run_validation(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+ValidationRun run_validation(RunSpec spec, const Dataset& data, const ProgramOptions& options,
                              const std::string& label);
 
 /// Limit and networks at every learning rate, the smallest first; without observables. After an interrupt only the rates that were

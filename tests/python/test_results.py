@@ -54,6 +54,16 @@ class Reading(unittest.TestCase):
         self.assertEqual(observed.at(3.9), (1.5, 0.02))
         self.assertIsNone(limit.limit_curve("accuracy"))
 
+    def test_curves_of_a_flow_stand_at_its_times(self) -> None:
+        path = limit_file(self.folder / "flow.h5")
+        with written(path, "a") as file:
+            file["limit/times"] = [0.0, 2.5, 5.0, 7.5, 10.0]
+        flow = load(path)
+        for name, x in (("loss", [0, 2.5, 5, 7.5, 10]), ("test_loss", [0, 10]), ("observables/rms_h", [0, 5, 10])):
+            curve = flow.limit_curve(name)
+            assert curve is not None
+            np.testing.assert_allclose(curve.x, x)
+
     def test_files_that_are_no_results(self) -> None:
         text = self.folder / "text.h5"
         text.write_text("no HDF5")

@@ -185,6 +185,24 @@ TEST_CASE(
   CHECK(topk > runs / 5);
 }
 
+TEST_CASE("fast trainer follows the flow of the reference trainer on random configurations [rk4: the same steps]") {
+  const double allowed = 1e-9;  // as above, with sixteen evaluations
+  const bool held = rc::check("fast flow = reference flow", [&] {
+    Problem p = any_problem();
+    p.spec.optimizer.name = moe::OptimizerKind::sgd;
+    p.spec.training.batch = 0;
+    p.spec.training.dynamics = moe::Dynamics::flow;
+    p.spec.training.stepper = moe::Stepper::rk4;
+    p.spec.training.time = *rc::gen::element(0.0, 3.0);
+    p.spec.training.step_size = *rc::gen::element(0.4, 1.0);
+    const moe::NetworkRun theirs = moe::train_reference_network(p.spec, p.data, p.width(), p.seed);
+    const Comparison c = compare(moe::train_network(p.spec, p.data, p.width(), p.seed), theirs);
+    RC_LOG() << moe::print_config(p.spec) << "seed " << p.seed << ": " << c.where << " deviates by " << c.worst << '\n';
+    RC_ASSERT(c.worst < allowed);
+  });
+  CHECK(held);
+}
+
 TEST_CASE("fast trainer makes the signSGD update of the reference gradient on random configurations") {
   // A sign is not continuous: where the gradient is rounding either is right (as in the whole router when K = 1 and gates are softmax),
   // and only one update can be compared.

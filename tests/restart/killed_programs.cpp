@@ -28,6 +28,16 @@ long states_in(const std::string& checkpoint) {
   return n;
 }
 
+/// `count` of files that a running program replaces and deletes meanwhile: -1 where one was just gone.
+template <class Count>
+double steps_kept_safely(const Count& count) {
+  try {
+    return count();
+  } catch (const moe::IoError&) {
+    return -1;
+  }
+}
+
 }  // namespace
 
 TEST_CASE(
@@ -87,6 +97,142 @@ TEST_CASE(
     CHECK_MESSAGE(a.read(name).values == b.read(name).values, name);
   for (const auto& entry : fs::directory_iterator(folder.path()))
     CHECK_MESSAGE(!contains(entry.path().filename().string(), ".tmp-"), entry.path().string());
+}
+
+TEST_CASE(
+    "moe_train: killed 50 times at random moments and started again each time, it ends with the numbers of an "
+    "undisturbed "
+    "sweep; every file on the way is whole [SIGKILL] [slow]") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "a.h5", undisturbed = folder / "b.h5", runs = out + ".runs";
+  const auto command = [&](const std::string& to) {
+    return std::vector<std::string>{"--source",
+                                    "gaussian",
+                                    "--dimension",
+                                    "8",
+                                    "--train",
+                                    "12",
+                                    "--test",
+                                    "6",
+                                    "--widths",
+                                    "32,64",
+                                    "--seeds",
+                                    "2",
+                                    "--steps",
+                                    "6000",
+                                    "--lr",
+                                    "0.01",
+                                    "--threads",
+                                    "2",
+                                    "--quiet",
+                                    "--observables",
+                                    "none",
+                                    "--eval-every",
+                                    "10",
+                                    "--out",
+                                    to,
+                                    "--checkpoint-every",
+                                    "20ms"};
+  };
+  REQUIRE(run_program("moe_train", command(undisturbed)).status == 0);
+  /// Steps of all networks that need not be done again; throws where a file is not whole.
+  const auto steps_kept = [&] {
+    double steps = 0;
+    for (const int width : {32, 64})
+      for (const int seed : {0, 1}) {
+        const std::string name = "N" + std::to_string(width) + "_seed" + std::to_string(seed) + ".h5";
+        if (fs::exists(runs + "/" + name)) {
+          moe::H5Reader(runs + "/" + name).verify();
+          steps += 6000;
+        } else if (fs::exists(runs + "/in_progress_" + name)) {
+          const moe::H5Reader file(runs + "/in_progress_" + name);
+          file.verify();
+          steps += file.read("/run/training/step").values[0];
+        }
+      }
+    return steps;
+  };
+  std::mt19937 random(12);
+  double kept = 0;
+  int killed = 0, done = 0, grown = 0;
+  while (killed < kills) {
+    RunningProgram program("moe_train", command(out));
+    if (killed % 2 == 1)
+      for (int k = 0; k < 1000 && !fs::exists(out) && steps_kept_safely(steps_kept) <= kept; ++k)
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 150000));
+    program.send(SIGKILL);
+    const ProgramRun run = program.wait();
+    if (run.status == 0) {  // done before the kill: begin again
+      ++done;
+      kept = 0;
+      fs::remove(out);
+      continue;
+    }
+    REQUIRE_MESSAGE(run.status == 128 + SIGKILL, run.text);
+    ++killed;
+    CHECK_MESSAGE(!contains(run.text, "trained anew"), run.text);
+    if (fs::exists(out)) {  // complete, and killed while the folder was being deleted
+      moe::H5Reader(out).verify();
+      kept = 0;
+      fs::remove(out);
+      fs::remove_all(runs);
+      continue;
+    }
+    const double now = steps_kept();
+    INFO("steps kept before ", kept, ", now ", now);
+    CHECK(now >= kept);
+    grown += now > kept ? 1 : 0;
+    kept = now;
+  }
+  INFO(done, " lives ended by themselves, ", grown, " got further");
+  CHECK(grown >= kills / 3);
+  REQUIRE(run_program("moe_train", command(out)).status == 0);
+  const moe::H5Reader a(out), b(undisturbed);
+  for (const char* name : {"/network/N32/loss", "/network/N64/loss", "/network/N64/test_loss", "/network/N32/f"})
+    CHECK_MESSAGE(a.read(name).values == b.read(name).values, name);
+}
+
+TEST_CASE("moe_train: what a kill loses of one long network is younger than the interval [SIGKILL]") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "a.h5", state = out + ".runs/in_progress_N64_seed0.h5";
+  constexpr double every_s = 0.3;
+  RunningProgram program("moe_train", {"--source",
+                                       "gaussian",
+                                       "--train",
+                                       "12",
+                                       "--test",
+                                       "0",
+                                       "--widths",
+                                       "64",
+                                       "--seeds",
+                                       "1",
+                                       "--steps",
+                                       "2000000",
+                                       "--lr",
+                                       "0.01",
+                                       "--observables",
+                                       "none",
+                                       "--eval-every",
+                                       "100000",
+                                       "--out",
+                                       out,
+                                       "--checkpoint-every",
+                                       "300ms"});
+  while (!fs::exists(state)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  double oldest = 0;
+  for (int k = 0; k < 100; ++k) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    oldest = std::max(
+        oldest, std::chrono::duration<double>(fs::file_time_type::clock::now() - fs::last_write_time(state)).count());
+  }
+  program.send(SIGKILL);
+  CHECK(program.wait().status == 128 + SIGKILL);
+  INFO("the state was at most ", oldest, " s old");
+  CHECK(oldest <= 10 * every_s);  // writing and a step add to the interval; a loaded machine
+  const moe::H5Reader file(state);
+  file.verify();
+  CHECK(file.read("/run/training/step").values[0] > 0);
 }
 
 TEST_CASE("dmft_solve: what a kill loses is younger than the interval [SIGKILL]") {

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "tests/network_fixture.hpp"
 #include "tests/program.hpp"
@@ -108,6 +109,149 @@ TEST_CASE(
   const ProgramRun again = run_program("moe_train", command(out));
   CHECK(again.status == 0);
   CHECK_MESSAGE(contains(again.text, fmt::format("Continuing: {} of 6 runs", before - 1)), again.text);
+  CHECK_MESSAGE(contains(again.text, damaged), again.text);
+  CHECK_MESSAGE(contains(again.text, "Its network is trained anew"), again.text);
+}
+
+namespace {
+
+struct Stopped {};
+
+/// Everything that a run recorded, and its weights.
+std::vector<double> numbers(const moe::NetworkRun& r) {
+  std::vector<double> all;
+  const auto add = [&](const auto& values) { all.insert(all.end(), values.begin(), values.end()); };
+  const auto matrix = [&](const Eigen::MatrixXd& m) { all.insert(all.end(), m.data(), m.data() + m.size()); };
+  for (const auto* v : {&r.loss, &r.accuracy, &r.test_loss, &r.test_accuracy, &r.batch_loss}) add(*v);
+  for (const auto* v : {&r.eval_steps, &r.observe_steps, &r.test_steps, &r.kernel_steps, &r.distribution_steps})
+    add(*v);
+  for (const auto& m : r.f) matrix(m);
+  for (const auto& [name, values] : r.observables) add(values);
+  for (const auto& [name, list] : r.kernels)
+    for (const auto& m : list) matrix(m);
+  for (const auto& [name, list] : r.distributions)
+    for (const auto& shares : list) add(shares);
+  const moe::NetworkWeights& w = r.final_weights;
+  for (const auto* m : {&w.w_in, &w.router, &w.expert_in, &w.expert_out, &w.readout}) matrix(*m);
+  all.push_back(r.converged_at);
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "a network in progress that died goes on bit for bit [every rule, mini-batches, top-K, both precisions; flow by "
+    "every "
+    "stepper]") {
+  using enum moe::OptimizerKind;
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  std::vector<moe::RunSpec> specs;
+  for (const auto rule : {sgd, momentum, adam, adamw, signsgd}) {
+    specs.push_back(network_fixture::spec("II", "mssp", rule, 9));
+    specs.back().optimizer.weight_decay = 0.2;
+  }
+  specs.push_back(network_fixture::spec("III", "mup", adam, 9));
+  specs.back().training.batch = 3;
+  specs.back().training.batch_order = moe::BatchOrder::shuffled;
+  specs.back().sampling.precision = moe::Precision::float32;
+  specs.push_back(network_fixture::spec("I", "mssp", momentum, 9));
+  specs.back().model.routing = moe::Routing::topk;
+  for (const auto stepper : {moe::Stepper::dopri5, moe::Stepper::abm, moe::Stepper::rk4}) {
+    specs.push_back(network_fixture::spec("II", "mssp", sgd, 9));
+    specs.back().training.dynamics = moe::Dynamics::flow;
+    specs.back().training.stepper = stepper;
+    specs.back().sampling.precision = moe::Precision::float32;
+  }
+  for (moe::RunSpec& s : specs) {
+    s.output.kernels_at = {0, 7};
+    s.output.distributions_at = {0, 8};
+    s.training.test_every = 2;
+    const std::vector<double> whole = numbers(moe::train_network(s, data, 16, 4));
+    for (const int died : {1, 5}) {
+      CAPTURE(moe::print_config(s));
+      CAPTURE(died);
+      const TemporaryFolder folder;
+      int resumed = -1;
+      const auto train = [&](int until) {
+        moe::RunStore store(folder / "runs", s, data, {0, {}});
+        moe::TrainOptions options;
+        options.resume = [&](int width, std::uint64_t seed, const moe::TrainOptions::State& state) {
+          return store.resume(width, seed, state);
+        };
+        options.keep = [&](int width, std::uint64_t seed, const moe::TrainOptions::State& state) {
+          store.keep(width, seed, state);
+        };
+        options.on_resume = [&](int, int steps) { resumed = steps; };
+        options.on_step = [&](int step, double) {
+          if (step == until + 1) throw Stopped{};
+        };
+        return moe::train_network(s, data, 16, 4, options);
+      };
+      CHECK_THROWS_AS(train(died), Stopped);
+      CHECK(resumed == -1);
+      const std::vector<double> continued = numbers(train(100));
+      CHECK(resumed == died);
+      CHECK(continued == whole);
+    }
+  }
+}
+
+TEST_CASE("a state in progress is saved when it is due, and not before; a finished run needs none") {
+  const moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 3);
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const TemporaryFolder folder;
+  moe::RunStore store(folder / "runs", spec, data, {3600, {}});
+  int number = 7;
+  const auto state = [&](moe::Archive& a) { a("number", number); };
+  CHECK_FALSE(store.resume(16, 4, state));
+  store.keep(16, 4, state);
+  CHECK_FALSE(store.resume(16, 4, state));
+  store.keep(16, 4, state, true);
+  number = 0;
+  CHECK(store.resume(16, 4, state));
+  CHECK(number == 7);
+  store.save(moe::train_network(spec, data, 16, 4));
+  CHECK_FALSE(store.resume(16, 4, state));
+}
+
+TEST_CASE("moe_train: --checkpoint, SIGTERM, --resume alone; what does not fit is refused with status and sentence") {
+  const TemporaryFolder folder;
+  const std::string runs = folder / "kept", out = folder / "a.h5", undisturbed = folder / "b.h5";
+  const std::vector<std::string> problem = {"--source", "gaussian", "--train",     "12",   "--test",        "0",
+                                            "--widths", "64",       "--seeds",     "1",    "--steps",       "3000",
+                                            "--lr",     "0.01",     "--optimizer", "adam", "--observables", "none"};
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = problem;
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  REQUIRE(run_program("moe_train", with({"--out", undisturbed, "--quiet"})).status == 0);
+  const std::string state = runs + "/in_progress_N64_seed0.h5";
+  RunningProgram program("moe_train", with({"--out", out, "--checkpoint", runs, "--checkpoint-every", "1h"}));
+  for (int k = 0; k < 2000 && !fs::exists(runs + "/sweep.h5"); ++k)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  program.send(SIGTERM);
+  const ProgramRun ended = program.wait();
+  CAPTURE(ended.text);
+  REQUIRE(ended.status == 128 + SIGTERM);
+  CHECK(contains(ended.text, "--resume " + runs));
+  REQUIRE(fs::exists(state));
+
+  ProgramRun run = run_program("moe_train", with({"--out", out, "--resume", runs, "--lr", "0.02"}));
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "optimizer.lr = 0.01 there, 0.02 here")), run.text);
+  run = run_program("moe_train", with({"--out", out, "--resume", folder / "none"}));
+  CHECK_MESSAGE((run.status == 1 && contains(run.text, "there are no runs in " + (folder / "none"))), run.text);
+  run = run_program("moe_train", with({"--out", out, "--resume", runs, "--checkpoint", folder / "other"}));
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "Give --resume alone")), run.text);
+  run = run_program("dmft_validate", {"--resume", runs});
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "--limit FILE --networks FILE")), run.text);
+
+  run = run_program("moe_train", {"--resume", runs, "--out", out});
+  CHECK_MESSAGE(run.status == 0, run.text);
+  CHECK_FALSE(fs::exists(runs));
+  CHECK(moe::H5Reader(out).read("/network/N64/loss").values ==
+        moe::H5Reader(undisturbed).read("/network/N64/loss").values);
 }
 
 TEST_CASE("a stored run comes back as it was, a failure too; two processes do not share a folder") {
@@ -118,16 +262,15 @@ TEST_CASE("a stored run comes back as it was, a failure too; two processes do no
   spec.output.distributions_at = {0, 2};
   spec.training.batch = 3;
   const moe::Dataset data = network_fixture::data(8, 5, 3);
-  const auto identity = moe::sweep_identity(spec, data);
   moe::NetworkRun run = moe::train_network(spec, data, 16, 4);
   run.failure = moe::NumericsError(3, "y", "2 of 3 entries are NaN");
   {
-    const moe::RunStore store(out, identity);
+    moe::RunStore store(out, spec, data, {});
     CHECK_FALSE(store.load(16, 4));
     store.save(run);
-    CHECK_THROWS_AS(moe::RunStore(out, identity), moe::IoError);
+    CHECK_THROWS_AS(moe::RunStore(out, spec, data, {}), moe::IoError);
   }
-  moe::RunStore store(out, identity);
+  moe::RunStore store(out, spec, data, {});
   const auto loaded = store.load(16, 4);
   REQUIRE(loaded);
   CHECK_FALSE(store.load(16, 5));

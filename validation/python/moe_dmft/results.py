@@ -73,7 +73,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Curve:
-    """Means with standard errors over replicas or seeds, at x = the steps of training."""
+    """Means with standard errors over replicas or seeds, at x = the steps of training; of a gradient flow, its times."""
 
     x: Floats
     mean: Floats
@@ -142,6 +142,8 @@ def _curve(group: Group, name: str) -> Curve:
     if len(steps) < length:
         raise ResultError(f"{group.file}: {group.path}/{name} has {length} steps, {steps_name} only {len(steps)}")
     x = np.asarray(steps[:length], dtype=float)
+    if isinstance(times := group.get("times"), Array):  # steps of a flow are intervals; times count steps of gradient descent
+        x = times.values[steps[:length].astype(int)].astype(float)
     if "seed" not in array.dims and array.values.ndim == 1:
         sem = group.get(name + "_sem")
         error = sem.values if isinstance(sem, Array) else np.full(length, np.nan)

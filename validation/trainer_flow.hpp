@@ -1,0 +1,75 @@
+/// Gradient flow of a finite network: lr -> 0 at fixed lr T (theory section 6.4), by the steppers of the limit.
+#pragma once
+
+#include "support/ode.hpp"
+#include "validation/network.hpp"
+#include "validation/trainer_state.hpp"
+
+namespace moe::trainer {
+
+/// W(t) = W(0) + unit * moved(t), tensor by tensor. The stepper sees `moved` alone: with unit = lr times the size of a gradient's entry
+/// where fields are of order one (T6)-(T10), its entries are of order one at every width, and rtol and atol mean what they mean in the
+/// limit. Times are in steps of gradient descent.
+template <class Real>
+class Flow {
+ public:
+  using B = Cpu<Real>;
+  using State = ArrayList<B>;
+
+  Flow(const FlowSpec& spec, const NetworkShape& z, double aggregation, const PerTensor<double>& lr) : stepper_(spec) {
+    const double N = z.N, K = z.K, Ne = z.Ne;
+    const PerTensor<double> gradient{{1 / N, 1 / K, 1 / (K * Ne), aggregation / N, 1}};
+    for (std::size_t t = 0; t < num_tensors; ++t) {
+      unit_.values[t] = static_cast<Real>(lr.values[t] * gradient.values[t]);
+      rate_.values[t] = static_cast<Real>(lr.values[t] == 0 ? 0 : 1 / gradient.values[t]);
+    }
+  }
+
+  /// Weights of time `from` -> weights of time `to`; `initial` are W(0). descend(slots, rates, first): into slots, which are zero, one
+  /// update of gradient descent with these learning rates at the present weights; `first`: gradients of these weights are there.
+  template <class Descend>
+  FlowWork advance(Tensors<Real>& weights, Tensors<Real>& initial, double from, double to, const Descend& descend) {
+    if (moved_.arrays.empty())
+      for (const auto& w : weights.values) moved_.arrays.emplace_back(w.rows(), w.cols());
+    bool first = true;
+    const FlowWork work = stepper_.advance(moved_, from, to, [&](const State& at, State& derivative) {
+      if (!first) set(weights, initial, at);
+      derivative.arrays.resize(num_tensors);
+      for (std::size_t t = 0; t < num_tensors; ++t) {
+        auto& d = derivative.arrays[t];
+        if (d.empty())
+          d = HostMatrix<Real>(weights.values[t].rows(), weights.values[t].cols());
+        else
+          d.fill(0);
+      }
+      descend(
+          [&](Tensor t) {
+            return Slot<Real>{derivative.arrays[static_cast<std::size_t>(t)], {}, {}};
+          },
+          rate_, first);
+      first = false;
+    });
+    set(weights, initial, moved_);
+    return work;
+  }
+
+  void transfer(Archive& a) {
+    a("moved", moved_);
+    a("stepper", stepper_);
+  }
+
+ private:
+  void set(Tensors<Real>& weights, Tensors<Real>& initial, const State& moved) const {
+    for (std::size_t t = 0; t < num_tensors; ++t) {
+      const HostView<Real> w = weights.values[t], start = initial.values[t], by = moved.arrays[t].view();
+      const Real unit = unit_.values[t];
+      B::each(w.rows, w.cols, [=](Index i, Index j) { w(i, j) = start(i, j) + unit * by(i, j); });
+    }
+  }
+
+  FlowStepper<B> stepper_;
+  PerTensor<Real> unit_, rate_;
+  State moved_;
+};
+
+}  // namespace moe::trainer
