@@ -5,12 +5,15 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 
 #include "support/checkpoint.hpp"
 #include "support/config.hpp"
+#include "support/config_keys.hpp"
 #include "support/hdf5.hpp"
 #include "support/result_file.hpp"
 #include "validation/network_start.hpp"
@@ -97,6 +100,11 @@ RunStore::RunStore(const std::string& folder, const RunSpec& spec, const Dataset
       }
       if (stored != value) differences.push_back(fmt::format("{} = {} there, {} here", key, stored, value));
     }
+    // Numbers of the parameterization follow the keys: they are news only where no key differs.
+    const auto is_key = [](const std::string& text) {
+      return find_config_key(text.substr(0, text.find(' '))) != nullptr;
+    };
+    if (std::any_of(differences.begin(), differences.end(), is_key)) std::erase_if(differences, std::not_fn(is_key));
     if (!differences.empty())
       throw ConfigError({fmt::format(
           "{} holds runs of another configuration: {}. Give the same one to continue it, choose another file "

@@ -97,9 +97,15 @@ def _observables(group: str) -> Callable[[Sequence[Case]], dict[str, Figure]]:
 def _predicted(case: Case, name: str, step: float) -> float | None:
     """Exponent of N that dmft_validate predicted for an observable at a step, where its file says so."""
     for results in case.validations:
+        times = results.limit.get("times") if results.limit is not None else None  # of a flow, whose steps are intervals
         stages = results.root.group(f"comparison/exponents/{name}")
         for stage in stages.values() if stages else ():
-            if isinstance(stage, Group) and stage.attributes.get("step") == step and not stage.attributes.get("divided_by"):
+            if not isinstance(stage, Group) or stage.attributes.get("divided_by"):
+                continue
+            at = int(stage.attributes.get("step", -1))
+            if isinstance(times, Array) and at >= 0:
+                at = times.values[at]
+            if at == step:
                 predicted = stage.get("predicted")
                 return float(predicted.values) if isinstance(predicted, Array) else None
     return None
