@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Loss against width at the best learning rate: muP learns later the larger the network, MSSP does not.
+"""Loss after T steps against width, every width and the limit at its own best learning rate, muP against MSSP.
 
-    validation/python/python examples/monotone_improvement.py --out monotone           # about 40 core-minutes
+    validation/python/python examples/monotone_improvement.py --out monotone           # an hour or two
     validation/python/python examples/monotone_improvement.py --out monotone --quick   # seconds: what the tests run
 
-Digits and Fashion-MNIST (Debian's package dataset-fashion-mnist), regimes II and III, SGD and Adam. One pass of fresh batches of
-32; what is compared is the mean batch loss over the last steps before T, at the eta that is best for that width and T. Results of
-moe_train are kept in FOLDER/runs, so that a run that was stopped goes on where it was. Outcome: docs/results.md.
+Digits and Fashion-MNIST (Debian's package dataset-fashion-mnist), regimes II and III, SGD and Adam, one pass of fresh batches of 32.
+Each point is the optimum of a sweep by `dmft_validate --lr-sweep`: mean batch loss over the last tenth of the steps. Sweeps are kept in
+FOLDER/sweeps, each with its page, so that a study that was stopped goes on where it was. Outcome: docs/results.md.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "validation" / "python"))
 
-import numpy as np
-
 import moe_dmft
-from moe_dmft import draw, style
+from moe_dmft import draw, figures, style
 
 PARAMS = ("mup", "mssp")
-WIDTHS = {"II": (64, 128, 256, 512), "III": (32, 64, 128, 256)}
-TRAIN = {"digits": 1792, "fashion-mnist": 1920}  # 56 and 60 batches
-ETAS = {"sgd": tuple(2.0 ** (k / 2) for k in range(7)), "adam": tuple(0.25 * 2.0 ** (k / 2) for k in range(7))}
-HORIZONS = (20, 56)  # T
-WINDOW = 6  # steps before T over which batch losses are averaged
+WIDTHS = {"II": [32, 64, 128, 256], "III": [16, 32, 64, 128]}
+HORIZONS = (20, 56)  # T; 56 batches are all of the digits
+BATCH = 32
+RATES = {("sgd", 20): "1.2:7:6", ("sgd", 56): "1:5.7:6", ("adam", 20): "0.4:2.3:6", ("adam", 56): "0.2:1.2:6"}
 
 
 @dataclass(frozen=True)
@@ -39,100 +36,80 @@ class Setting:
     data: str
     regime: str
     optimizer: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}_{self.regime}_{self.optimizer}_T{self.steps}"
 
     def title(self) -> str:
-        return ", ".join(style.value_label(k, v) for k, v in (("data.source", self.data), ("optimizer.name", self.optimizer)))
+        optimizer = style.value_label("optimizer.name", self.optimizer)
+        return f"{style.value_label('data.source', self.data)}\nregime {self.regime}, {optimizer}, T = {self.steps}"
 
 
-@dataclass(frozen=True)
-class Point:
-    """Best eta of one width at one horizon, and the loss there."""
-
-    width: int
-    eta: float
-    loss: float
-    error: float
-    at_edge: bool
+def settings(only: str) -> list[Setting]:
+    """Short horizons first: they cost least, and the delay is largest there."""
+    every = itertools.product(HORIZONS, ("digits", "fashion-mnist"), WIDTHS, ("sgd", "adam"))
+    return [s for s in (Setting(d, r, o, t) for t, d, r, o in every) if only in s.name]
 
 
-def losses(setting: Setting, param: str, eta: float, options: argparse.Namespace) -> dict[int, np.ndarray]:
-    """Batch losses (seed, step) by width; NaN where a run diverged."""
-    name = f"{setting.data}_{setting.regime}_{setting.optimizer}_{param}_{eta:g}.h5"
-    file = options.out / "runs" / name
+def sweep(setting: Setting, param: str, options: argparse.Namespace) -> list[figures.LearningRateCurve]:
+    """Curves of loss against learning rate with their optima: widths, smallest first, then the limit."""
+    file = options.out / "sweeps" / f"{setting.name}_{param}.h5"
     if not file.exists():
         keys: dict[str, Any] = {
-            "regime": setting.regime, "param": param, "optimizer": setting.optimizer, "lr": eta, "eps": 0.02, "source": setting.data,
-            "train": 32 * options.steps or TRAIN[setting.data], "test": 0, "batch": 32, "steps": options.steps or TRAIN[setting.data] // 32,
-            "eval_every": 1000, "observables": "none", "widths": options.widths or WIDTHS[setting.regime], "seeds": options.seeds,
+            "regime": setting.regime, "param": param, "optimizer": setting.optimizer, "eps": 0.02, "source": setting.data,
+            "train": BATCH * setting.steps, "test": 0, "batch": BATCH, "steps": setting.steps, "eval_every": setting.steps,
+            "widths": WIDTHS[setting.regime], "seeds": 8, "replicas": 4, "data.path": options.data_path or None,
         }  # fmt: skip
-        if options.data_path:
-            keys["data.path"] = options.data_path
-        try:
-            moe_dmft.train(out=file, threads=options.threads, **keys)
-        except moe_dmft.ProgramError as error:
-            if error.status != 1 or not file.exists():  # 1 and a file: some seed diverged, the rest is there
-                raise
-    networks = moe_dmft.load(file).networks
-    return {width: np.asarray(group.array("batch_loss")) for width, group in networks.items()}
-
-
-def best(setting: Setting, param: str, horizon: int, options: argparse.Namespace) -> list[Point]:
-    """The eta of the lowest mean loss in the window before the horizon, for each width."""
-    etas = options.etas or ETAS[setting.optimizer]
-    runs = [losses(setting, param, eta, options) for eta in etas]
-    points = []
-    for width in runs[0]:
-        windows = [run[width][:, max(0, horizon - WINDOW) : horizon].mean(1) for run in runs]  # (seed)
-        means = np.array([w.mean() if np.isfinite(w).all() else np.inf for w in windows])
-        k = int(means.argmin())
-        error = windows[k].std(ddof=1) / np.sqrt(len(windows[k])) if len(windows[k]) > 1 else np.nan
-        points.append(Point(width, etas[k], float(means[k]), float(error), k in (0, len(etas) - 1)))
-    return points
+        rates = RATES[setting.optimizer, setting.steps]
+        if options.quick:
+            keys |= {"widths": [8, 16], "seeds": 2, "neurons": 24, "replicas": 2, "steps": 3, "train": 3 * BATCH}
+            rates = "0.1:0.4:3"
+        moe_dmft.validate(out=file, threads=options.threads, lr_sweep=rates, **keys)
+    found = moe_dmft.load(file).lr_sweep
+    assert found is not None
+    return figures.swept_curves(found)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("monotone"), help="folder of the results")
-    parser.add_argument("--only", default="", help="settings whose names contain this, e.g. digits_II_sgd")
+    parser.add_argument("--only", default="", help="settings whose names contain this, e.g. digits_II_sgd_T20")
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
     parser.add_argument("--data-path", default="", help="folder of Fashion-MNIST's files, where they are not Debian's")
-    parser.add_argument("--quick", action="store_true", help="two small widths, two learning rates, four steps")
+    parser.add_argument("--quick", action="store_true", help="two small widths, three learning rates, three steps")
     options = parser.parse_args()
-    options.seeds, options.steps, options.widths, options.etas = 4, 0, (), ()
-    horizons: tuple[int, ...] = HORIZONS
-    if options.quick:
-        options.seeds, options.steps, options.widths, options.etas, horizons = 2, 4, (8, 16), (0.1, 0.2), (4,)
-    (options.out / "runs").mkdir(parents=True, exist_ok=True)
+    (options.out / "sweeps").mkdir(parents=True, exist_ok=True)
 
-    settings = [Setting(*s) for s in itertools.product(TRAIN, WIDTHS, ETAS)]
-    settings = [s for s in settings if options.only in f"{s.data}_{s.regime}_{s.optimizer}"]
-    regimes = sorted({s.regime for s in settings})
-    columns = [(d, o) for d, o in itertools.product(TRAIN, ETAS) if any((s.data, s.optimizer) == (d, o) for s in settings)]
+    chosen = settings(options.only)
+    if not chosen:
+        parser.error(f"--only {options.only}: no setting has that in its name; names are like {settings('')[0].name}")
     with (options.out / "monotone.csv").open("w", newline="") as file, style.style():
         table = csv.writer(file)
         table.writerow(["data", "regime", "optimizer", "T", "param", "N", "eta", "loss", "standard_error", "eta_at_edge"])
-        figure, axes = style.new_figure(len(horizons) * len(regimes), len(columns), width=style.PAGE,
-                                        height=(40 * len(horizons) * len(regimes) + 8) * style.MM)  # fmt: skip
-        for setting in settings:
-            for h, horizon in enumerate(horizons):
-                row = regimes.index(setting.regime) * len(horizons) + h
-                ax = axes[row, columns.index((setting.data, setting.optimizer))]
-                for param, color, marker in zip(PARAMS, (style.BLUE, style.RED), "os", strict=True):
-                    points = best(setting, param, horizon, options)
-                    for p in points:
-                        table.writerow([setting.data, setting.regime, setting.optimizer, horizon, param, p.width, p.eta,
-                                        f"{p.loss:.5f}", f"{p.error:.5f}", int(p.at_edge)])  # fmt: skip
-                    file.flush()
-                    draw.bars(ax, [p.width for p in points], [p.loss for p in points], [p.error for p in points], color=color,
-                              marker=marker, linestyle="-", label=style.value_label("model.param", param), y="loss")  # fmt: skip
-                ax.set_xscale("log", base=2)
-                ax.set_xticks([p.width for p in points], [str(p.width) for p in points])
-                ax.set_title(f"{setting.title()}, {setting.regime}, T = {horizon}")
-                if row == axes.shape[0] - 1:
-                    ax.set_xlabel("width N")
-                if setting.data == columns[0][0] and setting.optimizer == columns[0][1]:
-                    ax.set_ylabel("batch loss")
-        draw.shared_legend(figure, draw.panels(axes))
+        columns = min(4, len(chosen))
+        rows = -(-len(chosen) // columns)
+        figure, axes = style.new_figure(rows, columns, width=style.PAGE, height=(40 * rows + 8) * style.MM)
+        panels = draw.panels(axes)
+        for setting, ax in zip(chosen, panels, strict=False):
+            curves = {style.value_label("model.param", param): sweep(setting, param, options) for param in PARAMS}
+            for param, of_param in zip(PARAMS, curves.values(), strict=True):
+                for c in of_param:
+                    eta = f"{c.best[0]:.4g}" if c.best else ""
+                    table.writerow([setting.data, setting.regime, setting.optimizer, setting.steps, param, c.width or "inf", eta,
+                                    f"{c.best_loss:.5f}", f"{c.best_error:.5f}", int(c.at_edge)])  # fmt: skip
+            file.flush()
+            print(f"{setting.name} done", flush=True)
+            figures.best_loss(curves, ax, "batch loss", legend=False)
+            ax.set_title(setting.title(), fontsize=6.5)
+            if ax not in axes[:, 0]:
+                ax.set_ylabel("")
+            if ax not in axes[-1]:
+                ax.set_xlabel("")
+        for unused in panels[len(chosen) :]:
+            unused.remove()
+        draw.shared_legend(figure, panels[: len(chosen)])
         for suffix in ("pdf", "png"):
             style.save(figure, options.out / f"monotone.{suffix}")
     print(f"{options.out / 'monotone.csv'}\n{options.out / 'monotone.pdf'}")

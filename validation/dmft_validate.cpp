@@ -116,10 +116,10 @@ int tell_failures(const moe::ValidationRun& run, const std::string& out) {
   return status;
 }
 
-std::string heading(const RunSpec& spec, const std::string& data) {
-  return fmt::format("Regime {}, {}, {} lr {}; {}; {}.\n", spec.model.regime, spec.model.param,
-                     moe::to_string(spec.optimizer.name), spec.optimizer.lr, data.empty() ? spec.data.source : data,
-                     moe::duration_text(spec.training));
+std::string heading(const RunSpec& spec, const std::string& data, bool with_rate = true) {
+  return fmt::format("Regime {}, {}, {}{}; {}; {}.\n", spec.model.regime, spec.model.param,
+                     moe::to_string(spec.optimizer.name), with_rate ? fmt::format(" lr {}", spec.optimizer.lr) : "",
+                     data.empty() ? spec.data.source : data, moe::duration_text(spec.training));
 }
 
 /// Report, and the status that belongs to the verdict.
@@ -245,7 +245,7 @@ int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::s
   moe::write_lr_sweep(file, sweep);
   file.commit();
   if (!call.options.quiet)
-    fmt::print("{}{}Written: {}\n", heading(call.spec, data.description), moe::lr_sweep_report(sweep), out);
+    fmt::print("{}{}Written: {}\n", heading(call.spec, data.description, false), moe::lr_sweep_report(sweep), out);
   if (!moe::interrupted) return 0;
   fmt::print(stderr, "dmft_validate: interrupted; the learning rates that were done are in {}\n", out);
   return 1;

@@ -109,16 +109,21 @@ Interval interval(double value, std::vector<double> draws) {
   const auto quantile = [&](double q) {
     return draws[static_cast<std::size_t>(q * static_cast<double>(draws.size() - 1))];
   };
-  return {value, quantile(0.16), quantile(0.84)};
+  // A loss that is lost is never negative: where it is near zero, noise in the optimum only adds to it.
+  return {value, std::fmin(value, quantile(0.16)), std::fmax(value, quantile(0.84))};
 }
 
-std::string number_text(const Interval& i, int digits) {
-  return fmt::format("{:.{}g} ({:.{}g} .. {:.{}g})", i.value, digits, i.low, digits, i.high, digits);
+double half_width(const Interval& i) { return (i.high - i.low) / 2; }
+
+std::string fixed_text(const Interval& i, int decimals) {
+  return fmt::format("{:.{}f} ({:.{}f} .. {:.{}f})", i.value, decimals, i.low, decimals, i.high, decimals);
 }
+
+std::string rate_text(const Interval& i) { return fmt::format("{:.3g} ({:.3g} .. {:.3g})", i.value, i.low, i.high); }
 
 const char* criterion_text(SweepCriterion criterion) {
   switch (criterion) {
-    case SweepCriterion::tail: return "mean training loss over the last tenth of the steps";
+    case SweepCriterion::tail: return "mean loss over the last tenth of the steps (mini-batches: of the batches)";
     case SweepCriterion::final: return "training loss at the end";
     case SweepCriterion::test: break;
   }
@@ -285,10 +290,9 @@ void write_lr_sweep(H5Writer& file, const LrSweep& s) {
     per_width(name + "_low", "16 % quantile of its resampled values", [&](std::size_t w) { return get(w).low; });
     per_width(name + "_high", "84 % quantile of its resampled values", [&](std::size_t w) { return get(w).high; });
   };
-  const auto half = [](const Interval& i) { return (i.high - i.low) / 2; };
   intervals("optimum", "learning rate of the smallest loss", [&](std::size_t w) { return s.optimum[w].eta; });
   per_width("optimum_loss", "loss there", [&](std::size_t w) { return s.optimum[w].loss.value; });
-  per_width("optimum_loss_error", "its error", [&](std::size_t w) { return half(s.optimum[w].loss); });
+  per_width("optimum_loss_error", "its error", [&](std::size_t w) { return half_width(s.optimum[w].loss); });
   per_width("optimum_at_edge", "1: at the edge of the rates that did not diverge",
             [&](std::size_t w) { return s.optimum[w].at_edge ? 1.0 : 0.0; });
   intervals("drift", "log2 of optimum / limit_optimum", [&](std::size_t w) { return s.drift[w]; });
@@ -303,7 +307,7 @@ void write_lr_sweep(H5Writer& file, const LrSweep& s) {
   scalar("optimum_low", s.limit_optimum.eta.low, "16 % quantile of its resampled values");
   scalar("optimum_high", s.limit_optimum.eta.high, "84 % quantile of its resampled values");
   scalar("optimum_loss", s.limit_optimum.loss.value, "loss there");
-  scalar("optimum_loss_error", half(s.limit_optimum.loss), "its error");
+  scalar("optimum_loss_error", half_width(s.limit_optimum.loss), "its error");
   scalar("optimum_at_edge", s.limit_optimum.at_edge ? 1 : 0, "1: at the edge of the rates that did not diverge");
   file.attribute("/lr_sweep", "criterion", std::string(to_string(s.criterion)));
   file.attribute("/lr_sweep", "criterion_text", what);
@@ -322,19 +326,31 @@ std::string lr_sweep_report(const LrSweep& s) {
     for (const SweepCurve& curve : s.networks) text += fmt::format(" {:>17}", cell(curve, e));
     text += fmt::format(" {:>17}\n", cell(s.limit, e));
   }
-  text += "\nBest learning rate, with the middle 68 % of its resampled values:\n";
-  const auto line = [&](const std::string& who, const Optimum& o) {
-    text += fmt::format("{:>10}: {}, loss {:.4f} +- {:.4f}{}", who, number_text(o.eta, 3), o.loss.value,
-                        (o.loss.high - o.loss.low) / 2,
-                        o.at_edge ? ", at the edge of the rates that did not diverge: widen the sweep" : "");
+  text +=
+      "\nBest learning rate and the loss there; its distance to the limit's in octaves; the loss that it costs at "
+      "other "
+      "sizes.\nIn parentheses the middle 68 % of resampled runs.\n";
+  text += fmt::format("{:>10} {:>25} {:>17} {:>23} {:>26} {:>26}\n", "", "best lr  ", "loss", "octaves",
+                      fmt::format("lost at N = {}", s.widths.back()), "lost in the limit");
+  const auto line = [&](const std::string& who, const Optimum& o, const std::string& rest) {
+    text += fmt::format("{:>10} {:>25} {:>17}{}\n", who, rate_text(o.eta) + (o.at_edge ? " *" : "  "),
+                        fmt::format("{:.4f} +- {:.4f}", o.loss.value, half_width(o.loss)), rest);
   };
-  for (std::size_t w = 0; w < s.widths.size(); ++w) {
-    line(fmt::format("N = {}", s.widths[w]), s.optimum[w]);
-    text += fmt::format("; {} octaves from the limit's; carried to N = {} it costs {}, to infinity {}\n",
-                        number_text(s.drift[w], 2), s.widths.back(), number_text(s.lost_largest[w], 2),
-                        number_text(s.lost_limit[w], 2));
-  }
-  line("limit", s.limit_optimum);
+  for (std::size_t w = 0; w < s.widths.size(); ++w)
+    line(fmt::format("N = {}", s.widths[w]), s.optimum[w],
+         fmt::format(" {:>23} {:>26} {:>26}", fixed_text(s.drift[w], 2), fixed_text(s.lost_largest[w], 4),
+                     fixed_text(s.lost_limit[w], 4)));
+  line("limit", s.limit_optimum, "");
+  const Optimum &small = s.optimum.front(), &limit = s.limit_optimum;
+  const bool edge =
+      limit.at_edge || std::any_of(s.optimum.begin(), s.optimum.end(), [](const Optimum& o) { return o.at_edge; });
+  if (edge)
+    text += "* the first or the last rate that did not diverge: the optimum may lie beyond it. Widen the sweep.\n";
+  text += fmt::format("\nTuned at N = {}, the limit loses {:.2g} % of its best loss, at most {:.2g} % (84 %).\n",
+                      s.widths.front(), 100 * s.lost_limit.front().value / limit.loss.value,
+                      100 * s.lost_limit.front().high / limit.loss.value);
+  text += fmt::format("From N = {} to the limit the best loss changes by {:+.4f} +- {:.4f}.\n", s.widths.front(),
+                      limit.loss.value - small.loss.value, std::hypot(half_width(limit.loss), half_width(small.loss)));
   return text + "\n";
 }
 

@@ -33,7 +33,7 @@ struct SweepCurve {
 };
 SweepCurve sweep_curve(std::vector<std::vector<double>> runs);
 
-/// A number and the middle 68 % of its resampled values.
+/// A number and the middle 68 % of its resampled values, widened to hold the number itself.
 struct Interval {
   double value = 0, low = 0, high = 0;
 };

@@ -95,7 +95,7 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
       {"monotone_improvement.py",
        {"'" + source + "/validation/python/python' '" + examples +
             "monotone_improvement.py' --quick --only II_sgd --threads 1 --out '" + out + "' --data-path '" + data + "'",
-        {"monotone.csv", "monotone.pdf", "runs/digits_II_sgd_mup_0.1.h5"}}}};
+        {"monotone.csv", "monotone.pdf", "sweeps/digits_II_sgd_T20_mup.h5"}}}};
   for (const auto& entry : std::filesystem::directory_iterator(examples)) {
     const std::string name = entry.path().filename().string();
     if (name.ends_with(".toml")) continue;

@@ -105,6 +105,34 @@ TEST_CASE("noise that a run has at every learning rate moves no optimum; its own
   CHECK(seen == doctest::Approx(expected).epsilon(0.2));
 }
 
+TEST_CASE("intervals of a sweep hold the measured value, also of a cost near zero, to which noise only adds") {
+  LrSweep s;
+  s.eta = rates("0.1:10:9");
+  s.widths = {64, 256};
+  s.networks = {parabola(s.eta, 1, 0, 0.3, 1), parabola(s.eta, 1, 0, 0.02, 2)};
+  s.limit = parabola(s.eta, 1, 0, 0, 3);
+  analyse(s, 300);
+  // Carried to the limit the optimum of N = 64 costs its squared distance to 1.
+  const double cost = std::pow(std::log(s.optimum[0].eta.value), 2);
+  CHECK(s.lost_limit[0].value == doctest::Approx(cost));
+  for (const auto* intervals : {&s.drift, &s.lost_largest, &s.lost_limit})
+    for (const Interval& i : *intervals) {
+      CHECK(i.low <= i.value);
+      CHECK(i.value <= i.high);
+    }
+  // With the limit's optimum where N = 64 has its own, the cost is zero and every resampling finds more.
+  s.limit = parabola(s.eta, s.optimum[0].eta.value, 0, 0, 3);
+  analyse(s, 300);
+  CHECK(std::abs(s.lost_limit[0].value) < 1e-12);
+  CHECK(s.lost_limit[0].low <= s.lost_limit[0].value);
+  CHECK(s.lost_limit[0].high > 1e-5);
+  const std::string report = lr_sweep_report(s);
+  for (const char* part :
+       {"lost at N = 256", "lost in the limit", "Tuned at N = 64, the limit loses", "of its best loss"})
+    CHECK_MESSAGE(report.find(part) != std::string::npos, part);
+  CHECK(report.find("Widen the sweep") == std::string::npos);
+}
+
 TEST_CASE("runs that diverge count as infinite losses; an optimum beside them is marked as at the edge") {
   LrSweep s;
   s.eta = rates("0.1:10:5");
@@ -120,4 +148,5 @@ TEST_CASE("runs that diverge count as infinite losses; an optimum beside them is
   CHECK(s.optimum[0].eta.value == doctest::Approx(s.eta[3]));
   CHECK(std::isfinite(s.lost_limit[0].value));
   CHECK_FALSE(s.limit_optimum.at_edge);
+  CHECK(lr_sweep_report(s).find("Widen the sweep") != std::string::npos);
 }

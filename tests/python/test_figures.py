@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import h5py
 import matplotlib.pyplot
 import numpy as np
 from matplotlib.axes import Axes
@@ -48,7 +49,8 @@ class Figures(unittest.TestCase):
         seen = self.series(ax)
         np.testing.assert_allclose(seen["networks"]["rms_y_init"], np.array(WIDTHS) ** -0.5)
         np.testing.assert_allclose(seen["fit"]["rms_y_init"], seen["predicted"]["rms_y_init"])
-        self.assertNotIn("limit", seen)  # zero, and the axis is logarithmic
+        self.assertEqual(seen["limit"]["rms_y_init"][0], 0)
+        self.assertIn("limit: 0", [t.get_text() for t in ax.get_legend().get_texts()])  # below the logarithmic axis
         self.assertIn("$N^{-0.500(6)}$ fit", [t.get_text() for t in ax.get_legend().get_texts()])
         # Relative errors 0.01/sqrt(3); three points of spacing log 2: 0.01/sqrt(3) / (sqrt(2) log 2) = 0.0059.
         fitted = figures.scaling(self.both, "rms_y_init", 4).fitted
@@ -59,9 +61,9 @@ class Figures(unittest.TestCase):
     def test_coordinate_check(self) -> None:
         ax = figures.coordinate_check(self.both, ["rms_y_init", "rms_h"])
         seen = self.series(ax)
-        np.testing.assert_allclose(seen[style.symbol("rms_h")]["N"], WIDTHS)
-        self.assertEqual(seen[style.symbol("rms_h") + " limit"]["rms"][0], 1.5)
-        self.assertEqual(seen[style.symbol("rms_y_init") + " limit"]["rms"][0], 0)
+        np.testing.assert_allclose(seen["rms_h"]["N"], WIDTHS)
+        self.assertEqual(seen["rms_h limit"]["rms"][0], 1.5)
+        self.assertEqual(seen["rms_y_init limit"]["rms"][0], 0)
         with self.assertRaisesRegex(ResultError, "l.h5.*Set output.observables"):
             figures.coordinate_check(self.limit, ["rms_zeta_init"])
 
@@ -112,9 +114,35 @@ class Figures(unittest.TestCase):
         self.assertEqual(
             [(c.width, c.best) for c in curves], [(16, (0.4, 0.35, 0.45)), (32, (0.6, 0.5, 0.7)), (None, (0.8, 0.7, 0.9))]
         )
+        self.assertEqual([(c.best_loss, c.best_error, c.at_edge) for c in curves[:2]], [(0.5, 0.01, False), (0.5, 0.01, True)])
+        ax = figures.best_loss({"μP": curves})
+        best = self.series(ax)
+        np.testing.assert_allclose(best["μP"]["N"], [16, 32])
+        np.testing.assert_allclose(best["μP"]["loss"], 0.5)
+        self.assertEqual((best["μP limit"]["N"][0], best["μP limit"]["loss"][0]), (np.inf, 0.5))
+        crossed = [float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == "x"]
+        self.assertEqual(crossed, [32])  # its best rate is at the edge
+        self.assertNotIn("optimizer.lr", case.config)  # a sweep has rates of its own
+        (figure,) = draw_figure("best_loss", [case]).values()
+        self.assertEqual([ax.get_ylabel() for ax in figure.axes], ["loss at the end"])
         seen = self.series(figures.learning_rate(curves))
         np.testing.assert_allclose(seen["N = 16"]["eta"], [0.25, 0.5, 1])  # at 2 a seed diverged
         self.assertEqual(seen["limit optimum"]["loss"][0], 0.5)
+
+    def test_panels_that_share_an_axis_show_all_optima(self) -> None:
+        files = [validation_file(self.folder / f"{name}.h5") for name in ("low", "high")]
+        with h5py.File(files[1], "a") as file:
+            file.attrs["config"] = str(file.attrs["config"]).replace("mssp", "mup")
+            for name in ("loss", "limit_loss", "optimum_loss", "limit_optimum_loss"):
+                file[f"lr_sweep/{name}"][...] = file[f"lr_sweep/{name}"][()] + 5
+        for order in (files, files[::-1]):
+            (figure,) = draw_figure("learning_rate", cases_of([load(f) for f in order])).values()
+            for ax in figure.axes:
+                low, high = ax.get_ylim()
+                optima = [s.columns["loss"][0] for s in draw.drawn(ax) if s.series.endswith("optimum")]
+                self.assertEqual(len(optima), 3)
+                for loss in optima:
+                    self.assertTrue(low < loss < high, (ax.get_title(), low, loss, high))
 
     def test_distributions_are_joined_without_loss(self) -> None:
         edges = 0.01 * np.sinh(0.05 * np.arange(-200, 201))
@@ -134,6 +162,28 @@ class Figures(unittest.TestCase):
         last = [r for r in rows if r["series"] == "N = 16"][-1]
         self.assertEqual((float(last["step"]), float(last["loss"])), (4, 0.8 + 1 / 16))
         self.assertAlmostEqual(float(last["standard_error"]), 1 / 16 / np.sqrt(3), places=8)
+
+    def test_panels_of_a_figure_are_told_apart(self) -> None:
+        """By the panel column of the CSV, and by one colour a width in all panels, whichever widths each of them has."""
+        few = load(network_file(self.folder / "few.h5", "mup", widths=WIDTHS[1:]))
+        cases = cases_of([*self.both, load(limit_file(self.folder / "m.h5", "mup")), few])
+        (figure,) = draw_figure("loss", cases).values()
+        colors = [{line.get_label(): line.get_color() for line in ax.lines} for ax in figure.axes]
+        self.assertEqual(sorted(colors[1]), ["N = 32", "N = 64", "limit"])
+        for label, color in colors[1].items():
+            self.assertEqual(colors[0][label], color)
+        self.assertEqual([t.get_text() for t in figure.legends[0].get_texts()], ["N = 16", "N = 32", "N = 64", "limit"])
+        for name in ("coordinate_check", "kernels", "widths", "loss"):
+            panels = []
+            for stem, figure in draw_figure(name, cases).items():
+                draw.write_csv(figure, self.folder / f"{stem}.csv")
+                rows = list(csv.DictReader((self.folder / f"{stem}.csv").read_text().splitlines()))
+                panels += list(dict.fromkeys(r["panel"] for r in rows))
+                drawn = [ax for ax in figure.axes if draw.drawn(ax)]
+                self.assertEqual(len({r["panel"] for r in rows}), len(drawn), name)
+            self.assertEqual(len(panels), len(set(panels)), name)
+            self.assertTrue(any("μP" in p for p in panels) and any("MSSP" in p for p in panels), name)
+        self.assertEqual(panels, ["MSSP, loss", "μP, loss"])
 
     def test_gallery_draws_all_there_is_in_every_format(self) -> None:
         cases = cases_of(

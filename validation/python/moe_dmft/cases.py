@@ -27,6 +27,8 @@ def flat_config(results: Results) -> dict[str, Any]:
                 flat[path] = value
 
     walk("", {section: results.config.get(section, {}) for section in _IDENTITY})
+    if results.lr_sweep is not None:  # it has learning rates of its own
+        flat.pop("optimizer.lr", None)
     return flat
 
 
@@ -151,6 +153,14 @@ def describe(config: dict[str, Any]) -> str:
     return style.join([style.value_label(key, config[key]) for key in keys if key in config])
 
 
+def labels_of(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """In what each configuration differs from the others (three keys at most); of a single one, what it is."""
+    if len(configs) == 1:
+        return [describe(configs[0])]
+    differing = _differing(configs) if configs else []
+    return [style.join([style.value_label(k, c[k]) for k in differing if k in c][:3]) for c in configs]
+
+
 def cases_of(results: Iterable[Results]) -> list[Case]:
     """Groups files by configuration, in the order given. Labels say in what the cases differ."""
     cases: list[Case] = []
@@ -161,10 +171,8 @@ def cases_of(results: Iterable[Results]) -> list[Case]:
             case = Case(config=config)
             cases.append(case)
         _add(case, one)
-    differing = _differing([case.config for case in cases]) if cases else []
-    for case in cases:
-        differences = [style.value_label(key, case.config[key]) for key in differing if key in case.config]
-        case.label = style.join(differences[:3]) if len(cases) > 1 else describe(case.config)
+    for case, label in zip(cases, labels_of([case.config for case in cases]), strict=True):
+        case.label = label
     return cases
 
 

@@ -26,6 +26,13 @@ class Series:
 
 
 _drawn: WeakKeyDictionary[Axes, list[Series]] = WeakKeyDictionary()
+_names: WeakKeyDictionary[Axes, list[str]] = WeakKeyDictionary()
+
+
+def name(ax: Axes, *words: str) -> None:
+    """What a panel shows, in plain words, for its rows of the CSV; repeated calls add to it."""
+    known = _names.setdefault(ax, [])
+    known += [word for word in words if word and word not in known]
 
 
 def record(ax: Axes, series: str, **columns: Any) -> None:
@@ -41,7 +48,7 @@ def drawn(ax: Axes) -> list[Series]:
 
 def write_csv(figure: Figure, path: Path) -> None:
     """One row a point: panel, series, then the columns of any series (empty where a series lacks them)."""
-    rows = [(ax.get_title() or ax.get_ylabel(), s) for ax in figure.axes for s in drawn(ax)]
+    rows = [(", ".join(_names.get(ax, [])), s) for ax in figure.axes for s in drawn(ax)]
     names = list(dict.fromkeys(name for _, s in rows for name in s.columns))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -73,31 +80,37 @@ def limit(ax: Axes, curve: Curve, *, x: str = "step", y: str = "value", label: s
 
 def bars(
     ax: Axes, xs: Any, means: Any, errors: Any, *, label: str, color: Any, marker: str = "o", x: str = "N", y: str = "value",
-    linestyle: Any = "none",
+    linestyle: Any = "none", series: str | None = None,
 ) -> None:  # fmt: skip
-    """Points with bars of one standard error."""
+    """Points with bars of one standard error; `series` is their name in the CSV where it is not the label."""
     errors = np.asarray(errors, dtype=float)
     ax.errorbar(
         xs, means, np.where(np.isfinite(errors), errors, 0.0), color=color, label=label, marker=marker, linestyle=linestyle,
         elinewidth=0.8, linewidth=0.8,
     )  # fmt: skip
-    record(ax, label.lstrip("_"), **{x: xs, y: means, "standard_error": errors})
+    record(ax, series or label.lstrip("_"), **{x: xs, y: means, "standard_error": errors})
 
 
 def shared_legend(figure: Figure, axes: Iterable[Axes], columns: int = 4) -> None:
-    """One legend below all panels instead of one in each; the layout makes room for it."""
+    """One legend below all panels instead of one in each, widths in order and the limit last; the layout makes room for it."""
     found: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-        if ax.get_legend():
-            ax.get_legend().remove()
+        if (own := ax.get_legend()) is not None:
+            own.remove()
     if not found:
         return
+
+    def rank(label: str) -> float:
+        return np.inf if label == "limit" else float(label[4:]) if label.startswith("N = ") else 0.0
+
+    found = {label: found[label] for label in sorted(found, key=rank)}
     columns = min(columns, len(found))
     rows = -(-len(found) // columns)
     room = (0.6 + 3.3 * rows) * style.MM / figure.get_size_inches()[1]
-    figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, room, 1, 1 - room))
     figure.legend(list(found.values()), list(found), loc="lower center", ncol=columns)
 
 

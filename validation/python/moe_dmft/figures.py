@@ -6,7 +6,7 @@ file); without `ax` a figure of a column's width is made. Errors are standard er
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from .fit import PowerLaw, power_law, with_error
 from .results import Array, Curve, Floats, Group, ResultError, Results
 
 Source = Results | Iterable[Results] | Case
+Colors = Mapping[int, Any]  #: of widths
 
 #: terms that a coordinate check follows: the parts of the aggregation (T26), and what the weights have learned
 COORDINATES = ("rms_y_init", "rms_y_propagating", "rms_y_effective", "rms_r_effective", "rms_u_effective", "rms_zeta_init")
@@ -42,15 +43,17 @@ def default_loss(case: Case) -> str:
 # --- against step -------------------------------------------------------------------------------------------------------
 
 
-def _against_step(case: Case, name: str, ax: Axes, legend: bool) -> Axes:
+def _against_step(case: Case, name: str, ax: Axes, legend: bool, colors: Colors | None) -> Axes:
     networks = case.network_curves(name)
     limit = case.curve(name)
     if limit is None and not networks:
         folder = "observables/" in name
         raise _missing(case, name, "Set output.observables" if folder else "It is recorded with a test set or mini-batches only")
     leaf = name.rpartition("/")[2]
-    for (width, curve), color in zip(networks.items(), style.shades(len(networks)), strict=True):
-        draw.band(ax, curve, label=f"N = {width}", color=color, y=leaf)
+    draw.name(ax, leaf)
+    colors = colors or style.width_colors(networks)
+    for width, curve in networks.items():
+        draw.band(ax, curve, label=f"N = {width}", color=colors[width], y=leaf)
     if limit is not None:
         draw.limit(ax, limit, y=leaf)
     ax.set_xlabel("step t")
@@ -62,20 +65,24 @@ def _against_step(case: Case, name: str, ax: Axes, legend: bool) -> Axes:
     return ax
 
 
-def loss(results: Source, ax: Axes | None = None, quantity: str | None = None, legend: bool = True) -> Axes:
+def loss(
+    results: Source, ax: Axes | None = None, quantity: str | None = None, legend: bool = True, colors: Colors | None = None
+) -> Axes:
     """Loss against step: networks with error bands, the limit as a dashed black line.
 
     `quantity`: loss, batch_loss, test_loss, accuracy, test_accuracy; by default batch_loss where there is one, else loss.
     """
     case = case_of(results)
     with style.style():
-        return _against_step(case, quantity or default_loss(case), style.axes_or_new(ax), legend)
+        return _against_step(case, quantity or default_loss(case), style.axes_or_new(ax), legend, colors)
 
 
-def observable(results: Source, name: str, ax: Axes | None = None, legend: bool = True) -> Axes:
+def observable(
+    results: Source, name: str, ax: Axes | None = None, legend: bool = True, colors: Colors | None = None
+) -> Axes:
     """An observable of support/observable.hpp, `rms_h`, against step."""
     with style.style():
-        return _against_step(case_of(results), f"observables/{name}", style.axes_or_new(ax), legend)
+        return _against_step(case_of(results), f"observables/{name}", style.axes_or_new(ax), legend, colors)
 
 
 # --- against width ------------------------------------------------------------------------------------------------------
@@ -152,6 +159,7 @@ def against_width(
         raise _missing(case, f"{path} of networks", "Give the file that moe_train wrote, with output.observables")
     with style.style():
         ax = style.axes_or_new(ax)
+        draw.name(ax, name, f"t = {at:g}")
         positive = s.mean > 0
         draw.bars(ax, s.widths, s.mean, s.error, label="_networks", color=style.BLUE, y=name)
         if power and s.fitted is not None and positive.any():
@@ -165,6 +173,11 @@ def against_width(
             draw.record(ax, "predicted", N=s.widths, **{name: line})
         if s.limit is not None and (s.limit[0] > 0 or not positive.any()):
             ax.axhline(s.limit[0], color=style.LIMIT, linestyle=style.DASHES[1], label="limit")
+            if np.isfinite(s.limit[1]):
+                ax.axhspan(s.limit[0] - s.limit[1], s.limit[0] + s.limit[1], color=style.LIMIT, alpha=0.15, linewidth=0)
+        elif s.limit is not None:
+            ax.plot([], [], color=style.LIMIT, linestyle=style.DASHES[1], label=f"limit: {s.limit[0]:g}")  # below a logarithmic axis
+        if s.limit is not None:
             draw.record(ax, "limit", N=np.inf, **{name: s.limit[0], "standard_error": s.limit[1]})
         _width_axis(ax, s.widths)
         if power and positive.any():
@@ -190,6 +203,7 @@ def coordinate_check(
     at = last_step(case, f"observables/{names[0]}") if step is None else step
     with style.style():
         ax = style.axes_or_new(ax)
+        draw.name(ax, case.label, f"t = {at:g}")
         found = {name: scaling(case, name, at) for name in names}
         widths = next(iter(found.values())).widths
         # Below this a size is rounding: zero at initialisation.
@@ -201,7 +215,7 @@ def coordinate_check(
             color, marker = style.CYCLE[k % len(style.CYCLE)], style.MARKERS[k % len(style.MARKERS)]
             shown = s.mean > floor
             if shown.any():
-                draw.bars(ax, s.widths[shown], s.mean[shown], s.error[shown], label=style.symbol(name), color=color,
+                draw.bars(ax, s.widths[shown], s.mean[shown], s.error[shown], label=style.symbol(name), series=name, color=color,
                           marker=marker, linestyle="-", y="rms")  # fmt: skip
             if s.limit is not None and s.limit[0] > floor:
                 label = "_limit" if shown.any() else style.symbol(name)
@@ -212,7 +226,7 @@ def coordinate_check(
             elif s.limit is not None and shown.any():
                 vanishing.append((color, marker))
             if s.limit is not None:
-                draw.record(ax, f"{style.symbol(name)} limit", N=np.inf, rms=s.limit[0], standard_error=s.limit[1])
+                draw.record(ax, f"{name} limit", N=np.inf, rms=s.limit[0], standard_error=s.limit[1])
         apart = (2 * infinity / float(widths[0])) ** 0.06 if len(widths) else 1.0
         for k, (color, marker) in enumerate(vanishing):
             ax.plot([infinity * apart ** (k - (len(vanishing) - 1) / 2)], [0.03], transform=ax.get_xaxis_transform(), color=color,
@@ -241,7 +255,9 @@ class LearningRateCurve:
     loss: Floats
     error: Floats
     best: tuple[float, float, float] | None = None  #: optimum of eta, low and high end of its error
-    best_loss: float | None = None
+    best_loss: float = np.nan  #: there; NaN without an optimum
+    best_error: float = np.nan  #: its standard error; NaN where only means are known
+    at_edge: bool = False  #: the best rate is the first or the last that did not diverge: the optimum may lie beyond
 
 
 def optimum(lr: Floats, values: Floats) -> tuple[float, float] | None:
@@ -273,9 +289,11 @@ def learning_rate_curves(cases: Sequence[Case], quantity: str | None = None) -> 
     for width in sorted(tables, key=lambda w: np.inf if w is None else w):
         lr, values, error = (np.array(column) for column in zip(*sorted(tables[width]), strict=True))
         best = optimum(lr, values)
-        curves.append(
-            LearningRateCurve(width, lr, values, error, (best[0], best[0], best[0]) if best else None, best[1] if best else None)
-        )
+        if best is None:
+            curves.append(LearningRateCurve(width, lr, values, error))
+            continue
+        eta, lowest = best
+        curves.append(LearningRateCurve(width, lr, values, error, (eta, eta, eta), lowest, at_edge=bool(np.any(eta == lr))))
     return curves
 
 
@@ -288,42 +306,49 @@ def swept_curves(sweep: Group) -> list[LearningRateCurve]:
             found = sweep.get(prefix + name)
             return found.values[at] if isinstance(found, Array) else None
 
-        best = [read(name) for name in ("optimum", "optimum_low", "optimum_high")]
-        known = all(b is not None and np.isfinite(b) for b in best)
-        loss_at = read("optimum_loss")
+        def number(name: str) -> float:
+            value = read(name)
+            return float(value) if value is not None else np.nan
+
+        best = number("optimum"), number("optimum_low"), number("optimum_high")
         return LearningRateCurve(
-            width, eta, read("loss"), read("loss_error"), (best[0], best[1], best[2]) if known else None,
-            float(loss_at) if known and loss_at is not None else None,
+            width, eta, read("loss"), read("loss_error"), best if np.isfinite(best).all() else None, number("optimum_loss"),
+            number("optimum_loss_error"), number("optimum_at_edge") == 1,
         )  # fmt: skip
 
     curves = [curve(int(n), k, "") for k, n in enumerate(sweep.array("widths").values)] if "widths" in sweep else []
     return curves + ([curve(None, ..., "limit_")] if "limit_loss" in sweep else [])
 
 
-def learning_rate(curves: Sequence[LearningRateCurve], ax: Axes | None = None, quantity: str = "loss", legend: bool = True) -> Axes:
-    """Final loss against eta for several widths and the limit, optima marked by a vertical stroke and a bar of their error."""
+def learning_rate(
+    curves: Sequence[LearningRateCurve], ax: Axes | None = None, quantity: str = "loss", legend: bool = True,
+    colors: Colors | None = None,
+) -> Axes:  # fmt: skip
+    """Loss against eta for several widths and the limit, optima marked by a star and a bar of their error.
+
+    `quantity` is the label of the loss. Where a run diverged there is no point."""
     if not curves:
         raise ResultError("there are no learning-rate curves: sweep with dmft_validate CONFIG --lr-sweep 0.03:3:9")
     finite = [float(np.nanmin(c.loss)) for c in curves if np.isfinite(c.loss).any()]
     worst = max(float(c.loss[0]) if np.isfinite(c.loss[0]) else 0.0 for c in curves)
     with style.style():
         ax = style.axes_or_new(ax)
-        networks = [c for c in curves if c.width is not None]
-        colors = dict(zip([c.width for c in networks], style.shades(len(networks)), strict=True))
+        colors = colors or style.width_colors(c.width for c in curves if c.width is not None)
         for curve in curves:
             color = style.LIMIT if curve.width is None else colors[curve.width]
             label = "limit" if curve.width is None else f"N = {curve.width}"
             good = np.isfinite(curve.loss)
-            draw.bars(ax, curve.lr[good], curve.loss[good], curve.error[good], label=label, color=color, x="eta", y=quantity,
+            draw.bars(ax, curve.lr[good], curve.loss[good], curve.error[good], label=label, color=color, x="eta", y="loss",
                       marker="o" if curve.width is not None else "D",
                       linestyle=style.DASHES[1] if curve.width is None else "-")  # fmt: skip
-            if curve.best is not None and curve.best_loss is not None:
+            if curve.best is not None:
                 at, low, high = curve.best
-                ax.plot([at], [curve.best_loss], marker="*", markersize=8, color=color, markeredgecolor="white",
+                ax.plot([at], [curve.best_loss], marker="*", markersize=7, color=color, markeredgecolor="white",
                         markeredgewidth=0.5, zorder=6)  # fmt: skip
                 if high > low:
                     ax.plot([low, high], [curve.best_loss] * 2, color=color, linewidth=1.6, solid_capstyle="butt", zorder=5)
-                draw.record(ax, f"{label} optimum", eta=at, eta_low=low, eta_high=high, **{quantity: curve.best_loss})
+                draw.record(ax, f"{label} optimum", eta=at, eta_low=low, eta_high=high, loss=curve.best_loss,
+                            standard_error=curve.best_error)  # fmt: skip
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
@@ -332,7 +357,46 @@ def learning_rate(curves: Sequence[LearningRateCurve], ax: Axes | None = None, q
             span = worst - min(finite)
             ax.set_ylim(min(finite) - 0.08 * span, worst + 0.25 * span)
         ax.set_xlabel("learning rate η")
-        ax.set_ylabel(style.symbol(quantity) if quantity in ("loss", "batch_loss", "test_loss") else quantity)
+        ax.set_ylabel(style.symbol(quantity))
+        if legend:
+            _legend(ax)
+    return ax
+
+
+def best_loss(
+    curves: Mapping[str, Sequence[LearningRateCurve]], ax: Axes | None = None, quantity: str = "loss", legend: bool = True
+) -> Axes:
+    """Loss at the best learning rate of every width against N, the limit's at infinity (open marks): does size help?
+
+    `curves` by label, for instance {"muP": ..., "MSSP": ...}. Crossed out: the best rate was at the edge of the sweep, so that a
+    better one may lie beyond.
+    """
+    widths = sorted({float(c.width) for of_label in curves.values() for c in of_label if c.width is not None})
+    if not widths:
+        raise ResultError("there are no learning-rate curves of networks: sweep with dmft_validate CONFIG --lr-sweep 0.03:3:9")
+    infinity = widths[-1] * 3
+    with style.style():
+        ax = style.axes_or_new(ax)
+        limited = False
+        for k, (label, of_label) in enumerate(curves.items()):
+            color, marker = style.CYCLE[k % len(style.CYCLE)], style.MARKERS[k % len(style.MARKERS)]
+            networks = [c for c in of_label if c.width is not None and c.best is not None]
+            n, low, error = [float(c.width or 0) for c in networks], [c.best_loss for c in networks], [c.best_error for c in networks]
+            draw.bars(ax, n, low, error, label=label, color=color, marker=marker, linestyle="-", y="loss")
+            for c in of_label:
+                if c.best is None:
+                    continue
+                if c.width is None:
+                    limited = True
+                    ax.errorbar([infinity], [c.best_loss], [np.nan_to_num(c.best_error)], color=color, marker=marker, markersize=4.5,
+                                markerfacecolor="white", elinewidth=0.8)  # fmt: skip
+                    ax.plot([*n[-1:], infinity], [*low[-1:], c.best_loss], color=color, linewidth=0.7, linestyle=style.DASHES[2])
+                    draw.record(ax, f"{label} limit", N=np.inf, loss=c.best_loss, standard_error=c.best_error)
+                if c.at_edge:
+                    ax.plot([c.width or infinity], [c.best_loss], marker="x", color=style.LIMIT, markersize=5, zorder=6)
+        _width_axis(ax, widths, infinity if limited else None)
+        ax.set_xlabel("width N, each at its best η")
+        ax.set_ylabel(style.symbol(quantity))
         if legend:
             _legend(ax)
     return ax
@@ -403,6 +467,7 @@ def kernel(
             spine.set_visible(False)
         if bar:
             _colour_bar(ax, [ax], image, name)
+        draw.name(ax, name, "limit" if width is None else f"N = {width}", f"t = {at}")
         rows, columns = np.indices(values.shape)
         draw.record(ax, name, sample=rows.ravel(), sample_2=columns.ravel(), value=values.ravel())
     return ax
@@ -444,7 +509,9 @@ def merged(edges: Floats, shares: Floats, bins: int = 48, reach: float = 4.0) ->
     return edges[at], np.diff(cumulative[at]) / np.diff(edges[at])
 
 
-def distribution(results: Source, name: str, step: int | None = None, ax: Axes | None = None, legend: bool = True) -> Axes:
+def distribution(
+    results: Source, name: str, step: int | None = None, ax: Axes | None = None, legend: bool = True, colors: Colors | None = None
+) -> Axes:
     """Distribution of h, r or u over population and samples: networks as steps, the limit as a filled outline."""
     case = case_of(results)
     places: list[tuple[int | None, Any]] = [(n, r.networks[n]) for n, r in case.networks.items()]
@@ -460,7 +527,7 @@ def distribution(results: Source, name: str, step: int | None = None, ax: Axes |
         found.append((width, group.array("distributions/edges").values, shares, at))
     _, edges, shares, at = found[-1]  # the limit, or the widest networks, choose the bins
     bins = merged(edges, shares)[0]
-    colors = dict(zip([n for n, *_ in found if n is not None], style.shades(sum(n is not None for n, *_ in found)), strict=True))
+    colors = colors or style.width_colors(n for n, *_ in found if n is not None)
     with style.style():
         ax = style.axes_or_new(ax)
         for width, fine, values, _ in found:
@@ -473,6 +540,7 @@ def distribution(results: Source, name: str, step: int | None = None, ax: Axes |
             else:
                 ax.stairs(density, bins, color=colors[width], label=label, linewidth=0.9)
             draw.record(ax, label, low=bins[:-1], high=bins[1:], density=density)
+        draw.name(ax, name, f"t = {at}")
         ax.set_xlabel(f"${name}$ at t = {at}")
         ax.set_ylabel("density")
         ax.set_ylim(bottom=0)

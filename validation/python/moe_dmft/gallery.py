@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import draw, figures, style
-from .cases import Case
+from .cases import Case, labels_of
 from .results import Array, Group, ResultError
 
 MM = style.MM
@@ -47,20 +48,30 @@ def _grid(n: int, columns: int, each: float = 40 * MM, per_case: bool = False) -
     return figure, panels[:n]
 
 
-def _one_per_case(cases: Sequence[Case], paint: Callable[[Case, Axes], object], lacking: str) -> Figure:
+def _one_per_case(cases: Sequence[Case], paint: Callable[[Case, Axes, figures.Colors], object], lacking: str) -> Figure:
     """A panel for each case that has the data, titled by what sets it apart, with one legend and one y axis."""
     if not cases:
         raise NothingToDraw(lacking)
     figure, panels = _grid(len(cases), 2 if len(cases) in (1, 2, 4) else 3, each=52 * MM, per_case=True)
+    colors = style.width_colors(n for case in cases for n in case.networks)
     for case, ax in zip(cases, panels, strict=True):
-        paint(case, ax)
+        draw.name(ax, case.label)
+        paint(case, ax, colors)
         if len(cases) > 1:
             ax.set_title(case.label)
-        if not ax.get_subplotspec().is_first_col():
+        if not style.first_column(ax):
             ax.set_ylabel("")
     if len(cases) > 1:
         draw.shared_legend(figure, panels, 4 if len(cases) <= 2 else 6)
     return figure
+
+
+def _of_one_case(figure: Figure, axes: Iterable[Axes], case: Case, cases: Sequence[Case]) -> None:
+    """Says above a figure, and in its CSV, which of several cases it shows."""
+    for ax in axes:
+        draw.name(ax, case.label)
+    if len(cases) > 1:
+        figure.suptitle(case.label, fontsize=7.5)
 
 
 def _loss_figure(quantity: str | None) -> Callable[[Sequence[Case]], Figure]:
@@ -68,24 +79,28 @@ def _loss_figure(quantity: str | None) -> Callable[[Sequence[Case]], Figure]:
         having = [c for c in cases if c.has(quantity or figures.default_loss(c))]
         test = quantity is not None and quantity.startswith("test_")
         lacking = f"no file holds {quantity or 'loss'}: " + ("run with data.test" if test else "give one that records it")
-        return _one_per_case(having, lambda case, ax: figures.loss(case, ax, quantity), lacking)
+        return _one_per_case(having, lambda case, ax, colors: figures.loss(case, ax, quantity, colors=colors), lacking)
 
     return make
+
+
+def _trivial(case: Case, name: str) -> bool:
+    """Loads where every expert is active."""
+    return name.startswith("load_") and case.config.get("model.routing") == "soft"
 
 
 def _observables(group: str) -> Callable[[Sequence[Case]], dict[str, Figure]]:
     def make(cases: Sequence[Case]) -> dict[str, Figure]:
         made: dict[str, Figure] = {}
         for k, case in enumerate(cases):
-            names = [n for n in case.names("observables") if _group_of(n) == group]
+            names = [n for n in case.names("observables") if _group_of(n) == group and not _trivial(case, n)]
             if not names:
                 continue
             figure, panels = _grid(len(names), 2 if len(names) <= 4 else 3, each=34 * MM)
+            _of_one_case(figure, panels, case, cases)
             for name, ax in zip(names, panels, strict=True):
                 figures.observable(case, name, ax, legend=False)
             draw.shared_legend(figure, panels, 6)
-            if len(cases) > 1:
-                figure.suptitle(case.label, fontsize=7.5)
             made[f"_{k + 1}" if len(cases) > 1 else ""] = figure
         if not made:
             raise NothingToDraw(f"no file holds observables of the group '{group}': set output.observables")
@@ -119,11 +134,10 @@ def _widths(cases: Sequence[Case]) -> dict[str, Figure]:
         names = [n for n in case.names("observables") if n in figures.COORDINATES or n in ("rms_h", "rms_y", "rms_f")]
         shown = [(figures.default_loss(case), None), *((f"observables/{n}", n) for n in names)]
         figure, panels = _grid(len(shown), 2 if len(shown) <= 4 else 3, each=40 * MM)
+        _of_one_case(figure, panels, case, cases)
         for (path, name), ax in zip(shown, panels, strict=True):
             step = figures.last_step(case, path)
             figures.against_width(case, name or path, step, ax, _predicted(case, name or path, step))
-        if len(cases) > 1:
-            figure.suptitle(case.label, fontsize=7.5)
         made[f"_{k + 1}" if len(cases) > 1 else ""] = figure
     if not made:
         raise NothingToDraw("no configuration has networks of two widths or more: run moe_train --widths 64,128,256")
@@ -139,6 +153,7 @@ def _coordinate_check(cases: Sequence[Case]) -> Figure:
     names = [n for n in figures.COORDINATES if any(c.has(f"observables/{n}") for c in having)]
     steps = sorted({s for s in (1.0, min(figures.last_step(c, f"observables/{names[0]}") for c in having)) if s >= 1})
     columns = len(having)
+    figure: Figure
     figure, axes = style.new_figure(
         len(steps), columns, width=style.COLUMN if columns <= 2 else style.PAGE, height=(44 * len(steps) + 12) * MM,
         sharey="row",
@@ -156,29 +171,84 @@ def _coordinate_check(cases: Sequence[Case]) -> Figure:
     return figure
 
 
-CRITERIA = {"tail": "batch loss, last steps", "final": "loss, last step", "test": "test loss, last step"}
+def _criterion(case: Case, sweep: Group) -> str:
+    """Label of the loss that was to be small."""
+    batches = "batch loss" if case.config.get("training.batch") else "loss"
+    of = {"tail": f"{batches}, last tenth of steps", "final": "loss at the end", "test": "test loss at the end"}
+    return of.get(str(sweep.attributes.get("criterion")), "loss")
 
 
-def _learning_rate(cases: Sequence[Case]) -> Figure:
-    groups: dict[str, list[Case]] = {}
+@dataclass(frozen=True)
+class _Sweep:
+    """Learning-rate curves of one configuration."""
+
+    config: dict[str, Any]
+    curves: list[figures.LearningRateCurve]
+    quantity: str
+
+
+def _sweeps(cases: Sequence[Case]) -> list[_Sweep]:
+    """Of files of dmft_validate --lr-sweep, and of three or more files that differ in optimizer.lr only."""
+    groups: dict[str, tuple[dict[str, Any], list[Case]]] = {}
     for case in cases:
         rest = {k: v for k, v in case.config.items() if k != "optimizer.lr"}
-        groups.setdefault(repr(sorted(rest.items(), key=lambda item: item[0])), []).append(case)
-    sweeps = [(group[0], figures.learning_rate_curves(group), "loss") for group in groups.values() if len(group) > 2]
+        groups.setdefault(repr(sorted(rest.items())), (rest, []))[1].append(case)
+    sweeps = [_Sweep(rest, figures.learning_rate_curves(group), "loss") for rest, group in groups.values() if len(group) > 2]
     for case in cases:
-        swept = [r.lr_sweep for r in case.validations if r.lr_sweep is not None]
-        sweeps += [(case, figures.swept_curves(s), CRITERIA.get(str(s.attributes.get("criterion")), "loss")) for s in swept]
+        rest = {k: v for k, v in case.config.items() if k != "optimizer.lr"}
+        for s in (r.lr_sweep for r in case.validations if r.lr_sweep is not None):
+            sweeps.append(_Sweep(rest, figures.swept_curves(s), _criterion(case, s)))
     if not sweeps:
         raise NothingToDraw(
             "no learning-rate curve: run dmft_validate CONFIG --lr-sweep 0.03:3:9, or give files of three or more optimizer.lr"
         )
+    return sweeps
+
+
+def _one_label(quantities: Iterable[str], panels: Sequence[Axes]) -> None:
+    """Panels of a row that share their axis have one label."""
+    for quantity, ax in zip(quantities, panels, strict=True):
+        if not style.first_column(ax) and len(set(quantities)) == 1:
+            ax.set_ylabel("")
+
+
+def _learning_rate(cases: Sequence[Case]) -> Figure:
+    sweeps = _sweeps(cases)
     figure, panels = _grid(len(sweeps), 2, each=52 * MM, per_case=True)
-    for (case, curves, quantity), ax in zip(sweeps, panels, strict=True):
-        figures.learning_rate(curves, ax, quantity)
+    colors = style.width_colors(c.width for s in sweeps for c in s.curves if c.width is not None)
+    spans = []
+    for sweep, label, ax in zip(sweeps, labels_of([s.config for s in sweeps]), panels, strict=True):
+        draw.name(ax, label)
+        figures.learning_rate(sweep.curves, ax, sweep.quantity, colors=colors)
+        spans.append(ax.get_ylim())
         if len(sweeps) > 1:
-            ax.set_title(style.value_label("model.param", case.config.get("model.param", "")))
+            ax.set_title(label)
+    for k in range(0, len(panels), 2):  # a row shares its axis, which each panel has set for itself
+        row = spans[k : k + 2]
+        panels[k].set_ylim(min(low for low, _ in row), max(high for _, high in row))
+    _one_label([s.quantity for s in sweeps], panels)
     if len(sweeps) > 1:
         draw.shared_legend(figure, panels)
+    return figure
+
+
+def _best_loss(cases: Sequence[Case]) -> Figure:
+    """A panel for all parameterizations of a configuration."""
+    groups: dict[str, list[_Sweep]] = {}
+    for sweep in _sweeps(cases):
+        rest = {k: v for k, v in sweep.config.items() if k != "model.param"}
+        groups.setdefault(repr(sorted(rest.items())), []).append(sweep)
+    of_panels = list(groups.values())
+    figure, panels = _grid(len(of_panels), 2, each=52 * MM)
+    rests = [{k: v for k, v in sweeps[0].config.items() if k != "model.param"} for sweeps in of_panels]
+    for sweeps, label, ax in zip(of_panels, labels_of(rests), panels, strict=True):
+        draw.name(ax, label)
+        curves = {style.value_label("model.param", s.config.get("model.param", "")): s.curves for s in sweeps}
+        figures.best_loss(curves, ax, sweeps[0].quantity)
+        if len(of_panels) > 1:
+            ax.set_title(label)
+    _one_label([sweeps[0].quantity for sweeps in of_panels], panels)
+    draw.shared_legend(figure, panels)
     return figure
 
 
@@ -188,22 +258,28 @@ def _kernels(cases: Sequence[Case]) -> dict[str, Figure]:
     for k, case in enumerate(having):
         assert case.limit is not None and case.limit.limit is not None
         names = [n for n in case.limit.limit.group("kernels") or () if n != "steps"]
+        recorded = [int(s) for s in case.limit.limit.array("kernels/steps").values]
+        steps = sorted({recorded[0], recorded[-1]})
         both = any("kernels" in r.networks[n] for n, r in case.networks.items())
-        figure, axes = style.new_figure(len(names), 2 if both else 1, width=style.COLUMN * (1.0 if both else 0.6),
-                                        height=(34 * len(names) + 8) * MM)  # fmt: skip
+        each = 2 if both else 1  # panels of a step
+        width = style.PAGE if both and len(steps) > 1 else style.COLUMN if both or len(steps) > 1 else 0.6 * style.COLUMN
+        figure, axes = style.new_figure(len(names), each * len(steps), width=width, height=(34 * len(names) + 8) * MM)
+        _of_one_case(figure, draw.panels(axes), case, having)
         for row, name in zip(axes, names, strict=True):
-            if both:
-                figures.kernel_comparison(case, name, axes=row)
-            else:
-                figures.kernel(case, name, ax=row[0])
-            for ax in row:
+            for j, step in enumerate(steps):
+                if both:
+                    figures.kernel_comparison(case, name, step, axes=row[2 * j : 2 * j + 2])
+                else:
+                    figures.kernel(case, name, step=step, ax=row[j])
+            for j, ax in enumerate(row):
                 if name != names[0]:
                     ax.set_title("")
                 if name != names[-1]:
                     ax.set_xlabel("")
                     ax.tick_params(labelbottom=False)
-        if len(having) > 1:
-            figure.suptitle(case.label, fontsize=7.5)
+                if j:
+                    ax.set_ylabel("")
+                    ax.tick_params(labelleft=False)
         made[f"_{k + 1}" if len(having) > 1 else ""] = figure
     if not made:
         raise NothingToDraw("no file holds /limit/kernels: run dmft_solve with output.kernels_at, e.g. --kernels-at 0,40")
@@ -220,14 +296,13 @@ def _distributions(cases: Sequence[Case]) -> dict[str, Figure]:
         names = [n for n in ("h", "u", "r") if f"distributions/{n}" in group]
         figure, axes = style.new_figure(len(names), len(steps), width=style.COLUMN if len(steps) <= 2 else style.PAGE,
                                         height=36 * MM * len(names) + 8 * MM)  # fmt: skip
+        _of_one_case(figure, draw.panels(axes), case, having)
         for row, name in zip(axes, names, strict=True):
             for j, (step, ax) in enumerate(zip(steps, row, strict=True)):
                 figures.distribution(case, name, step, ax, legend=False)
                 if j:
                     ax.set_ylabel("")
         draw.shared_legend(figure, draw.panels(axes))
-        if len(having) > 1:
-            figure.suptitle(case.label, fontsize=7.5)
         made[f"_{k + 1}" if len(having) > 1 else ""] = figure
     if not made:
         raise NothingToDraw("no file holds distributions: run with output.distributions_at, e.g. --distributions-at 0,40")
@@ -255,6 +330,7 @@ GALLERY: dict[str, Entry] = {
     "widths": Entry("loss and observables against width, fitted and predicted exponents", _widths),
     "coordinate_check": Entry("sizes of terms against width, limit drawn in, configurations side by side", _coordinate_check),
     "learning_rate": Entry("final loss against learning rate, optima marked", _learning_rate),
+    "best_loss": Entry("loss at the best learning rate against width, limit drawn in, parameterizations together", _best_loss),
     "kernels": Entry("kernels as heat maps, theory beside experiment", _kernels),
     "distributions": Entry("distributions of h, u and r, theory and networks", _distributions),
 }

@@ -24,7 +24,7 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin:
 p.sub { color: #555; margin-top: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #e5e5e5; }
-th:first-child, td:first-child, .text { text-align: left; } th { border-bottom: 1px solid #999; font-weight: 600; }
+th:first-child, td:first-child, .text { text-align: left; } td:not(.text) { white-space: nowrap; } th { border-bottom: 1px solid #999; font-weight: 600; }
 .scroll { overflow-x: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: flex-end; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .85rem; }
@@ -158,15 +158,22 @@ def _sweep(sweep: Group) -> str:
         edge = " (edge of the sweep)" if _scalar(sweep, prefix + "optimum_at_edge", at) == 1 else ""
         return [f"{best:.3g} ({low:.3g} .. {high:.3g}){edge}", loss]
 
+    def interval(name: str, k: int, digits: int) -> str:
+        value, low, high = (f"{_scalar(sweep, name + end, k):.{digits}f}" for end in ("", "_low", "_high"))
+        return f"{value} ({low} .. {high})"
+
+    widths = [int(n) for n in sweep.array("widths").values] if "widths" in sweep else []
     rows = []
-    for k, width in enumerate(sweep.array("widths").values if "widths" in sweep else ()):
-        more = [f"{_scalar(sweep, n, k):.3g} ({_scalar(sweep, n + '_low', k):.2g} .. {_scalar(sweep, n + '_high', k):.2g})"
-                for n in ("drift", "lost_largest", "lost_limit")]  # fmt: skip
-        rows.append([f"N = {int(width)}", *cells("", k), *more])
+    for k, width in enumerate(widths):
+        rows.append([f"N = {width}", *cells("", k), interval("drift", k, 2), interval("lost_largest", k, 4),
+                     interval("lost_limit", k, 4)])  # fmt: skip
     if "limit_optimum" in sweep:
         rows.append(["limit", *cells("limit_", ()), "", "", ""])
-    head = ["", "best η (68 %)", "loss there", "drift: log2 to the limit's", "loss lost at the largest width", "lost in the limit"]
-    return f"<p>{escape(str(sweep.attributes.get('criterion_text', '')))}</p>" + table(head, rows)
+    head = ["", "best η", "loss there", "octaves from the limit's", f"lost at N = {widths[-1]}" if widths else "lost", "lost in the limit"]
+    return (
+        f"<p>Loss: {escape(str(sweep.attributes.get('criterion_text', '')))}. In parentheses the middle 68 % of resampled runs. "
+        "Lost: what the best η of a width costs elsewhere.</p>" + table(head, rows)
+    )
 
 
 def _section(title: str, body: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ LIMIT = "#000000"
 MARKERS = "osD^vP"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 
-RC: dict[str, Any] = {
+RC: Any = {  # keys are literals to matplotlib 3.11, strings to 3.6
     "font.family": "DejaVu Sans",
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -72,6 +72,12 @@ def style() -> Iterator[None]:
         yield
 
 
+def first_column(ax: Axes) -> bool:
+    """Is it the leftmost panel of its row?"""
+    place = ax.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
 def new_figure(rows: int = 1, columns: int = 1, width: float = COLUMN, height: float = 60 * MM, **options: Any) -> Any:
     """(figure, array of axes [row, column]) that belongs to no window system; call within style()."""
     figure = Figure(figsize=(width, height))
@@ -102,6 +108,12 @@ def shades(n: int) -> list[Any]:
     return [colours(0.18 + 0.72 * (k / max(1, n - 1))) for k in range(n)] if n > 1 else [colours(0.6)] * n
 
 
+def width_colors(widths: Iterable[int]) -> dict[int, Any]:
+    """A colour for each width, light to dark. Panels that share a legend take theirs from the widths of all of them."""
+    ordered = sorted(set(widths))
+    return dict(zip(ordered, shades(len(ordered)), strict=True))
+
+
 # --- symbols ------------------------------------------------------------------------------------------------------------
 
 _FIELD = {
@@ -123,8 +135,8 @@ _OTHER = {
     "router_entropy": r"router entropy $e^{H}/K$",
     "load_q99": "load, 99 %",
     "load_max": "load, largest",
-    "ess_forward": "eff. experts, forward",
-    "ess_backward": "eff. experts, backward",
+    "ess_forward": r"$M_\mathrm{eff}$ forward",
+    "ess_backward": r"$M_\mathrm{eff}$ backward",
     "Phi": r"$\langle\phi\,\phi\rangle$",
     "GvGv": r"$\langle Gv\,Gv\rangle$",
     "DD": r"$\langle D\,D\rangle$",
