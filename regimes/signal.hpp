@@ -157,6 +157,9 @@ class Matrix {
     return answer(z, first, gains_.beta, gains_.chi, backward_, backward_parts_, forward_, forward_parts_);
   }
 
+  /// The response alone: for an x whose Gaussian answer the caller adds.
+  Field<S> response_forward(const Field<S>& x) const { return response(x, gains_.beta, backward_, backward_parts_); }
+
   /// One update with gradient z x^T, (T15) to (T19) or (T22).
   void learn_linear(const Field<S>& z, const Field<S>& x, const S& lr) {
     learned_.push_back({lr, {z, z.rms()}, {x, x.rms()}});
@@ -199,13 +202,18 @@ class Matrix {
   static Field<S> answer(const Field<S>& x, int first, const S& gain, const S& other_gain,
                          const std::vector<Measured>& asked, int own_parts, const std::vector<Measured>& others,
                          int other_parts) {
+    Field<S> sum = response(x, other_gain, others, other_parts);
+    for (int s = first; s < static_cast<int>(asked.size()); ++s)
+      sum.part[own_parts + s] = sum.part[own_parts + s] + gain * asked[s].rms;
+    return sum;
+  }
+  static Field<S> response(const Field<S>& x, const S& other_gain, const std::vector<Measured>& others,
+                           int other_parts) {
     Field<S> sum;
     for (std::size_t j = 0; j < others.size(); ++j) {
       const S along = x.part[other_parts + static_cast<int>(j)];
       if (!along.is_zero()) sum = sum + others[j].field * (other_gain * along);
     }
-    for (int s = first; s < static_cast<int>(asked.size()); ++s)
-      sum.part[own_parts + s] = sum.part[own_parts + s] + gain * asked[s].rms;
     return sum;
   }
 
@@ -381,7 +389,8 @@ class SignalPropagation {
   /// (T4), (T17), (T26)
   void aggregate() {
     const bool start = t_ == 0, shared = c_.expert_out_shared;
-    // The gates of time t multiply v(0) too: what has changed of them is asked with the propagating part.
+    // The gates of time t multiply v(0) too: what has changed of them is asked in the same query as what v has moved by, and belongs to
+    // y_init.
     const auto asked = [&](const Field& f) { return shared ? average_over_experts(f) : f; };
     Field regated;
     regated.rest = gate_change_ * v_start_.rms();
@@ -389,20 +398,23 @@ class SignalPropagation {
     Gv_increment_ = start ? v_ : dv_ + regated;
     expert_out_.ask_forward(asked(Gv_increment_));
     const S gain = c_.expert_out.chi;
-    Field y_init = along(along_y, gain * asked(v_start_).rms());
-    if (!start) y_init = y_init + along(along_y + t_, gain * asked(regated).rms());
-    Field y_propagating;
+    Field y_init = along(along_y, gain * asked(v_start_).rms()), y_propagating, y_regated;
     if (!start) {
-      y_propagating = expert_out_.forward(asked(dv_), 1);
-      // Of the newest increment only the part that comes from dv belongs here.
-      y_propagating.part[along_y + t_] = gain * asked(dv_).rms();
+      moved_asked_[t_] = asked(dv_).rms();
+      regated_asked_[t_] = asked(regated).rms();
+      y_propagating = expert_out_.response_forward(asked(dv_));
+      for (int s = 1; s <= t_; ++s) {
+        y_propagating.part[along_y + s] = y_propagating.part[along_y + s] + gain * moved_asked_[s];
+        y_regated.part[along_y + s] = gain * regated_asked_[s];
+      }
+      y_init = y_init + y_regated;
     }
     Field y_learned = expert_out_.learned_forward(Gv_, over_units_);
     record("rms_y_init", y_init);
     record("rms_y_propagating", y_propagating);
     record("rms_y_effective", y_learned);
     y_ = y_init + y_propagating + y_learned;
-    dy_ = y_propagating + y_learned + (start ? Field{} : along(along_y + t_, gain * asked(regated).rms()));
+    dy_ = y_propagating + y_learned + y_regated;
     record("rms_y", y_);
     record("change_y", dy_);
     // Each B_i v_i by itself: of independent experts, the sum has a Gaussian part smaller by M^(1/2).
@@ -604,7 +616,8 @@ class SignalPropagation {
   Field input_gradient_, readout_gradient_;
   PerTensor<S> step_size_;
   S gate_change_{}, r_inside_{}, r_size_{}, dr_{}, du_{}, f_{}, df_{}, delta_{};
-  std::array<S, T> s_change_{}, s_common_{};  ///< left over from independent signs: by expert, of all experts
+  std::array<S, T> moved_asked_{}, regated_asked_{};  ///< what each query of B asks of dv and of changed gates
+  std::array<S, T> s_change_{}, s_common_{};          ///< left over from independent signs: by expert, of all experts
   Slopes at_h_{Activation::identity, S::one()}, at_u_{Activation::identity, S::one()};
   Slopes at_y_{Activation::identity, S::one()};
 };
