@@ -103,7 +103,7 @@ Comparison compare(const Evidence& e) {
   c.notes = e.notes, c.level = comparison_level;
 
   std::vector<Quantity> compared;
-  for (const Quantity& q : all_quantities()) {
+  for (const Quantity& q : all_quantities(e.spec.model.depth)) {
     const auto has = [&](const auto& samples) { return samples.curves.contains(q.name); };
     if (!has(e.limit) || !e.steps.contains(q.name) || e.steps.at(q.name).empty() ||
         !std::all_of(e.networks.begin(), e.networks.end(), has))

@@ -142,6 +142,11 @@ std::vector<int> read_steps(const H5Reader& file, const std::string& group, cons
   return steps_beside(file, list.empty() ? group + "/none" : list, count);
 }
 
+/// Size of the axis of blocks, which stands at place `axis` of a curve of a deep network.
+int blocks_of(const H5Array& curve, std::size_t axis) {
+  return curve.shape.size() > axis ? static_cast<int>(curve.shape[axis]) : 1;
+}
+
 void read_limit(const H5Reader& file, Evidence& e) {
   e.limit.replicas = static_cast<int>(file.attribute_number("/limit", "replicas"));
   e.limit.neurons = static_cast<int>(file.attribute_number("/limit", "neurons"));
@@ -153,8 +158,16 @@ void read_limit(const H5Reader& file, Evidence& e) {
   for (const std::string& name : curve_names()) {
     const std::string path = path_of("/limit", name);
     if (!file.has(path) || !file.has(path + "_sem")) continue;
-    e.limit.curves[name] = {file.read(path).values, file.read(path + "_sem").values};
-    e.steps[name] = read_steps(file, "/limit", name, e.limit.curves[name].mean.size());
+    const H5Array mean = file.read(path), sem = file.read(path + "_sem");
+    const auto parts = recorded(name, blocks_of(mean, 1));
+    const std::size_t L = parts.size(), n = mean.shape.at(0);
+    for (std::size_t l = 0; l < L; ++l) {
+      Curve curve;
+      for (std::size_t t = 0; t < n; ++t)
+        curve.mean.push_back(mean.values[t * L + l]), curve.sem.push_back(sem.values.at(t * L + l));
+      e.limit.curves[parts[l].key] = std::move(curve);
+      e.steps[parts[l].key] = read_steps(file, "/limit", name, n);
+    }
   }
 }
 
@@ -166,7 +179,7 @@ void read_networks(const H5Reader& file, Evidence& e) {
     const std::string group = "/network/" + member;
     NetworkSamples n;
     const auto number = [&](const char* name) { return static_cast<int>(file.attribute_number(group, name)); };
-    n.shape = {number("N"), number("M"), number("N_e"), number("K"), 0, 0};
+    n.shape = {number("N"), number("M"), number("N_e"), number("K"), 0, 0, 1};
     const std::vector<double> failed = file.read(group + "/failed_step").values;
     std::vector<Index> finished;
     for (std::size_t s = 0; s < failed.size(); ++s)
@@ -179,11 +192,14 @@ void read_networks(const H5Reader& file, Evidence& e) {
       const std::string path = path_of(group, name);
       if (!file.has(path)) continue;
       const H5Array stored = file.read(path);
-      if (stored.shape.size() != 2 || stored.shape[0] != failed.size()) continue;
-      const MatrixXd all = Eigen::Map<const RowMajor>(stored.values.data(), static_cast<Index>(stored.shape[0]),
-                                                      static_cast<Index>(stored.shape[1]));
-      n.curves[name] = all(finished, Eigen::all);
-      steps[name] = read_steps(file, group, name, stored.shape[1]);
+      if (stored.shape.size() < 2 || stored.shape[0] != failed.size()) continue;
+      const auto parts = recorded(name, blocks_of(stored, 2));
+      const auto L = static_cast<Index>(parts.size()), T = static_cast<Index>(stored.shape[1]);
+      const RowMajor all = Eigen::Map<const RowMajor>(stored.values.data(), static_cast<Index>(stored.shape[0]), T * L);
+      for (const Recorded& part : parts) {
+        n.curves[part.key] = all(finished, Eigen::seqN(part.block, T, L));
+        steps[part.key] = read_steps(file, group, name, stored.shape[1]);
+      }
     }
     e.networks.push_back(std::move(n));
   }

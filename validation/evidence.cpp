@@ -98,7 +98,7 @@ Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkR
                    [](const auto& a, const auto& b) { return a.shape.N < b.shape.N; });
   e.limit = limit_samples(limit);
   if (second != nullptr) e.second = limit_samples(*second);
-  const auto note_steps = [&](const char* name, const std::vector<int>& steps) { e.steps[name] = steps; };
+  const auto note_steps = [&](const std::string& name, const std::vector<int>& steps) { e.steps[name] = steps; };
   note_steps("loss", limit.eval_steps);
   note_steps("accuracy", limit.eval_steps);
   note_steps("test_loss", limit.test_steps);
@@ -106,7 +106,8 @@ Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkR
   std::vector<int> every(limit.batch_loss.mean.size());
   for (std::size_t t = 0; t < every.size(); ++t) every[t] = static_cast<int>(t);
   note_steps("batch_loss", every);
-  for (const auto& info : observable_table) note_steps(info.name, limit.observe_steps);
+  for (const auto& info : observable_table)
+    for (const Recorded& one : recorded(info.name, spec.model.depth)) note_steps(one.key, limit.observe_steps);
   note_small_eps(e);
   return e;
 }

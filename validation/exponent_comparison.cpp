@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "support/observable.hpp"
 #include "validation/comparison.hpp"
 #include "validation/power_law_fit.hpp"
 #include "validation/statistics.hpp"
@@ -85,40 +86,50 @@ std::vector<ExponentComparison> compare_exponents(const Evidence& e,
   const double bound = statistics::two_sided_bound(
       comparison_level / std::max<double>(1, num_stages * static_cast<double>(atomic)), fewest - 1);
   std::vector<ExponentComparison> list;
-  for (const ObservableExponents& of : predicted) {
-    const auto has = [&](const std::string& name) {
-      return std::all_of(e.networks.begin(), e.networks.end(),
-                         [&](const NetworkSamples& n) { return n.curves.contains(name); });
-    };
-    if (!is_atomic(of.name) || !e.steps.contains(of.name) || !has(of.name)) continue;
-    const std::vector<int>& steps = e.steps.at(of.name);
-    double largest = 0;
-    for (const NetworkSamples& n : e.networks) largest = std::max(largest, n.curves.at(of.name).cwiseAbs().maxCoeff());
-    for (const Stage stage : {Stage::init, Stage::first_step, Stage::late}) {
-      const auto at = step_of(stage, steps);
-      if (!at || (stage == Stage::first_step && e.spec.training.dynamics == Dynamics::flow)) continue;
-      ExponentComparison x;
-      x.name = of.name, x.stage = stage, x.step = steps[*at];
-      x.predicted = of.at[static_cast<std::size_t>(stage)];
-      if (x.predicted && !std::isfinite(*x.predicted)) continue;  // it grows with every step: no power of N
-      if (stage == Stage::late && x.predicted) x.per = proportional_to(of.name);
-      if (!x.per.empty() && !has(x.per)) x.per.clear();
-      std::vector<double> N;
-      for (const NetworkSamples& n : e.networks) {
-        Eigen::VectorXd values = n.curves.at(of.name).col(static_cast<Eigen::Index>(*at));
-        if (!x.per.empty()) values.array() /= n.curves.at(x.per).col(static_cast<Eigen::Index>(*at)).array();
-        const statistics::Moments m = statistics::moments({values.data(), values.data() + values.size()});
-        N.push_back(n.shape.N);
-        x.value.push_back(m.mean), x.value_error.push_back(m.mean_error);
+  // Predictions are those of one block. With a residual stream every block of a stack reads and gets back fields of the same powers.
+  const int depth = e.spec.model.depth;
+  if (depth > 1 && !e.spec.model.residual) return {};
+  for (const ObservableExponents& of : predicted)
+    for (const Recorded& one : recorded(of.name, depth)) {
+      const auto has = [&](const std::string& name) {
+        return std::all_of(e.networks.begin(), e.networks.end(),
+                           [&](const NetworkSamples& n) { return n.curves.contains(name); });
+      };
+      const auto per = [&](const std::string& name) {
+        const std::string base = proportional_to(name);
+        return base.empty() ? base
+                            : recorded(base, depth)[is_of_block(base) ? static_cast<std::size_t>(one.block) : 0].key;
+      };
+      if (!is_atomic(of.name) || !e.steps.contains(one.key) || !has(one.key)) continue;
+      const std::vector<int>& steps = e.steps.at(one.key);
+      double largest = 0;
+      for (const NetworkSamples& n : e.networks)
+        largest = std::max(largest, n.curves.at(one.key).cwiseAbs().maxCoeff());
+      for (const Stage stage : {Stage::init, Stage::first_step, Stage::late}) {
+        const auto at = step_of(stage, steps);
+        if (!at || (stage == Stage::first_step && e.spec.training.dynamics == Dynamics::flow)) continue;
+        ExponentComparison x;
+        x.name = one.key, x.stage = stage, x.step = steps[*at];
+        x.predicted = of.at[static_cast<std::size_t>(stage)];
+        if (x.predicted && !std::isfinite(*x.predicted)) continue;  // it grows with every step: no power of N
+        if (stage == Stage::late && x.predicted) x.per = per(of.name);
+        if (!x.per.empty() && !has(x.per)) x.per.clear();
+        std::vector<double> N;
+        for (const NetworkSamples& n : e.networks) {
+          Eigen::VectorXd values = n.curves.at(one.key).col(static_cast<Eigen::Index>(*at));
+          if (!x.per.empty()) values.array() /= n.curves.at(x.per).col(static_cast<Eigen::Index>(*at)).array();
+          const statistics::Moments m = statistics::moments({values.data(), values.data() + values.size()});
+          N.push_back(n.shape.N);
+          x.value.push_back(m.mean), x.value_error.push_back(m.mean_error);
+        }
+        if (x.predicted && std::all_of(x.value_error.begin(), x.value_error.end(), [](double v) { return v > 0; })) {
+          const PowerLawFit fit = fit_power_law(N, x.value, x.value_error);
+          x.fitted = fit.exponent, x.error = fit.error;
+        }
+        judge(x, x.per.empty() ? largest : 1, bound);
+        list.push_back(std::move(x));
       }
-      if (x.predicted && std::all_of(x.value_error.begin(), x.value_error.end(), [](double v) { return v > 0; })) {
-        const PowerLawFit fit = fit_power_law(N, x.value, x.value_error);
-        x.fitted = fit.exponent, x.error = fit.error;
-      }
-      judge(x, x.per.empty() ? largest : 1, bound);
-      list.push_back(std::move(x));
     }
-  }
   return list;
 }
 

@@ -18,9 +18,9 @@
 
 namespace moe {
 
-/// Integer sizes of one network: width, experts, expert width, active experts per token, input dimension, outputs.
+/// Integer sizes of one network: width, experts of a block, expert width, active experts per token, input dimension, outputs, blocks.
 struct NetworkShape {
-  int N = 0, M = 0, Ne = 0, K = 0, D = 0, C = 0;
+  int N = 0, M = 0, Ne = 0, K = 0, D = 0, C = 0, L = 1;
   friend bool operator==(const NetworkShape&, const NetworkShape&) = default;
 
   void transfer(Archive& a) {
@@ -30,15 +30,17 @@ struct NetworkShape {
     a("K", K);
     a("D", D);
     a("C", C);
+    a("L", L);
   }
 };
 
-/// The five tensors. A_i are the row blocks of expert_in, B_i the column blocks of expert_out.
+/// The five tensors; the experts of all blocks stand one after another, expert i of block l at place l M + i. A_i are the row blocks of
+/// expert_in, B_i the column blocks of expert_out.
 struct NetworkWeights {
   Eigen::MatrixXd w_in;        ///< W_in (N, D)
-  Eigen::MatrixXd router;      ///< Q (M, N)
-  Eigen::MatrixXd expert_in;   ///< A (M N_e, N), rows i N_e .. of expert i
-  Eigen::MatrixXd expert_out;  ///< B (N, M N_e), columns i N_e .. of expert i
+  Eigen::MatrixXd router;      ///< Q (L M, N)
+  Eigen::MatrixXd expert_in;   ///< A (L M N_e, N), rows i N_e .. of expert i
+  Eigen::MatrixXd expert_out;  ///< B (N, L M N_e), columns i N_e .. of expert i
   Eigen::MatrixXd readout;     ///< W_out (C, N)
 
   auto A(Eigen::Index i, Eigen::Index Ne) const { return expert_in.middleRows(i * Ne, Ne); }
@@ -116,7 +118,7 @@ struct TrainOptions {
   std::function<void(int width, double loss)> on_update;
 };
 
-/// Faults of what this trainer cannot run (depth, norm, balancing, Adafactor, optimizer or sizes) at these widths.
+/// Faults of what this trainer cannot run (balancing, Adafactor, sizes) at these widths.
 void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults);
 
 /// Sizes of the network of width N on this data.

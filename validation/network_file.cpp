@@ -56,16 +56,30 @@ class GroupWriter {
                   dimensions);
   }
 
-  /// (seeds, n, bins) from one vector of shares per run and step.
-  template <class Shares>
-  void shares(const std::string& name, std::size_t n, const std::string& description, Shares&& shares_of) {
-    std::vector<double> table(runs_.size() * n * distribution_bins, std::numeric_limits<double>::quiet_NaN());
-    for (std::size_t s = 0; s < runs_.size(); ++s) {
-      auto out = table.begin() + static_cast<std::ptrdiff_t>(s * n * distribution_bins);
-      for (const std::vector<double>& step : shares_of(runs_[s])) out = std::copy(step.begin(), step.end(), out);
-    }
-    file_.dataset(group_ + "/" + name, {runs_.size(), n, distribution_bins}, table.data(), description,
-                  {"seed", "step", "bin"});
+  /// (seeds, n, each...), or (seeds, n, L, each...), from one map of lists per run; `values(entry)` is a range of numbers.
+  template <class Map, class Values>
+  void lists(const std::string& folder, const std::vector<Recorded>& of_blocks, std::size_t n, const Shape& each,
+             const Names& axes, const std::string& description, Map&& map_of, Values&& values) {
+    std::size_t numbers = 1;
+    for (const std::size_t k : each) numbers *= k;
+    const std::size_t L = of_blocks.size();
+    std::vector<double> table(runs_.size() * n * L * numbers, std::numeric_limits<double>::quiet_NaN());
+    for (std::size_t s = 0; s < runs_.size(); ++s)
+      for (std::size_t l = 0; l < L; ++l) {
+        const auto found = map_of(runs_[s]).find(of_blocks[l].key);
+        if (found == map_of(runs_[s]).end()) continue;
+        for (std::size_t k = 0; k < found->second.size(); ++k) {
+          const auto& from = values(found->second[k]);
+          std::copy(from.begin(), from.end(),
+                    table.begin() + static_cast<std::ptrdiff_t>(((s * n + k) * L + l) * numbers));
+        }
+      }
+    Shape shape = {runs_.size(), n};
+    Names dimensions = {"seed", "step"};
+    if (L > 1) shape.push_back(L), dimensions.emplace_back("block");
+    shape.insert(shape.end(), each.begin(), each.end());
+    dimensions.insert(dimensions.end(), axes.begin(), axes.end());
+    file_.dataset(group_ + "/" + folder + "/" + of_blocks[0].name, shape, table.data(), description, dimensions);
   }
 
   void steps_beside(const std::string& name, const std::vector<int>& steps, const std::string& description) {
@@ -76,19 +90,22 @@ class GroupWriter {
     file_.dataset(group_ + "/" + name, {values.size()}, values.data(), description, {"seed"});
   }
 
-  /// final/NAME (seeds, matrices, rows, cols), or (seeds, rows, cols) with a single matrix; block(run, i) is matrix i.
-  template <class Block>
-  void weights(const std::string& name, Index how_many, Index rows, Index cols, bool per_expert,
-               const std::string& description, Names dimensions, Block&& block) {
+  /// final/NAME (seeds, axes..., rows, cols); matrix(run, i) is the i-th along the axes.
+  template <class Matrix>
+  void weights(const std::string& name, const Shape& axes, Index rows, Index cols, const std::string& description,
+               Names dimensions, Matrix&& matrix) {
+    std::size_t how_many = 1;
+    for (const std::size_t k : axes) how_many *= k;
     std::vector<double> table;
-    table.reserve(runs_.size() * count(how_many * rows * cols));
+    table.reserve(runs_.size() * how_many * count(rows * cols));
     for (const NetworkRun& run : runs_)
-      for (Index i = 0; i < how_many; ++i) {
-        const MatrixXd transposed = block(run, i).transpose();  // column-major transpose: row-major original
+      for (std::size_t i = 0; i < how_many; ++i) {
+        const MatrixXd transposed =
+            matrix(run, static_cast<Index>(i)).transpose();  // its columns are the original's rows
         table.insert(table.end(), transposed.data(), transposed.data() + transposed.size());
       }
     Shape shape = {runs_.size()};
-    if (per_expert) shape.push_back(count(how_many));
+    shape.insert(shape.end(), axes.begin(), axes.end());
     shape.insert(shape.end(), {count(rows), count(cols)});
     dimensions.insert(dimensions.begin(), "seed");
     file_.dataset(group_ + "/final/" + name, shape, table.data(), description, dimensions);
@@ -103,16 +120,25 @@ class GroupWriter {
 bool every_step(const std::vector<int>& steps, int T) { return steps.size() == static_cast<std::size_t>(T) + 1; }
 
 void write_weights(GroupWriter& group, const NetworkShape& s) {
-  const Index Ne = s.Ne;
-  group.weights("w_in", 1, s.N, s.D, false, "trained W_in (T1)", {"neuron", "input"},
+  const Index Ne = s.Ne, M = s.M;
+  const bool deep = s.L > 1;
+  const auto axes = [&](Shape more) {
+    if (deep) more.insert(more.begin(), count(s.L));
+    return more;
+  };
+  const auto names = [&](Names more) {
+    if (deep) more.insert(more.begin(), "block");
+    return more;
+  };
+  group.weights("w_in", {}, s.N, s.D, "trained W_in (T1)", {"neuron", "input"},
                 [](const NetworkRun& r, Index) { return r.final_weights.w_in; });
-  group.weights("router", 1, s.M, s.N, false, "trained router Q (T2)", {"expert", "neuron"},
-                [](const NetworkRun& r, Index) { return r.final_weights.router; });
-  group.weights("expert_in", s.M, s.Ne, s.N, true, "trained A_i (T3)", {"expert", "hidden", "neuron"},
+  group.weights("router", axes({}), s.M, s.N, "trained router Q (T2)", names({"expert", "neuron"}),
+                [M](const NetworkRun& r, Index l) { return MatrixXd(r.final_weights.router.middleRows(l * M, M)); });
+  group.weights("expert_in", axes({count(M)}), s.Ne, s.N, "trained A_i (T3)", names({"expert", "hidden", "neuron"}),
                 [Ne](const NetworkRun& r, Index i) { return MatrixXd(r.final_weights.A(i, Ne)); });
-  group.weights("expert_out", s.M, s.N, s.Ne, true, "trained B_i (T4)", {"expert", "neuron", "hidden"},
+  group.weights("expert_out", axes({count(M)}), s.N, s.Ne, "trained B_i (T4)", names({"expert", "neuron", "hidden"}),
                 [Ne](const NetworkRun& r, Index i) { return MatrixXd(r.final_weights.B(i, Ne)); });
-  group.weights("readout", 1, s.C, s.N, false, "trained W_out (T5)", {"output", "neuron"},
+  group.weights("readout", {}, s.C, s.N, "trained W_out (T5)", {"output", "neuron"},
                 [](const NetworkRun& r, Index) { return r.final_weights.readout; });
 }
 
@@ -161,14 +187,12 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
   const std::vector<int> observed = observe_steps(spec);
   bool observables = false;
   for (const auto& info : observable_table) {
-    static const std::vector<double> none;
-    if (!runs.front().observables.contains(info.name)) continue;
+    const auto of_blocks = recorded(info.name, shape.L);
+    if (!runs.front().observables.contains(of_blocks[0].key)) continue;
     observables = true;
-    group.curve(
-        std::string("observables/") + info.name, observed.size(), info.description, [&](const auto& r) -> auto& {
-          const auto found = r.observables.find(info.name);
-          return found == r.observables.end() ? none : found->second;
-        });
+    group.lists(
+        "observables", of_blocks, observed.size(), {}, {}, info.description,
+        [](const auto& r) -> auto& { return r.observables; }, [](double value) { return std::array{value}; });
   }
   if (observables && !every_step(observed, T))
     group.steps_beside("observables/observe_steps", observed, "steps of the observables");
@@ -176,26 +200,20 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
   const std::vector<int> kernels_at = kernel_steps(spec);
   if (!kernels_at.empty()) {
     const Index P_step = spec.training.batch > 0 ? Index{spec.training.batch} : P;
-    static const std::vector<MatrixXd> none;
     for (const auto& info : kernel_table)
-      group.matrices(
-          std::string("kernels/") + info.name, kernels_at.size(), P_step, P_step, info.description,
-          {"seed", "step", "sample", "sample"}, [&](const auto& r) -> auto& {
-            const auto found = r.kernels.find(info.name);
-            return found == r.kernels.end() ? none : found->second;
-          });
+      group.lists(
+          "kernels", recorded(info.name, shape.L), kernels_at.size(), {count(P_step), count(P_step)},
+          {"sample", "sample"}, info.description, [](const auto& r) -> auto& { return r.kernels; },
+          [](const MatrixXd& m) { return m.reshaped(); });
     group.steps_beside("kernels/steps", kernels_at, "steps of the kernels");
   }
   const std::vector<int> distributions_at = distribution_steps(spec);
   if (!distributions_at.empty()) {
-    static const std::vector<std::vector<double>> none;
     for (const auto& info : distribution_table)
-      group.shares(
-          std::string("distributions/") + info.name, distributions_at.size(),
-          std::string(info.description) + ": share of each bin", [&](const auto& r) -> auto& {
-            const auto found = r.distributions.find(info.name);
-            return found == r.distributions.end() ? none : found->second;
-          });
+      group.lists(
+          "distributions", recorded(info.name, shape.L), distributions_at.size(), {distribution_bins}, {"bin"},
+          std::string(info.description) + ": share of each bin", [](const auto& r) -> auto& { return r.distributions; },
+          [](const std::vector<double>& shares) -> auto& { return shares; });
     write_distribution_axes(file, path + "/distributions", distributions_at);
   }
   if (spec.output.weights) write_weights(group, shape);
@@ -219,6 +237,7 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
   file.attribute(path, "M", std::int64_t{shape.M});
   file.attribute(path, "N_e", std::int64_t{shape.Ne});
   file.attribute(path, "K", std::int64_t{shape.K});
+  file.attribute(path, "L", std::int64_t{shape.L});
 }
 
 void write_network_file(const std::string& path, const std::string& program, const RunSpec& spec, const Dataset& data,

@@ -16,7 +16,7 @@ namespace {
 
 /// Bytes of the parts of a network and of its training.
 struct Parts {
-  double sites = 0, N = 0, weights = 0;  ///< numbers: units of all experts, neurons, entries of the five tensors
+  double sites = 0, N = 0, weights = 0;  ///< numbers: units of a block's experts, neurons, entries of the five tensors
   double bytes_a_weight = 0;             ///< weights, what their rule and observables keep, and copies
   double fields = 0;                     ///< bytes
   double bytes() const { return weights * bytes_a_weight + fields; }
@@ -30,7 +30,7 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   Parts p;
   p.N = s.N;
   p.sites = s.M * s.Ne;
-  p.weights = s.N * s.D + s.M * s.N + 2 * p.sites * s.N + C * s.N;
+  p.weights = s.N * s.D + s.L * (s.M * s.N + 2 * p.sites * s.N) + C * s.N;
   const OptimizerKind kind = spec.optimizer.name;
   const double moments = kind == OptimizerKind::adam || kind == OptimizerKind::adamw ? 2
                          : kind == OptimizerKind::momentum                           ? 1
@@ -44,9 +44,11 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   const double active = s.K * s.Ne, P = spec.training.batch > 0 ? spec.training.batch : train;
   const double dense = spec.model.routing == Routing::soft ? 0 : 3;  // all experts, where only some were computed
   const double piece = std::min(256.0, std::max(test, spec.training.batch > 0 ? train : 0));
-  const double step = 5 * active + 8 * s.N + 2 * s.M + 2 * s.K;
-  const double observing = observed ? 2 * active + (3 + dense) * p.sites + 4 * s.N + 2 * s.M : 0;
-  const double evaluation = 3 * active + 4 * s.N + s.M + s.K;
+  const double norm = spec.model.norm == Norm::none ? 0 : 1;
+  const double step = s.L * (5 * active + (4 + norm) * s.N + 2 * s.M + 2 * s.K) + (4 + norm) * s.N;
+  const double kept = s.L * (p.sites + s.M);  // of t = 0, in every block
+  const double observing = observed ? 2 * active + (2 + dense) * p.sites + 4 * s.N + s.M + kept : 0;
+  const double evaluation = s.L * (3 * active + (2 + norm) * s.N + s.M + s.K) + (2 + norm) * s.N;
   p.fields = real * ((step + observing) * P + evaluation * piece + s.D * (train + test));
   return p;
 }
@@ -86,10 +88,11 @@ void require_network_memory(const RunSpec& spec, const Dataset& data, int thread
   if (spec.sampling.precision == Precision::float64) remedies.emplace_back("use sampling.precision = \"float32\"");
   remedies.push_back(fmt::format("lower the largest of network.widths = {}", widths.front()));
   const std::string largest =
-      matrices ? fmt::format("the matrices of the experts, 2 x {:.0f} x {:.0f} numbers with {:.0f} bytes for each, {}",
-                             widest.sites, widest.N, widest.bytes_a_weight,
-                             bytes_text(2 * widest.sites * widest.N * widest.bytes_a_weight))
-               : fmt::format("the fields on {:.0f} hidden units, {}", widest.sites, bytes_text(widest.fields));
+      matrices ? fmt::format("the matrices of the experts, {} x {:.0f} x {:.0f} numbers with {:.0f} bytes for each, {}",
+                             2 * spec.model.depth, widest.sites, widest.N, widest.bytes_a_weight,
+                             bytes_text(2 * spec.model.depth * widest.sites * widest.N * widest.bytes_a_weight))
+               : fmt::format("the fields on {:.0f} hidden units, {}", spec.model.depth * widest.sites,
+                             bytes_text(widest.fields));
   throw ConfigError({fmt::format(
       "memory: training needs about {} ({:.0f} network{} at once), and {} are available ({}). The largest part of a "
       "network of width {} is {}. To need less: {}.",

@@ -36,8 +36,8 @@ MatrixXd gaussian(Index rows, Index cols, double std, Tensor tensor, int width, 
 
 bool fits(const NetworkWeights& w, const NetworkShape& s) {
   const auto is = [](const MatrixXd& m, Index rows, Index cols) { return m.rows() == rows && m.cols() == cols; };
-  const Index sites = Index{s.M} * s.Ne;
-  return is(w.w_in, s.N, s.D) && is(w.router, s.M, s.N) && is(w.expert_in, sites, s.N) &&
+  const Index experts = Index{s.L} * s.M, sites = experts * s.Ne;
+  return is(w.w_in, s.N, s.D) && is(w.router, experts, s.N) && is(w.expert_in, sites, s.N) &&
          is(w.expert_out, s.N, sites) && is(w.readout, s.C, s.N);
 }
 
@@ -53,16 +53,14 @@ NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width) 
           .Ne = static_cast<int>(sizes.Ne),
           .K = static_cast<int>(sizes.K),
           .D = D,
-          .C = static_cast<int>(data.y.rows())};
+          .C = static_cast<int>(data.y.rows()),
+          .L = spec.model.depth};
 }
 
 void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults) {
   const auto refuse = [&](const std::string& key, const std::string& value, const std::string& problem,
                           const std::string& remedy) { faults.add(key, value, spec.place(key), problem, remedy); };
   const ModelSpec& model = spec.model;
-  if (model.depth != 1)
-    refuse("model.depth", fmt::format("{}", model.depth), "the finite trainer has one block", "Set it to 1.");
-  if (model.norm != Norm::none) refuse("model.norm", "rms", "the finite trainer has no norm", "Set it to \"none\".");
   if (model.balance_loss != 0)
     refuse("model.balance_loss", fmt::format("{}", model.balance_loss), "the finite trainer has no balancing",
            "Set it to 0.");
@@ -117,12 +115,17 @@ NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int widt
   };
   NetworkWeights w;
   w.w_in = draw(Tensor::input, s.N, s.D);
-  w.router = draw(Tensor::router, s.M, s.N);
-  // Shared: one expert is drawn and repeated M times.
-  w.expert_in = c.expert_in_shared ? MatrixXd(draw(Tensor::expert_in, s.Ne, s.N).replicate(s.M, 1))
-                                   : draw(Tensor::expert_in, Index{s.M} * s.Ne, s.N);
-  w.expert_out = c.expert_out_shared ? MatrixXd(draw(Tensor::expert_out, s.N, s.Ne).replicate(1, s.M))
-                                     : draw(Tensor::expert_out, s.N, Index{s.M} * s.Ne);
+  const Index experts = Index{s.L} * s.M;
+  w.router = draw(Tensor::router, experts, s.N);
+  // Shared: one expert of every block is drawn and repeated M times.
+  const Index in_drawn = c.expert_in_shared ? s.L : experts, out_drawn = c.expert_out_shared ? s.L : experts;
+  const MatrixXd A = draw(Tensor::expert_in, in_drawn * s.Ne, s.N), B = draw(Tensor::expert_out, s.N, out_drawn * s.Ne);
+  w.expert_in.resize(experts * s.Ne, s.N);
+  w.expert_out.resize(s.N, experts * s.Ne);
+  for (Index i = 0; i < experts; ++i) {
+    w.expert_in.middleRows(i * s.Ne, s.Ne) = A.middleRows(i * in_drawn / experts * s.Ne, s.Ne);
+    w.expert_out.middleCols(i * s.Ne, s.Ne) = B.middleCols(i * out_drawn / experts * s.Ne, s.Ne);
+  }
   w.readout = spec.model.readout_init == ReadoutInit::zero ? MatrixXd(MatrixXd::Zero(s.C, s.N))
                                                            : draw(Tensor::readout, s.C, s.N);
   return w;
@@ -135,17 +138,21 @@ NetworkWeights read_weights(const std::string& path, const NetworkShape& s, cons
   const auto read = [&](const char* name, const std::vector<std::size_t>& shape) {
     H5Array array = file.read(name);
     if (array.shape != shape)
-      faults.add(
-          "network.init_from", path, place,
-          fmt::format(
-              "dataset {} has shape {}, the configuration asks for {} (N = {}, M = {}, N_e = {}, D = {}, C = {})", name,
-              text(array.shape), text(shape), s.N, s.M, s.Ne, s.D, s.C),
-          "Give network.widths, model and data the sizes of the file.");
+      faults.add("network.init_from", path, place,
+                 fmt::format("dataset {} has shape {}, the configuration asks for {} (N = {}, M = {}, N_e = {}, D = "
+                             "{}, C = {}, L = {})",
+                             name, text(array.shape), text(shape), s.N, s.M, s.Ne, s.D, s.C, s.L),
+                 "Give network.widths, model and data the sizes of the file.");
     return array.values;
   };
-  const auto w_in = read("w_in", {size(s.N), size(s.D)}), router = read("router", {size(s.M), size(s.N)});
-  const auto expert_in = read("expert_in", {size(s.M), size(s.Ne), size(s.N)});
-  const auto expert_out = read("expert_out", {size(s.M), size(s.N), size(s.Ne)});
+  // Tensors of blocks have an axis of blocks where there are several.
+  const auto read_of_blocks = [&](const char* name, std::vector<std::size_t> shape) {
+    if (s.L > 1) shape.insert(shape.begin(), size(s.L));
+    return read(name, shape);
+  };
+  const auto w_in = read("w_in", {size(s.N), size(s.D)}), router = read_of_blocks("router", {size(s.M), size(s.N)});
+  const auto expert_in = read_of_blocks("expert_in", {size(s.M), size(s.Ne), size(s.N)});
+  const auto expert_out = read_of_blocks("expert_out", {size(s.M), size(s.N), size(s.Ne)});
   const auto readout = read("readout", {size(s.C), size(s.N)});
   faults.throw_if_any();
 
@@ -154,10 +161,11 @@ NetworkWeights read_weights(const std::string& path, const NetworkShape& s, cons
   };
   NetworkWeights w;
   w.w_in = matrix(w_in.data(), s.N, s.D);
-  w.router = matrix(router.data(), s.M, s.N);
-  w.expert_in = matrix(expert_in.data(), Index{s.M} * s.Ne, s.N);
-  w.expert_out.resize(s.N, Index{s.M} * s.Ne);
-  for (Index i = 0; i < s.M; ++i)
+  const Index experts = Index{s.L} * s.M;
+  w.router = matrix(router.data(), experts, s.N);
+  w.expert_in = matrix(expert_in.data(), experts * s.Ne, s.N);
+  w.expert_out.resize(s.N, experts * s.Ne);
+  for (Index i = 0; i < experts; ++i)
     w.expert_out.middleCols(i * s.Ne, s.Ne) = matrix(expert_out.data() + i * s.N * s.Ne, s.N, s.Ne);
   w.readout = matrix(readout.data(), s.C, s.N);
   return w;

@@ -240,7 +240,7 @@ double seen_difference(const ObservableComparison& c, std::size_t t) {
 
 }  // namespace
 
-std::vector<Quantity> all_quantities() {
+std::vector<Quantity> all_quantities(int depth) {
   static constexpr const char* share = "a share of few samples, not a smooth function of the outputs";
   static constexpr const char* extreme = "an extreme over experts, whose number differs between networks and limit";
   std::vector<Quantity> list = {{"loss", "training loss"},
@@ -252,7 +252,10 @@ std::vector<Quantity> all_quantities() {
     const std::string name = info.name;
     const bool squared = name.starts_with("rms_") || name.starts_with("change_");
     const bool no_limit = name.starts_with("ess_") || name.starts_with("load_");
-    list.push_back({name, info.description, squared, no_limit ? extreme : ""});
+    for (const Recorded& one : recorded(name, depth)) {
+      const std::string where = one.key == name ? "" : fmt::format(" (block {})", one.block + 1);
+      list.push_back({one.key, info.description + where, squared, no_limit ? extreme : ""});
+    }
   }
   return list;
 }

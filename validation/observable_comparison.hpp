@@ -47,7 +47,8 @@ struct Quantity {
   const char* not_judged = "";  ///< why, if so
   bool judged() const { return *not_judged == '\0'; }
 };
-std::vector<Quantity> all_quantities();
+/// `depth`: observables of blocks are compared block by block.
+std::vector<Quantity> all_quantities(int depth);
 
 /// 0, 1, 2, 4, 8, ... as far as they are among `steps`, and the last: steps far enough apart to say different things.
 std::vector<int> judged_steps(const std::vector<int>& steps);

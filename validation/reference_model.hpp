@@ -1,8 +1,9 @@
-/// Forward pass and backpropagation of one finite network, (T1)-(T5), with explicit matrices. All arrays are (units,
-/// P).
+/// Forward pass and backpropagation of one finite network, (T1)-(T5) and stacks of blocks (T28), with explicit matrices. All arrays
+/// are (units, P).
 #pragma once
 
 #include <Eigen/Core>
+#include <vector>
 
 #include "support/run_spec.hpp"
 #include "validation/network.hpp"
@@ -19,25 +20,44 @@ struct Model {
   double aggregation = 1;  ///< prefactor c of sum_i G_i B_i v_i, normally 1/K
 };
 
-/// Fields of one forward pass. u, v, Gv have the rows (i, a) expert-major.
-struct Forward {
-  MatrixXd x;         ///< (D, P) inputs
-  MatrixXd h, phi;    ///< (N, P) (T1)
+/// z_mu = x_mu / q_mu, q_mu the root mean square over units; without norm z = x.
+struct Normed {
+  MatrixXd z;
+  Eigen::RowVectorXd q;
+};
+Normed normalise(Norm kind, const MatrixXd& x);
+/// dL/dx from dL/dz.
+MatrixXd normalise_backward(Norm kind, const Normed& a, const MatrixXd& dL_dz);
+
+/// Fields of one block. u, v, Gv have the rows (i, a) expert-major.
+struct BlockForward {
+  Normed in;          ///< (N, P) what it reads; phi in the first block without norm
   MatrixXd r;         ///< (M, P) (T2)
   Gates gates;        ///< (M, P) (T2)
   MatrixXd u, v, Gv;  ///< (M N_e, P) (T3)
   MatrixXd y;         ///< (N, P) (T4), before psi
-  MatrixXd s;         ///< (N, P) psi(y) [+ phi] (T5)
-  MatrixXd f;         ///< (C, P) (T5)
+};
+
+/// Fields of one forward pass.
+struct Forward {
+  MatrixXd x;                        ///< (D, P) inputs
+  MatrixXd h, phi;                   ///< (N, P) (T1)
+  std::vector<BlockForward> blocks;  ///< L of them (T28)
+  Normed s;                          ///< (N, P) what the readout reads (T5)
+  MatrixXd f;                        ///< (C, P) (T5)
 };
 
 /// Derivatives of the loss with respect to fields (dL/dy and so on) and weights: plain ones, no normalisation.
+struct BlockBackward {
+  MatrixXd out, y;  ///< dL/dx^l, dL/dy
+  MatrixXd Gv, u;   ///< dL/d(G v), dL/du (M N_e, P)
+  MatrixXd r;       ///< dL/dr (M, P)
+};
 struct Backward {
-  MatrixXd f, s, y;        ///< dL/df, dL/ds, dL/dy
-  MatrixXd Gv, u;          ///< dL/d(G v), dL/du (M N_e, P)
-  MatrixXd r;              ///< dL/dr (M, P)
-  MatrixXd phi, h;         ///< dL/dphi, residual part included, and dL/dh
-  NetworkWeights weights;  ///< gradient of the loss
+  MatrixXd f;                         ///< dL/df
+  std::vector<BlockBackward> blocks;  ///< as in Forward
+  MatrixXd phi, h;                    ///< dL/dphi, residual part included, and dL/dh
+  NetworkWeights weights;             ///< gradient of the loss
 };
 
 /// Throws NumericsError naming `step` and the first field that is not finite.

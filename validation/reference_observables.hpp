@@ -3,7 +3,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
+#include "support/observable.hpp"
 #include "validation/network_statistics.hpp"
 #include "validation/reference_model.hpp"
 
@@ -12,10 +14,14 @@ namespace moe::reference {
 /// Normalised backward fields: D = -N dL/dy (T6), zeta = -K N_e dL/d(G v) (T7), ghat = -K N_e dL/du (T8), rho = -K
 /// dL/dr (T9), xi = -N dL/dphi with the residual part (T10). With another aggregation prefactor c than 1/K they are
 /// those of the network that has K c B in the place of B (theory section 1), so that ghat = G phi'(u) zeta always.
-struct NormalisedFields {
-  MatrixXd D, xi;       ///< (N, P)
+struct BlockFields {
+  MatrixXd D;           ///< (N, P)
   MatrixXd zeta, ghat;  ///< (M N_e, P)
   MatrixXd rho;         ///< (M, P)
+};
+struct NormalisedFields {
+  std::vector<BlockFields> blocks;
+  MatrixXd xi;  ///< (N, P)
 };
 NormalisedFields normalised(const NetworkShape& shape, const Backward& g);
 
@@ -26,7 +32,7 @@ struct Snapshot {
   const NormalisedFields& fields;
 };
 
-/// Parts of y, r, u, zeta, xi that stem from the initial weights and from what was learned, all acting on the queries
+/// Parts of y, r, u, zeta, xi of one block that stem from the initial weights and from what was learned, all acting on the queries
 /// and gates of the present (T26).
 struct Decomposition {
   MatrixXd y_init, y_propagating, y_effective;                    ///< (N, P)
@@ -35,14 +41,14 @@ struct Decomposition {
   MatrixXd zeta_init, zeta_effective;                             ///< (M N_e, P)
   MatrixXd xi_A_init, xi_A_effective, xi_Q_init, xi_Q_effective;  ///< (N, P)
 };
-Decomposition decompose(const Model& model, const Snapshot& initial, const Snapshot& now);
+Decomposition decompose(const Model& model, const Snapshot& initial, const Snapshot& now, std::size_t block = 0);
 
-/// Values of the named observables, in the order of `names`. `initial` is the snapshot at t = 0 on the same samples.
-std::vector<double> observe(const std::vector<std::string>& names, const Model& model, const Snapshot& initial,
+/// Values of the quantities asked for, in their order. `initial` is the snapshot at t = 0 on the same samples.
+std::vector<double> observe(const std::vector<Recorded>& wanted, const Model& model, const Snapshot& initial,
                             const Snapshot& now);
 
 /// One of kernel_table: (P, P), the average over all units (inactive experts count as zero).
-MatrixXd kernel(const std::string& name, const Snapshot& now);
+MatrixXd kernel(const Recorded& wanted, const Snapshot& now);
 
 /// Root of the mean square over all entries.
 double rms(const MatrixXd& x);

@@ -49,9 +49,9 @@ class Trainer {
         model_{spec.model, spec.training.loss, shape, constants_.aggregation},
         weights_(std::move(weights)),
         optimizer_(spec.optimizer, constants_.lr, constants_.eps),
-        names_(selected_observables(spec)) {
+        wanted_(recorded_all(selected_observables(spec), shape.L)) {
     run_.shape = shape;
-    if (!names_.empty()) observe_at_ = observe_steps(spec);
+    if (!wanted_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
     distributions_at_ = distribution_steps(spec);
     eval_at_ = eval_steps(spec.training);
@@ -154,8 +154,13 @@ class Trainer {
     if (observed || kernels) record_fields(t, observed, kernels);
     if (contains(distributions_at_, t)) {
       run_.distribution_steps.push_back(t);
-      for (const auto& [name, field] : {std::pair{"h", &forward_->h}, {"u", &forward_->u}, {"r", &forward_->r}})
-        run_.distributions[name].push_back(distribution(*field));
+      for (const auto& info : distribution_table)
+        for (const Recorded& one : recorded(info.name, model_.shape.L)) {
+          const reference::BlockForward& block = forward_->blocks[static_cast<std::size_t>(one.block)];
+          run_.distributions[one.key].push_back(distribution(one.name == "h"   ? forward_->h
+                                                             : one.name == "u" ? block.u
+                                                                               : block.r));
+        }
     }
   }
 
@@ -178,13 +183,15 @@ class Trainer {
       // Under mini-batches v(0) of (T26) is that of these samples at the initial weights; nothing else is compared with t = 0.
       if (mini_batches()) initial_->forward = reference::forward(model_, initial_->weights, x(), t);
       const reference::Snapshot initial{initial_->weights, initial_->forward, initial_->fields};
-      const std::vector<double> values = reference::observe(names_, model_, initial, now);
+      const std::vector<double> values = reference::observe(wanted_, model_, initial, now);
       run_.observe_steps.push_back(t);
-      for (std::size_t k = 0; k < names_.size(); ++k) run_.observables[names_[k]].push_back(values[k]);
+      for (std::size_t k = 0; k < wanted_.size(); ++k) run_.observables[wanted_[k].key].push_back(values[k]);
     }
     if (kernels) {
       run_.kernel_steps.push_back(t);
-      for (const auto& info : kernel_table) run_.kernels[info.name].push_back(reference::kernel(info.name, now));
+      for (const auto& info : kernel_table)
+        for (const Recorded& one : recorded(info.name, model_.shape.L))
+          run_.kernels[one.key].push_back(reference::kernel(one, now));
     }
   }
 
@@ -201,7 +208,7 @@ class Trainer {
   reference::Model model_;
   NetworkWeights weights_;
   reference::Optimizer optimizer_;
-  std::vector<std::string> names_;
+  std::vector<Recorded> wanted_;
   std::vector<int> observe_at_, kernels_at_, distributions_at_, eval_at_, test_at_;
 
   MatrixXd batch_x_, batch_y_;                   ///< samples of the present step, mini-batches only

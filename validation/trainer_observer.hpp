@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -33,14 +34,14 @@ class Observer {
   /// Tensors whose initial values are needed from t = 1 on.
   std::vector<Tensor> initial_tensors() const {
     std::vector<Tensor> tensors;
-    const bool y = wants("rms_y_init", "rms_y_propagating", "rms_y_effective");
-    if (y && !fixed_samples_) tensors.push_back(Tensor::input);
-    if (wants("rms_r_init", "rms_r_effective") || wants("rms_xi_Q_init", "rms_xi_Q_effective"))
+    const bool v0 = wants_y() && !fixed_samples_;  // by a pass at the initial weights
+    if (v0) tensors.push_back(Tensor::input);
+    if (wants("rms_r_init", "rms_r_effective") || wants("rms_xi_Q_init", "rms_xi_Q_effective") ||
+        (v0 && step_.model().shape.L > 1))
       tensors.push_back(Tensor::router);
-    if (wants("rms_u_init", "rms_u_effective") || wants("rms_xi_A_init", "rms_xi_A_effective") ||
-        (y && !fixed_samples_))
+    if (wants("rms_u_init", "rms_u_effective") || wants("rms_xi_A_init", "rms_xi_A_effective") || v0)
       tensors.push_back(Tensor::expert_in);
-    if (y || wants("rms_zeta_init", "rms_zeta_effective")) tensors.push_back(Tensor::expert_out);
+    if (wants_y() || wants("rms_zeta_init", "rms_zeta_effective")) tensors.push_back(Tensor::expert_out);
     return tensors;
   }
 
@@ -48,46 +49,35 @@ class Observer {
   /// compare with are put into the state.
   std::map<std::string, double> observe(TrainingState<Real>& state, View x, Forward<Real>& a, Backward<Real>& g) {
     values_.clear();
-    state_ = &state, a_ = &a, g_ = &g;
-    const NetworkShape& z = step_.model().shape;
-    const double N = z.N, K = z.K, Ne = z.Ne;
-    const View u = all_experts(a.u, a.phi, Tensor::expert_in, 1, u_all_,
-                               wants("rms_u_all", "change_u") || needs_v() || wants("rms_u_effective"));
-    const View v = needs_v() ? activated(u) : View{};
-    const View zeta = all_experts(g.Gv, g.y, Tensor::expert_out, step_.model().aggregation, zeta_all_,
-                                  wants("rms_zeta", "change_zeta", "rms_zeta_effective"));
+    state_ = &state;
     field("h", a.h);
     field("phi", a.phi);
-    field("r", a.r);
-    field("u", u, 1, "rms_u_all");
-    field("v", v, 1, "rms_v_all");
-    field("y", a.y);
     field("f", a.f);
-    field("D", g.y, N);           // (T6)
-    field("zeta", zeta, K * Ne);  // (T7)
-    field("rho", g.r, K);         // (T9)
-    field("xi", g.phi, N);        // (T10)
-    put("rms_u", [&] { return rms(a.u); });
-    put("rms_v", [&] { return rms(a.v); });
-    gates();
-    parts(x, u, zeta);
+    field("xi", g.phi(), step_.model().shape.N);  // (T10)
+    begin_initial_pass(x);
+    for (l_ = 0; l_ < step_.model().shape.L; ++l_) {
+      a_ = &a.blocks[static_cast<std::size_t>(l_)], g_ = &g.blocks[static_cast<std::size_t>(l_)];
+      observe_block();
+    }
     return values_;
   }
 
   /// One of distribution_table, over all experts, active or not.
-  std::vector<double> distribution(const std::string& name, TrainingState<Real>& state, Forward<Real>& a) {
-    state_ = &state, a_ = &a;
-    if (name == "h") return moe::distribution(B::download(a.h));
-    if (name == "r") return moe::distribution(B::download(a.r));
-    return moe::distribution(B::download(all_experts(a.u, a.phi, Tensor::expert_in, 1, u_all_, true)));
+  std::vector<double> distribution(const Recorded& one, TrainingState<Real>& state, Forward<Real>& a) {
+    state_ = &state, l_ = one.block, a_ = &a.blocks[static_cast<std::size_t>(l_)];
+    if (one.name == "h") return moe::distribution(B::download(a.h));
+    if (one.name == "r") return moe::distribution(B::download(a_->r));
+    return moe::distribution(B::download(all_experts(a_->u, a_->in.out, Tensor::expert_in, 1, u_all_, true)));
   }
 
   /// One of kernel_table: (P, P), the average over all units (inactive experts count as zero).
-  Eigen::MatrixXd kernel(const std::string& name, Forward<Real>& a, Backward<Real>& g) {
+  Eigen::MatrixXd kernel(const Recorded& one, Forward<Real>& forward, Backward<Real>& backward) {
     const NetworkShape& z = step_.model().shape;
-    if (name == "Phi") return B::gram(a.phi);
-    if (name == "DD") return static_cast<double>(z.N) * z.N * B::gram(g.y);
-    if (name == "GvGv") return B::gram(scattered(a.dispatch, a.Gv));
+    BlockForward<Real>& a = forward.blocks[static_cast<std::size_t>(one.block)];
+    BlockBackward<Real>& g = backward.blocks[static_cast<std::size_t>(one.block)];
+    if (one.name == "Phi") return B::gram(a.in.out);
+    if (one.name == "DD") return static_cast<double>(z.N) * z.N * B::gram(g.y);
+    if (one.name == "GvGv") return B::gram(scattered(a.dispatch, a.Gv));
     return std::pow(static_cast<double>(z.K) * z.Ne, 2) * B::gram(scattered(a.dispatch, g.u));  // ghatghat
   }
 
@@ -98,17 +88,43 @@ class Observer {
     operator View() const { return view; }  // NOLINT(google-explicit-constructor): as an array
   };
 
+  void observe_block() {
+    const NetworkShape& z = step_.model().shape;
+    const double N = z.N, K = z.K, Ne = z.Ne;
+    BlockForward<Real>& a = *a_;
+    BlockBackward<Real>& g = *g_;
+    const View u = all_experts(a.u, a.in.out, Tensor::expert_in, 1, u_all_,
+                               wants("rms_u_all", "change_u") || needs_v() || wants("rms_u_effective"));
+    const View v = needs_v() ? activated(u) : View{};
+    const View zeta = all_experts(g.Gv, g.y, Tensor::expert_out, step_.model().aggregation, zeta_all_,
+                                  wants("rms_zeta", "change_zeta", "rms_zeta_effective"));
+    field("r", a.r);
+    field("u", u, 1, "rms_u_all");
+    field("v", v, 1, "rms_v_all");
+    field("y", a.y);
+    field("D", g.y, N);           // (T6)
+    field("zeta", zeta, K * Ne);  // (T7)
+    field("rho", g.r, K);         // (T9)
+    put("rms_u", [&] { return rms(a.u); });
+    put("rms_v", [&] { return rms(a.v); });
+    gates();
+    parts(u, zeta);
+  }
+
   template <class... Name>
   bool wants(const Name&... names) const {
     return (names_.contains(names) || ...);
   }
-  bool needs_v() const {
-    const bool y = wants("rms_y_init", "rms_y_propagating", "rms_y_effective");
-    return wants("rms_v_all", "change_v") || (y && fixed_samples_ && state_->step == 0);
+  bool wants_y() const { return wants("rms_y_init", "rms_y_propagating", "rms_y_effective"); }
+  bool needs_v() const { return wants("rms_v_all", "change_v") || (wants_y() && fixed_samples_ && state_->step == 0); }
+  /// Of the block in hand, or of the stream.
+  std::string key(const std::string& name) const {
+    const auto of_blocks = recorded(name, step_.model().shape.L);
+    return of_blocks.size() == 1 ? name : of_blocks[static_cast<std::size_t>(l_)].key;
   }
   template <class F>
   void put(const std::string& name, F&& value) {
-    if (wants(name)) values_[name] = value();
+    if (wants(name)) values_[key(name)] = value();
   }
 
   static double rms(View x) {
@@ -131,10 +147,10 @@ class Observer {
   /// rms_NAME and change_NAME of `scale` times a field; keeps the field of t = 0 where something compares with it.
   void field(const std::string& name, View x, double scale = 1, const std::string& rms_name = "") {
     put(rms_name.empty() ? "rms_" + name : rms_name, [&] { return scale * rms(x); });
-    const bool for_parts = name == "v" && fixed_samples_ && wants("rms_y_init", "rms_y_propagating", "rms_y_effective");
+    const bool for_parts = name == "v" && fixed_samples_ && wants_y();
     if (!wants("change_" + name) && !for_parts) return;
-    if (state_->step == 0) state_->initial_fields[name] = copy_of(x);
-    put("change_" + name, [&] { return scale * rms_difference(x, state_->initial_fields.at(name)); });
+    if (state_->step == 0) state_->initial_fields[key(name)] = copy_of(x);
+    put("change_" + name, [&] { return scale * rms_difference(x, state_->initial_fields.at(key(name))); });
   }
 
   /// A field over pairs as (M N_e, P) over all experts: with top-K it takes the product scale W^T X once more, for all of them.
@@ -142,7 +158,8 @@ class Observer {
     const Dispatch& d = a_->dispatch;
     if (d.dense()) return P::stacked(d, pairs);
     if (!needed) return {};
-    P::answer(state_->weights[tensor], static_cast<Real>(scale), X, sized(scratch, d.experts() * pairs.rows, X.cols));
+    P::answer(step_.block(state_->weights, tensor, l_), static_cast<Real>(scale), X,
+              sized(scratch, d.experts() * pairs.rows, X.cols));
     return scratch;
   }
   View activated(View u) {
@@ -152,7 +169,7 @@ class Observer {
   }
 
   void gates() {
-    const Forward<Real>& a = *a_;
+    const BlockForward<Real>& a = *a_;
     const int K = step_.model().shape.K;
     const Dispatch& d = a.dispatch;
     const auto by_expert = [&](auto&& value) {
@@ -183,18 +200,19 @@ class Observer {
   }
 
   /// W(0) and W(t) - W(0), each acting on the query of time t, and the three terms at the aggregation (T26).
-  void parts(View x, View u, View zeta) {
+  void parts(View u, View zeta) {
     const NetworkShape& z = step_.model().shape;
     const double N = z.N, K = z.K, Ne = z.Ne, c = step_.model().aggregation;
-    Forward<Real>& a = *a_;
-    Backward<Real>& g = *g_;
-    const Index Ptokens = a.phi.cols();
+    BlockForward<Real>& a = *a_;
+    BlockBackward<Real>& g = *g_;
+    const View read = a.in.out;
+    const Index Ptokens = read.cols;
     two_parts(
         "r", 1, [&] { return View(a.r); },
-        [&] { P::answer(initial(Tensor::router), 1, a.phi, sized(scratch_, a.r.rows(), Ptokens)); });
+        [&] { P::answer(initial(Tensor::router), 1, read, sized(scratch_, a.r.rows(), Ptokens)); });
     two_parts(
         "u", 1, [&] { return u; },
-        [&] { P::answer(initial(Tensor::expert_in), 1, a.phi, sized(scratch_, Index{z.M} * z.Ne, Ptokens)); });
+        [&] { P::answer(initial(Tensor::expert_in), 1, read, sized(scratch_, Index{z.M} * z.Ne, Ptokens)); });
     two_parts(
         "zeta", K * Ne, [&] { return zeta; },
         [&] {
@@ -204,18 +222,19 @@ class Observer {
     two_parts(
         "xi_A", N,
         [&] {
-          P::collect(a.dispatch, state_->weights[Tensor::expert_in], 1, g.u, sized(present_, a.phi.rows(), Ptokens));
+          P::collect(a.dispatch, step_.block(state_->weights, Tensor::expert_in, l_), 1, g.u,
+                     sized(present_, read.rows, Ptokens));
           return View(present_);
         },
-        [&] { P::collect(a.dispatch, initial(Tensor::expert_in), 1, g.u, sized(scratch_, a.phi.rows(), Ptokens)); });
+        [&] { P::collect(a.dispatch, initial(Tensor::expert_in), 1, g.u, sized(scratch_, read.rows, Ptokens)); });
     two_parts(
         "xi_Q", N,
         [&] {
-          P::collect(state_->weights[Tensor::router], 1, g.r, 0, sized(present_, a.phi.rows(), Ptokens));
+          P::collect(step_.block(state_->weights, Tensor::router, l_), 1, g.r, 0, sized(present_, read.rows, Ptokens));
           return View(present_);
         },
-        [&] { P::collect(initial(Tensor::router), 1, g.r, 0, sized(scratch_, a.phi.rows(), Ptokens)); });
-    aggregation(x);
+        [&] { P::collect(initial(Tensor::router), 1, g.r, 0, sized(scratch_, read.rows, Ptokens)); });
+    aggregation();
   }
 
   /// `init` fills scratch_ with the part of W(0); `now` hands the field of W(t).
@@ -233,9 +252,9 @@ class Observer {
     put(of_learned, [&] { return scale * rms_difference(now(), scratch_); });
   }
 
-  void aggregation(View x) {
-    if (!wants("rms_y_init", "rms_y_propagating", "rms_y_effective")) return;
-    Forward<Real>& a = *a_;
+  void aggregation() {
+    if (!wants_y()) return;
+    BlockForward<Real>& a = *a_;
     if (state_->step == 0) {
       put("rms_y_init", [&] { return rms(a.y); });
       put("rms_y_propagating", [] { return 0.0; });
@@ -244,7 +263,7 @@ class Observer {
     }
     const Real c = static_cast<Real>(step_.model().aggregation);
     const Dispatch& d = a.dispatch;
-    const View v0 = initial_v(x), Gv0 = sized(Gv0_, a.v.rows(), a.v.cols());
+    const View v0 = initial_v(), Gv0 = sized(Gv0_, a.v.rows(), a.v.cols());
     Step<Real>::times_gate(d, a.G, v0, Gv0);
     P::collect(d, initial(Tensor::expert_out), c, Gv0, sized(scratch_, a.y.rows(), a.y.cols()));   // y_init
     P::collect(d, initial(Tensor::expert_out), c, a.Gv, sized(present_, a.y.rows(), a.y.cols()));  // and y_propagating
@@ -253,20 +272,33 @@ class Observer {
     put("rms_y_effective", [&] { return rms_difference(a.y, present_); });
   }
 
+  /// Under mini-batches v(0) of block l takes a pass through the blocks before it, at the initial weights on these samples.
+  bool passes_initially() const { return wants_y() && !fixed_samples_ && state_->step > 0; }
+  void begin_initial_pass(View x) {
+    if (!passes_initially()) return;
+    const Model& model = step_.model();
+    if (!initial_pass_ || initial_pass_->h.cols() != x.cols)
+      initial_pass_.emplace(model.spec.norm, model.shape, x.cols);
+    initial_stream_ = step_.features(state_->initial, x, state_->step, *initial_pass_);
+  }
+
   /// v of the initial weights on the active pairs of the present.
-  View initial_v(View x) {
-    Forward<Real>& a = *a_;
+  View initial_v() {
+    BlockForward<Real>& a = *a_;
     const Dispatch& d = a.dispatch;
-    const Activation activation = step_.model().spec.activation;
     const View out = sized(v0_, a.v.rows(), a.v.cols());
     if (!fixed_samples_) {
-      P::collect(initial(Tensor::input), 1, x, 0, sized(scratch_, a.h.rows(), a.h.cols()));
-      step_.activate(activation, scratch_, scratch_);
-      P::answer(d, initial(Tensor::expert_in), 1, scratch_, out);
-      step_.activate(activation, out, out);
+      BlockForward<Real>& b = initial_pass_->blocks[static_cast<std::size_t>(l_)];
+      if (l_ + 1 < step_.model().shape.L)
+        step_.block_forward(state_->initial, l_, initial_stream_, state_->step, b);
+      else
+        step_.normalise(initial_stream_, b.in);
+      initial_stream_ = b.out;
+      P::answer(d, initial(Tensor::expert_in), 1, b.in.out, out);
+      step_.activate(step_.model().spec.activation, out, out);
       return out;
     }
-    const View all = state_->initial_fields.at("v");
+    const View all = state_->initial_fields.at(key("v"));
     if (d.dense()) return {all.data, out.rows, out.cols, out.rows};
     for (Index p = 0; p < d.tokens(); ++p)
       for (Index k = 0; k < d.active(); ++k)
@@ -285,7 +317,7 @@ class Observer {
     return all;
   }
 
-  View initial(Tensor t) { return state_->initial[t]; }
+  View initial(Tensor t) { return step_.block(state_->initial, t, l_); }
   /// A window of this shape on scratch that grows as needed.
   static View sized(Scratch& scratch, Index rows, Index cols) {
     if (scratch.data.size() < rows * cols) scratch.data = Matrix::uninitialized(rows * cols, 1);
@@ -298,8 +330,11 @@ class Observer {
   bool fixed_samples_;
   std::map<std::string, double> values_;
   TrainingState<Real>* state_ = nullptr;
-  Forward<Real>* a_ = nullptr;
-  Backward<Real>* g_ = nullptr;
+  Index l_ = 0;  ///< the block in hand, and its fields
+  BlockForward<Real>* a_ = nullptr;
+  BlockBackward<Real>* g_ = nullptr;
+  std::optional<Forward<Real>> initial_pass_;  ///< mini-batches only
+  View initial_stream_;
   Scratch u_all_, v_all_, zeta_all_, v0_, Gv0_, present_, scratch_;
 };
 

@@ -29,7 +29,7 @@ class Run {
         step_({spec.model, spec.training.loss, shape, constants_.aggregation}),
         observer_(step_, selected_observables(spec), spec.training.batch == 0),
         samples_(spec.training.batch > 0 ? spec.training.batch : data.x.cols()),
-        forward_(shape, samples_),
+        forward_(spec.model.norm, shape, samples_),
         backward_(shape, samples_) {
     state_.weights = tensors_of<Real>(start);
     start = {};
@@ -161,20 +161,27 @@ class Run {
     }
     if (contains(kernels_at_, t)) {
       run.kernel_steps.push_back(t);
-      for (const auto& info : kernel_table)
-        run.kernels[info.name].push_back(observer_.kernel(info.name, forward_, backward_));
+      for (const Recorded& one : recorded_names(kernel_table))
+        run.kernels[one.key].push_back(observer_.kernel(one, forward_, backward_));
     }
     if (contains(distributions_at_, t)) {
       run.distribution_steps.push_back(t);
-      for (const auto& info : distribution_table)
-        run.distributions[info.name].push_back(observer_.distribution(info.name, state_, forward_));
+      for (const Recorded& one : recorded_names(distribution_table))
+        run.distributions[one.key].push_back(observer_.distribution(one, state_, forward_));
     }
+  }
+
+  template <class Table>
+  std::vector<Recorded> recorded_names(const Table& table) const {
+    std::vector<std::string> names;
+    for (const ObservableInfo& info : table) names.emplace_back(info.name);
+    return recorded_all(names, step_.model().shape.L);
   }
 
   /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
   Eigen::MatrixXd outputs(HostMatrix<Real>& inputs) {
     if (!evaluation_)
-      evaluation_.emplace(step_.model().shape,
+      evaluation_.emplace(spec_.model.norm, step_.model().shape,
                           std::min(evaluation_piece, std::max(x_test_.cols(), mini_batches() ? x_.cols() : 0)));
     Eigen::MatrixXd f(step_.model().shape.C, inputs.cols());
     for (Index first = 0; first < inputs.cols(); first += evaluation_piece) {

@@ -14,10 +14,20 @@
 
 namespace moe::trainer {
 
-/// The five tensors, each with the N neurons as rows: W_in (N, D), Q^T (N, M), A^T (N, M N_e), B (N, M N_e), W_out^T (N, C). What
-/// belongs to an expert is contiguous.
+/// The five tensors, each with the N neurons as rows: W_in (N, D), Q^T (N, L M), A^T (N, L M N_e), B (N, L M N_e), W_out^T (N, C).
+/// What belongs to a block is contiguous, and within it what belongs to an expert.
 template <class Real>
 using Tensors = PerTensor<HostMatrix<Real>>;
+
+/// Block l of L of a tensor that all blocks have.
+template <class Real>
+HostView<Real> of_block(HostView<Real> tensor, Index l, Index L) {
+  return tensor.columns(l * (tensor.cols / L), tensor.cols / L);
+}
+template <class Real>
+Slot<Real> of_block(const Slot<Real>& whole, Index l, Index L) {
+  return {of_block(whole.value, l, L), of_block(whole.first, l, L), of_block(whole.second, l, L)};
+}
 
 template <class Real>
 struct TrainingState {

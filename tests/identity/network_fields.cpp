@@ -60,10 +60,13 @@ moe::RunSpec demanding(const std::string& regime, moe::OptimizerKind optimizer, 
 TEST_CASE("network fields obey (T6)-(T11) written out [top-K, residual, prefactor 1.4/K, output scale 1.3]") {
   for (moe::Gate gate : {moe::Gate::sigmoid, moe::Gate::softmax}) {
     const Trained t(demanding("II", moe::OptimizerKind::sgd, gate));
-    const auto& [N, M, Ne, K, D, C] = t.run.shape;
+    const auto& [N, M, Ne, K, D, C, L] = t.run.shape;
+    REQUIRE(L == 1);
     const auto a = moe::reference::forward(t.model, t.last, t.data.x, 0);
     const auto g = moe::reference::backward(t.model, t.last, a, t.data.y, 0);
-    const auto b = moe::reference::normalised(t.run.shape, g);
+    const auto fields = moe::reference::normalised(t.run.shape, g);
+    const auto& b = fields.blocks[0];
+    const auto& block = a.blocks[0];
     const double P = 10, Kc = 1.4, alpha = 1.3, tau = 0.7;
     // (T6): Delta = (y - softmax f)/P, wbar = N alpha W_out^T.
     MatrixXd Delta(C, 10);
@@ -72,14 +75,14 @@ TEST_CASE("network fields obey (T6)-(T11) written out [top-K, residual, prefacto
       Delta.col(mu) = (t.data.y.col(mu) - e / e.sum()) / P;
     }
     const MatrixXd D0 = N * alpha * (t.last.readout.transpose() * Delta);
-    const MatrixXd Dn = D0.array() * (1 - a.y.array().tanh().square());
+    const MatrixXd Dn = D0.array() * (1 - block.y.array().tanh().square());
     CHECK(worst(b.D, Dn) < 1e-13);
     MatrixXd xi = D0;
     for (int i = 0; i < M; ++i) {
       const MatrixXd zeta = Kc * Ne / N * (t.last.B(i, Ne).transpose() * Dn);  // (T7) with K c B for B
       const MatrixXd u = t.last.A(i, Ne) * a.phi;
       const MatrixXd ghat =
-          (zeta.array() * (1 - u.array().tanh().square())).rowwise() * a.gates.G.row(i).array();  // (T8)
+          (zeta.array() * (1 - u.array().tanh().square())).rowwise() * block.gates.G.row(i).array();  // (T8)
       CHECK(worst(b.zeta.middleRows(i * Ne, Ne), zeta) < 1e-13);
       CHECK(worst(b.ghat.middleRows(i * Ne, Ne), ghat) < 1e-13);
       xi += N / static_cast<double>(K * Ne) * (t.last.A(i, Ne).transpose() * ghat);
@@ -88,17 +91,17 @@ TEST_CASE("network fields obey (T6)-(T11) written out [top-K, residual, prefacto
       double mean = 0;
       Eigen::VectorXd s(M);
       for (int i = 0; i < M; ++i) {
-        s(i) = a.v.col(mu).segment(i * Ne, Ne).dot(b.zeta.col(mu).segment(i * Ne, Ne)) / Ne;
-        mean += a.gates.G(i, mu) * s(i) / K;
+        s(i) = block.v.col(mu).segment(i * Ne, Ne).dot(b.zeta.col(mu).segment(i * Ne, Ne)) / Ne;
+        mean += block.gates.G(i, mu) * s(i) / K;
       }
       for (int i = 0; i < M; ++i) {
-        const double G = a.gates.G(i, mu);
+        const double G = block.gates.G(i, mu);
         const double rho = gate == moe::Gate::softmax ? G * (s(i) - mean) / tau : G * (1 - G) * s(i) / tau;
         CHECK(std::abs(b.rho(i, mu) - rho) < 1e-13);
       }
     }
     xi += static_cast<double>(N) / K * (t.last.router.transpose() * b.rho);  // (T10)
-    CHECK(worst(b.xi, xi) < 1e-12);
+    CHECK(worst(fields.xi, xi) < 1e-12);
     const MatrixXd gradient =
         -(xi.array() * (1 - a.h.array().tanh().square())).matrix() * t.data.x.transpose() / N;  // (T11)
     CHECK(worst(g.weights.w_in, gradient) < 1e-13);
@@ -117,12 +120,13 @@ TEST_CASE("network decomposition adds up to the fields it splits [three regimes,
       const auto b0 = fields_of(t.initial, a0), b = fields_of(t.last, a);
       const moe::reference::Snapshot initial{t.initial, a0, b0}, now{t.last, a, b};
       const auto parts = moe::reference::decompose(t.model, initial, now);
-      CHECK(worst(parts.y_init + parts.y_propagating + parts.y_effective, a.y) < 1e-13);
-      CHECK(worst(parts.r_init + parts.r_effective, a.r) < 1e-13);
-      CHECK(worst(parts.u_init + parts.u_effective, a.u) < 1e-13);
-      CHECK(worst(parts.zeta_init + parts.zeta_effective, b.zeta) < 1e-12);
+      const auto& block = a.blocks[0];
+      CHECK(worst(parts.y_init + parts.y_propagating + parts.y_effective, block.y) < 1e-13);
+      CHECK(worst(parts.r_init + parts.r_effective, block.r) < 1e-13);
+      CHECK(worst(parts.u_init + parts.u_effective, block.u) < 1e-13);
+      CHECK(worst(parts.zeta_init + parts.zeta_effective, b.blocks[0].zeta) < 1e-12);
       // D0 of (T10): -N dL/ds, what the residual path carries past the experts.
-      const MatrixXd D0 = -t.run.shape.N * moe::reference::backward(t.model, t.last, a, t.data.y, 0).s;
+      const MatrixXd D0 = -t.run.shape.N * moe::reference::backward(t.model, t.last, a, t.data.y, 0).blocks[0].out;
       CHECK(worst(parts.xi_A_init + parts.xi_A_effective + parts.xi_Q_init + parts.xi_Q_effective + D0, b.xi) < 1e-12);
       CHECK(moe::reference::rms(parts.y_effective) > 1e-3);
       CHECK(moe::reference::rms(parts.y_propagating) > 1e-3);
@@ -130,7 +134,7 @@ TEST_CASE("network decomposition adds up to the fields it splits [three regimes,
 
       // At t = 0 all is initial.
       const auto start = moe::reference::decompose(t.model, initial, initial);
-      CHECK(worst(start.y_init, a0.y) < 1e-14);
+      CHECK(worst(start.y_init, a0.blocks[0].y) < 1e-14);
       CHECK(start.y_propagating.norm() == 0);
       CHECK(start.y_effective.norm() == 0);
       CHECK(start.zeta_effective.norm() == 0);

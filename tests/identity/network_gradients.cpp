@@ -37,10 +37,14 @@ struct Case {
   MatrixXd x, y;
 };
 
-/// A network with every multiplier away from its neutral value.
-Case tiny(Gate gate, Activation activation, Routing routing, bool residual, Loss loss) {
+/// A network of L blocks with every multiplier away from its neutral value.
+Case tiny(Gate gate, Activation activation, Routing routing, bool residual, Loss loss, int L = 1,
+          moe::Norm norm = moe::Norm::none) {
   Case c;
-  c.model.shape = {.N = 5, .M = 4, .Ne = 3, .K = routing == Routing::topk ? 2 : 4, .D = 3, .C = 2};
+  c.model.shape = {.N = 5, .M = 4, .Ne = 3, .K = routing == Routing::topk ? 2 : 4, .D = 3, .C = 2, .L = L};
+  c.model.spec.depth = L;
+  c.model.spec.norm = norm;
+  c.model.spec.branch_exponent = 0.6;
   c.model.spec.gate = gate;
   c.model.spec.activation = activation;
   c.model.spec.post_activation = Activation::tanh;
@@ -51,8 +55,8 @@ Case tiny(Gate gate, Activation activation, Routing routing, bool residual, Loss
   c.model.spec.output_scale = 1.7;
   c.model.aggregation = 0.37;
   c.model.loss = loss;
-  c.weights = {gaussian(5, 3, 0.8, 1), gaussian(4, 5, 0.9, 2), gaussian(12, 5, 0.7, 3), gaussian(5, 12, 0.9, 4),
-               gaussian(2, 5, 0.8, 5)};
+  c.weights = {gaussian(5, 3, 0.8, 1), gaussian(4 * L, 5, 0.9, 2), gaussian(12 * L, 5, 0.7, 3),
+               gaussian(5, 12 * L, 0.9, 4), gaussian(2, 5, 0.8, 5)};
   c.x = gaussian(3, 6, 1.0, 6);
   c.y = loss == Loss::mse ? gaussian(2, 6, 1.0, 8) : MatrixXd::Zero(2, 6);
   if (loss == Loss::cross_entropy)
@@ -105,7 +109,7 @@ TEST_CASE(
                              static_cast<int>(activation), static_cast<int>(routing), residual,
                              static_cast<int>(loss)));
             const auto fields = moe::reference::forward(c.model, c.weights, c.x, 0);
-            REQUIRE(routing_margin(fields.r, c.model.shape.K) > 1e-3);
+            REQUIRE(routing_margin(fields.blocks[0].r, c.model.shape.K) > 1e-3);
             const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
             CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
             CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
@@ -117,4 +121,40 @@ TEST_CASE(
             CHECK(g.expert_out.norm() > 1e-3);
             CHECK((gate == Gate::constant ? g.router.norm() == 0 : g.router.norm() > 1e-4));
           }
+}
+
+TEST_CASE(
+    "network gradients of all five tensors match central differences in stacks of blocks [L = 1, 3; norm; gates, "
+    "activations, routing, residual, loss] (T28)") {
+  const double allowed = 1e-9;
+  int compared = 0;
+  for (const auto& [L, norm] : {std::pair{1, moe::Norm::rms}, {3, moe::Norm::none}, {3, moe::Norm::rms}})
+    for (Gate gate : {Gate::sigmoid, Gate::softmax})
+      for (Activation activation : {Activation::tanh, Activation::gelu})
+        for (Routing routing : {Routing::soft, Routing::topk})
+          for (bool residual : {false, true})
+            for (Loss loss : {Loss::mse, Loss::cross_entropy}) {
+              const Case c = tiny(gate, activation, routing, residual, loss, L, norm);
+              INFO(fmt::format("L {}, norm {}, gate {}, activation {}, routing {}, residual {}, loss {}", L,
+                               static_cast<int>(norm), static_cast<int>(gate), static_cast<int>(activation),
+                               static_cast<int>(routing), residual, static_cast<int>(loss)));
+              const auto fields = moe::reference::forward(c.model, c.weights, c.x, 0);
+              // Truncation: e^4/30 of the fifth derivative, 5! |x|^5 / q^5 behind a norm that divides by q: 1e-10 for q = 0.1, |x| = 2.
+              double margin = 1, smallest_q = norm == moe::Norm::none ? 1 : fields.s.q.minCoeff();
+              for (const auto& block : fields.blocks) {
+                margin = std::min(margin, routing_margin(block.r, c.model.shape.K));
+                if (norm != moe::Norm::none) smallest_q = std::min(smallest_q, block.in.q.minCoeff());
+              }
+              if (margin < 2e-3 || smallest_q < 0.1) continue;
+              const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
+              CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
+              CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
+              CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);
+              CHECK(worst_entry(c, &NetworkWeights::expert_out, g.expert_out) < allowed);
+              CHECK(worst_entry(c, &NetworkWeights::readout, g.readout) < allowed);
+              for (int l = 0; l < L; ++l) CHECK(g.expert_out.middleCols(12 * l, 12).norm() > 1e-5);
+              ++compared;
+            }
+  MESSAGE(fmt::format("{} of 96 networks compared", compared));
+  CHECK(compared > 50);
 }

@@ -13,7 +13,7 @@ import numpy as np
 from moe_dmft import ResultError, load, style
 from moe_dmft.cases import case_of, cases_of
 from moe_dmft.fit import power_law, with_error
-from result_files import STEPS, WIDTHS, limit_file, network_file, written
+from result_files import STEPS, WIDTHS, dataset, limit_file, network_file, written
 
 SOURCE = Path(__file__).resolve().parents[2]
 
@@ -63,6 +63,20 @@ class Reading(unittest.TestCase):
             curve = flow.limit_curve(name)
             assert curve is not None
             np.testing.assert_allclose(curve.x, x)
+
+    def test_curves_of_stacks_of_blocks(self) -> None:
+        file = limit_file(self.folder / "deep.h5")
+        with h5py.File(file, "a") as opened:
+            dataset(opened, "limit/observables/rms_r", [[3.0, 4.0], [6.0, 8.0], [1.0, 7.0]], "step", "block")
+            dataset(opened, "limit/observables/rms_r_sem", [[0.3, 0.4], [0.6, 0.8], [0.1, 0.7]], "step", "block")
+        deep = load(file)
+        whole, second = deep.limit_curve("observables/rms_r"), deep.limit_curve("observables/rms_r.2")
+        assert whole is not None and second is not None
+        np.testing.assert_allclose(whole.mean, np.array([5, 10, 50**0.5]) / 2**0.5)
+        np.testing.assert_allclose(whole.error, np.array([0.5, 1, 0.5**0.5]) / 2**0.5)
+        np.testing.assert_allclose(second.mean, [4, 8, 7])
+        with self.assertRaisesRegex(ResultError, "no block 3"):
+            deep.limit_curve("observables/rms_r.3")
 
     def test_files_that_are_no_results(self) -> None:
         text = self.folder / "text.h5"

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "support/config.hpp"
+#include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "tests/network_fixture.hpp"
 #include "validation/network.hpp"
@@ -37,6 +38,10 @@ moe::RunSpec any_spec() {
   s.model.expert_width = *rc::gen::inRange(1, 21);
   s.model.experts_per_width = uniform(0.1, 0.7);
   s.model.expert_width_per_width = uniform(0.1, 0.9);
+  s.model.depth = *rc::gen::element(1, 1, 2, 3);
+  s.model.branch_exponent = uniform(0.3, 1);
+  s.model.norm = *rc::gen::element(Norm::none, Norm::rms);
+  if (s.model.activation == Activation::relu) s.model.norm = Norm::none;  // few units may all be zero: 0/0
   s.model.router_temperature = uniform(0.5, 2);
   s.model.aggregation = {{"const", uniform(0.5, 1.5)}, {"K", *rc::gen::element(-1.0, -0.8)}};
   s.model.output_scale = uniform(0.5, 2);
@@ -126,11 +131,13 @@ Comparison compare(const moe::NetworkRun& ours, const moe::NetworkRun& theirs) {
     double size = 1e-3;
     for (const char* end : {"_init", "_effective", "_propagating"})
       if (const auto at = name.find(end); at != std::string::npos) {
-        const auto whole = theirs.observables.find(name.substr(0, at));
+        const std::string of_block = name.find('.') == std::string::npos ? "" : name.substr(name.find('.'));
+        const auto whole = theirs.observables.find(name.substr(0, at) + of_block);
         if (whole != theirs.observables.end())
           for (double x : whole->second) size = std::max(size, std::abs(x));
         for (const char* other : {"_init", "_effective", "_propagating"})
-          if (const auto part = theirs.observables.find(name.substr(0, at) + other); part != theirs.observables.end())
+          if (const auto part = theirs.observables.find(name.substr(0, at) + other + of_block);
+              part != theirs.observables.end())
             for (double x : part->second) size = std::max(size, std::abs(x));
       }
     const auto found = ours.observables.find(name);
@@ -141,9 +148,14 @@ Comparison compare(const moe::NetworkRun& ours, const moe::NetworkRun& theirs) {
   // An entry near an edge may fall on either side of it by rounding.
   for (const auto& [name, shares] : theirs.distributions)
     for (std::size_t k = 0; k < shares.size(); ++k) {
-      double moved = 0;
-      for (std::size_t bin = 0; bin < shares[k].size(); ++bin)
-        moved += std::abs(ours.distributions.at(name).at(k).at(bin) - shares[k][bin]);
+      // Zero is an edge, and what is zero but for rounding may have either sign: its two bins count as one.
+      const std::size_t above_zero = moe::distribution_middle;
+      double moved = 0, at_zero = 0;
+      for (std::size_t bin = 0; bin < shares[k].size(); ++bin) {
+        const double difference = ours.distributions.at(name).at(k).at(bin) - shares[k][bin];
+        (bin + 1 == above_zero || bin == above_zero) ? at_zero += difference : moved += std::abs(difference);
+      }
+      moved += std::abs(at_zero);
       if (moved > 0.02) c.add("distribution of " + name, moved, 0, 0.01);
     }
   const moe::NetworkWeights &w = ours.final_weights, &v = theirs.final_weights;

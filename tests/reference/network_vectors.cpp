@@ -179,11 +179,12 @@ TEST_CASE("network gates and expert outputs match the original implementation [i
     for (const auto& [w, step] : {std::pair{&initial, 0}, std::pair{&trained.final_weights, 20}}) {
       CAPTURE(step);
       const moe::reference::Forward a = moe::reference::forward(model, *w, r.data.x, step);
+      const MatrixXd& v = a.blocks[0].v;
       const std::string group = fmt::format("expected/rms/step_{:02d}/", step);
-      CHECK(std::abs(c * moe::reference::rms(a.gates.G) - r.number(group + "router_gates")) < allowed);
-      MatrixXd expert_out(Index{shape.M} * shape.N, a.v.cols());
+      CHECK(std::abs(c * moe::reference::rms(a.blocks[0].gates.G) - r.number(group + "router_gates")) < allowed);
+      MatrixXd expert_out(Index{shape.M} * shape.N, v.cols());
       for (Index i = 0; i < shape.M; ++i)
-        expert_out.middleRows(i * shape.N, shape.N) = w->B(i, shape.Ne) * a.v.middleRows(i * shape.Ne, shape.Ne);
+        expert_out.middleRows(i * shape.N, shape.N) = w->B(i, shape.Ne) * v.middleRows(i * shape.Ne, shape.Ne);
       CHECK(std::abs(moe::reference::rms(expert_out) - r.number(group + "expert_out")) < allowed);
     }
   }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dmft/solve.hpp"
+#include "support/observable.hpp"
 #include "tests/grid.hpp"
 #include "validation/network.hpp"
 #include "validation/power_law_fit.hpp"
@@ -24,8 +25,10 @@ using Values = std::map<std::string, Value>;  ///< loss and observables at the l
 
 const std::vector<std::string> fields = {"rms_r", "rms_u", "rms_y", "rms_zeta", "rms_xi"};
 
-moe::RunSpec describe(const grid::Case& which) {
+moe::RunSpec describe(const grid::Case& which, int depth = 1) {
   moe::RunSpec s = grid::spec(which);
+  s.model.depth = depth;
+  if (depth > 1) s.model.norm = moe::Norm::rms, s.model.residual = true;
   s.sampling.precision = moe::Precision::float32;
   s.sampling.tolerance = 0.002;
   s.output.observables = fields;
@@ -40,8 +43,8 @@ Values solve(moe::RunSpec s, const moe::Dataset& d, int neurons, int replicas) {
   const moe::LimitResult r = moe::solve_limit(s, d);
   REQUIRE_FALSE(r.failure);
   Values values = {{"loss", {r.loss.mean.back(), r.loss.sem.back()}}};
-  for (const auto& field : fields)
-    values[field] = {r.observables.at(field).mean.back(), r.observables.at(field).sem.back()};
+  for (const auto& one : moe::recorded_all(fields, s.model.depth))
+    values[one.key] = {r.observables.at(one.key).mean.back(), r.observables.at(one.key).sem.back()};
   return values;
 }
 
@@ -63,7 +66,7 @@ Values train(moe::RunSpec s, const moe::Dataset& d, int N, int seeds) {
   for (const auto& run : runs.at(0)) {
     REQUIRE_FALSE(run.failure);
     samples["loss"].push_back(run.loss.back());
-    for (const auto& field : fields) samples[field].push_back(run.observables.at(field).back());
+    for (const auto& [name, values] : run.observables) samples[name].push_back(values.back());
   }
   Values values;
   for (const auto& [name, list] : samples) {
@@ -85,8 +88,8 @@ struct Outcome {
 };
 
 /// Checks that no resolved deviation grows or stays; resolved: beyond 3 standard errors at the smallest width.
-Outcome approach(const grid::Case& which, const Effort& effort) {
-  const moe::RunSpec s = describe(which);
+Outcome approach(const grid::Case& which, const Effort& effort, int depth) {
+  const moe::RunSpec s = describe(which, depth);
   const moe::Dataset d = grid::data(which);
   const Values limit =
       extrapolated_limit(s, d, which.regime == "III" ? effort.neurons / 4 : effort.neurons, effort.replicas);
@@ -105,9 +108,10 @@ Outcome approach(const grid::Case& which, const Effort& effort) {
     }
     const bool resolved = std::abs(y[0]) > 3 * e[0];
     const moe::PowerLawFit fit = moe::fit_power_law(x, y, e);
-    const std::string line = fmt::format(
-        "{} {}: limit {:.4f}({:.4f}), deviations{}, {}", which.name(), name, at_limit.mean, at_limit.error, deviations,
-        resolved ? fmt::format("a = {:.2f} +- {:.2f}", -fit.exponent, fit.error) : "not resolved");
+    const std::string line =
+        fmt::format("{} L = {} {}: limit {:.4f}({:.4f}), deviations{}, {}", which.name(), depth, name, at_limit.mean,
+                    at_limit.error, deviations,
+                    resolved ? fmt::format("a = {:.2f} +- {:.2f}", -fit.exponent, fit.error) : "not resolved");
     MESSAGE(line);
     INFO(line);
     if (!resolved) {
@@ -125,10 +129,10 @@ Outcome approach(const grid::Case& which, const Effort& effort) {
   return outcome;
 }
 
-void approach(const std::vector<grid::Case>& cases, const Effort& effort) {
+void approach(const std::vector<grid::Case>& cases, const Effort& effort, int depth = 1) {
   Outcome total;
   for (const auto& which : cases) {
-    const Outcome one = approach(which, effort);
+    const Outcome one = approach(which, effort, depth);
     total.resolved += one.resolved, total.well_resolved += one.well_resolved;
   }
   MESSAGE(fmt::format("{} cases: {} resolved deviations, {} of them beyond 12 errors", cases.size(), total.resolved,
@@ -151,6 +155,12 @@ TEST_CASE(
             {"II", "mup", sgd, Routing::topk, Gate::sigmoid, Loss::cross_entropy},
             {"III", "mssp", adam, Routing::soft, Gate::sigmoid, Loss::mse}},
            {{16, 32, 64}, 2048, 512, 48});
+}
+
+TEST_CASE(
+    "deviation of stacks of blocks from the limit shrinks with N [II mssp sgd, L = 2, 4, norm; N = 16 to 64] [slow]") {
+  for (const int depth : {2, 4})
+    approach({{"II", "mssp", sgd, Routing::soft, Gate::sigmoid, Loss::mse}}, {{16, 32, 64}, 1024, 512, 24}, depth);
 }
 
 TEST_CASE("deviation of networks from the limit shrinks with N [slice of the grid, N to 256 or 128]" *

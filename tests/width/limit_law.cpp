@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dmft/march.hpp"
+#include "support/observable.hpp"
 #include "support/schedule.hpp"
 #include "tests/limit_fixture.hpp"
 #include "validation/network.hpp"
@@ -66,8 +67,9 @@ Samples of_limit(const moe::RunSpec& s, const moe::Dataset& d, bool drop_respons
     moe::Record record;
     moe::march<moe::Cpu<double>>(plan, k, {}, std::atomic<bool>{false}, record);
     for (int t : {1, 3, 6}) samples["loss " + std::to_string(t)].push_back(record.loss[static_cast<std::size_t>(t)]);
-    for (std::size_t o = 0; o < plan.observables.size(); ++o)
-      samples[plan.observables[o] + " 6"].push_back(record.observables.back()[o]);
+    const auto observed = moe::recorded_all(plan.observables, plan.limit.depth);
+    for (std::size_t o = 0; o < observed.size(); ++o)
+      samples[observed[o].key + " 6"].push_back(record.observables.back()[o]);
   }
   return samples;
 }
@@ -175,6 +177,29 @@ TEST_CASE("plain sweep has the law of finite networks with a zero readout [II ms
 }
 TEST_CASE("plain sweep has the law of finite networks under signSGD, where no gradient vanishes [II mssp, N=24]") {
   compare({"II", "mssp", signsgd, Routing::soft, Gate::sigmoid, 24, 0.03}, 500);
+}
+/// Three blocks on one stream, each compared by itself.
+void compare_stack(const Law& law, double alpha, moe::Norm norm, bool residual, double temperature) {
+  moe::RunSpec s = describe(law, 400);
+  s.model.depth = 3;
+  s.model.branch_exponent = alpha;
+  s.model.norm = norm;
+  s.model.residual = residual;
+  s.model.router_temperature = temperature;
+  s.output.observables = {"rms_r", "rms_u", "rms_y_propagating", "rms_zeta", "rms_xi"};
+  compare(law, s, limit_fixture::data(4, 5, 1));
+}
+TEST_CASE("plain sweep has the law of finite networks of three blocks [II mssp sgd soft, norm, alpha 1, N=20]") {
+  compare_stack({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 20, 0.5}, 1, moe::Norm::rms, true, 0.7);
+}
+TEST_CASE("plain sweep has the law of finite networks of three blocks [II mssp adam topk softmax, alpha 1/2, N=20]") {
+  compare_stack({"II", "mssp", adam, Routing::topk, Gate::softmax, 20, 0.1}, 0.5, moe::Norm::none, true, 1.5);
+}
+TEST_CASE("plain sweep has the law of finite networks of three blocks [I mup sgd soft, norm, no residual, N=16]") {
+  compare_stack({"I", "mup", sgd, Routing::soft, Gate::softmax, 16, 0.3}, 0.5, moe::Norm::rms, false, 1);
+}
+TEST_CASE("plain sweep has the law of finite networks of three blocks [III mssp momentum soft, norm, N=12]") {
+  compare_stack({"III", "mssp", momentum, Routing::soft, Gate::softmax, 12, 0.2}, 1, moe::Norm::rms, true, 1);
 }
 TEST_CASE("without its response terms the sweep does not have the law of networks [II mssp sgd soft, N=24]") {
   CHECK(compare({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.5}, 500, true) > 8);

@@ -58,7 +58,8 @@ class Case:
         for results, path in self._places():
             group = results.root.group(f"{path}/{folder}" if folder else path)
             for name, array in group.arrays().items() if group else ():
-                if array.dims[-1:] == ("step",) and not name.endswith(("_sem", "_steps")) and array.values.dtype.kind == "f":
+                at_steps = array.dims[-1:] == ("step",) or array.dims[-2:] == ("step", "block")
+                if at_steps and not name.endswith(("_sem", "_steps")) and array.values.dtype.kind == "f":
                     names[name] = None
         return list(names)
 

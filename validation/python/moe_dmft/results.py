@@ -130,27 +130,49 @@ class Group(Mapping[str, "Array | Group"]):
 _STEPS_OF = {"test_loss": "test_steps", "test_accuracy": "test_steps"}
 
 
+def _stored(name: str) -> tuple[str, int | None]:
+    """Dataset and block, from 1, of a curve: "observables/rms_y.2" is block 2 of observables/rms_y."""
+    base, _, block = name.partition(".")
+    return (base, int(block)) if block.isdigit() else (name, None)
+
+
+def _of_blocks(array: Array, values: Floats, block: int | None) -> Floats:
+    """Values without the axis of blocks: of one block, or their root mean square over all."""
+    if array.dims[-1:] != ("block",):
+        return values
+    if block is not None:
+        return values[..., block - 1]
+    return np.sqrt((values**2).mean(-1))
+
+
 def _curve(group: Group, name: str) -> Curve:
-    """/limit/NAME with NAME_sem, or /network/N64/NAME with a row a seed, as means and errors at their steps."""
+    """/limit/NAME with NAME_sem, or /network/N64/NAME with a row a seed, as means and errors at their steps.
+
+    Of what every block of a stack has: the root mean square over blocks, or with NAME.2 that of block 2.
+    """
+    name, block = _stored(name)
     array = group.array(name)
+    if block is not None and (array.dims[-1:] != ("block",) or not 1 <= block <= array.shape[-1]):
+        raise ResultError(f"{group.file}: {group.path}/{name} has no block {block}")
+    values = _of_blocks(array, array.values.astype(float), block)
     folder, _, leaf = name.rpartition("/")
     beside = f"{folder}/" if folder else ""
     steps_name = beside + ("observe_steps" if folder == "observables" else _STEPS_OF.get(leaf, "eval_steps"))
     stored = group.get(steps_name) if leaf != "batch_loss" else None
-    length = array.shape[-1]
+    length = values.shape[-1]
     steps = stored.values if isinstance(stored, Array) else np.arange(length)
     if len(steps) < length:
         raise ResultError(f"{group.file}: {group.path}/{name} has {length} steps, {steps_name} only {len(steps)}")
     x = np.asarray(steps[:length], dtype=float)
     if isinstance(times := group.get("times"), Array):  # steps of a flow are intervals; times count steps of gradient descent
         x = times.values[steps[:length].astype(int)].astype(float)
-    if "seed" not in array.dims and array.values.ndim == 1:
+    if "seed" not in array.dims and values.ndim == 1:
         sem = group.get(name + "_sem")
-        error = sem.values if isinstance(sem, Array) else np.full(length, np.nan)
-        return Curve(x, array.values.astype(float), error.astype(float), int(group.attributes.get("replicas", 1)))
-    runs = array.values.shape[0]
-    mean = array.values.mean(0)
-    error = array.values.std(0, ddof=1) / np.sqrt(runs) if runs > 1 else np.full(length, np.nan)
+        error = _of_blocks(array, sem.values.astype(float), block) if isinstance(sem, Array) else np.full(length, np.nan)
+        return Curve(x, values, error, int(group.attributes.get("replicas", 1)))
+    runs = values.shape[0]
+    mean = values.mean(0)
+    error = values.std(0, ddof=1) / np.sqrt(runs) if runs > 1 else np.full(length, np.nan)
     return Curve(x, mean, error, runs)
 
 
@@ -191,12 +213,12 @@ class Results:
 
     def limit_curve(self, name: str) -> Curve | None:
         """`loss`, `batch_loss`, `observables/rms_h`, ... of the limit; None if it is not in the file."""
-        return _curve(self.limit, name) if self.limit is not None and name in self.limit else None
+        return _curve(self.limit, name) if self.limit is not None and _stored(name)[0] in self.limit else None
 
     def network_curve(self, width: int, name: str) -> Curve | None:
         """The same of the networks of one width: mean over seeds. Runs that failed make NaN from there on."""
         group = self.networks.get(width)
-        return _curve(group, name) if group is not None and name in group else None
+        return _curve(group, name) if group is not None and _stored(name)[0] in group else None
 
 
 def _attribute(value: Any) -> Any:
