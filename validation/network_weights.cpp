@@ -2,6 +2,7 @@
 
 #include <set>
 #include <stdexcept>
+#include <utility>
 
 #include "regimes/regime.hpp"
 #include "support/hdf5.hpp"
@@ -118,13 +119,15 @@ NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int widt
   const Index experts = Index{s.L} * s.M;
   w.router = draw(Tensor::router, experts, s.N);
   // Shared: one expert of every block is drawn and repeated M times.
-  const Index in_drawn = c.expert_in_shared ? s.L : experts, out_drawn = c.expert_out_shared ? s.L : experts;
-  const MatrixXd A = draw(Tensor::expert_in, in_drawn * s.Ne, s.N), B = draw(Tensor::expert_out, s.N, out_drawn * s.Ne);
-  w.expert_in.resize(experts * s.Ne, s.N);
-  w.expert_out.resize(s.N, experts * s.Ne);
-  for (Index i = 0; i < experts; ++i) {
-    w.expert_in.middleRows(i * s.Ne, s.Ne) = A.middleRows(i * in_drawn / experts * s.Ne, s.Ne);
-    w.expert_out.middleCols(i * s.Ne, s.Ne) = B.middleCols(i * out_drawn / experts * s.Ne, s.Ne);
+  w.expert_in = draw(Tensor::expert_in, (c.expert_in_shared ? s.L : experts) * s.Ne, s.N);
+  w.expert_out = draw(Tensor::expert_out, s.N, (c.expert_out_shared ? s.L : experts) * s.Ne);
+  if (c.expert_in_shared) {
+    const MatrixXd one = std::exchange(w.expert_in, MatrixXd(experts * s.Ne, s.N));
+    for (Index i = 0; i < experts; ++i) w.expert_in.middleRows(i * s.Ne, s.Ne) = one.middleRows(i / s.M * s.Ne, s.Ne);
+  }
+  if (c.expert_out_shared) {
+    const MatrixXd one = std::exchange(w.expert_out, MatrixXd(s.N, experts * s.Ne));
+    for (Index i = 0; i < experts; ++i) w.expert_out.middleCols(i * s.Ne, s.Ne) = one.middleCols(i / s.M * s.Ne, s.Ne);
   }
   w.readout = spec.model.readout_init == ReadoutInit::zero ? MatrixXd(MatrixXd::Zero(s.C, s.N))
                                                            : draw(Tensor::readout, s.C, s.N);

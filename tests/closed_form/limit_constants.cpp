@@ -426,7 +426,9 @@ TEST_CASE("numbers of a finite network: muP in regime II with Adam at N = 64") {
   CHECK(!c.expert_in_shared);
 }
 
-TEST_CASE("depth multiplies lr and eps of router and experts by (T29), in limit and network; a table that names L is left alone") {
+TEST_CASE(
+    "depth multiplies lr and eps of router and experts by (T29), in limit and network; a table that names L is left "
+    "alone") {
   constexpr int L = 8;
   for (const OptimizerKind optimizer : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam})
     for (const double alpha : {0.5, 1.0}) {
@@ -470,7 +472,8 @@ TEST_CASE("norm without residual: refused where a block's output vanishes with s
   }
 }
 
-TEST_CASE("gradients that vanish at t = 0 in a stack: without residual everything below a block that passes nothing back") {
+TEST_CASE(
+    "gradients that vanish at t = 0 in a stack: without residual everything below a block that passes nothing back") {
   RunSpec spec = run("II", "mup", OptimizerKind::adam);
   spec.model.depth = 2;
   const auto vanishing = [&] {

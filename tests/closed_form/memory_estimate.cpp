@@ -72,7 +72,8 @@ TEST_CASE("memory estimate against the peak of dmft_solve, 0.8 to 2 times [regim
        "[model]\nregime = \"I\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 3\n"
        "[sampling]\nneurons = 1024\nreplicas = 1\nprecision = \"float64\"\n"},
       {"II adam, four blocks with norm",
-       "[model]\nregime = \"II\"\ndepth = 4\nnorm = \"rms\"\nresidual = true\n[optimizer]\nname = \"adam\"\neps = 0.02\n"
+       "[model]\nregime = \"II\"\ndepth = 4\nnorm = \"rms\"\nresidual = true\n[optimizer]\nname = \"adam\"\neps = "
+       "0.02\n"
        "[training]\nsteps = 4\n[sampling]\nneurons = 512\nreplicas = 1\n"},
       {"II sgd, four blocks, bases",
        "[model]\nregime = \"II\"\ndepth = 4\nresidual = true\n[optimizer]\nname = \"sgd\"\nlr = 2\n"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from moe_dmft import ResultError, draw, figures, load, style
 from moe_dmft.cases import cases_of
 from moe_dmft.gallery import GALLERY, NothingToDraw, draw_figure
-from result_files import STEPS, WIDTHS, kernel_values, limit_file, network_file, validation_file
+from result_files import STEPS, WIDTHS, kernel_values, limit_file, network_file, validation_file, written
 
 
 class Figures(unittest.TestCase):
@@ -131,7 +131,7 @@ class Figures(unittest.TestCase):
 
     def test_panels_that_share_an_axis_show_all_optima(self) -> None:
         files = [validation_file(self.folder / f"{name}.h5") for name in ("low", "high")]
-        with h5py.File(files[1], "a") as file:
+        with written(files[1], "a") as file:
             file.attrs["config"] = str(file.attrs["config"]).replace("mssp", "mup")
             for name in ("loss", "limit_loss", "optimum_loss", "limit_optimum_loss"):
                 file[f"lr_sweep/{name}"][...] = file[f"lr_sweep/{name}"][()] + 5

@@ -66,7 +66,7 @@ class Reading(unittest.TestCase):
 
     def test_curves_of_stacks_of_blocks(self) -> None:
         file = limit_file(self.folder / "deep.h5")
-        with h5py.File(file, "a") as opened:
+        with written(file, "a") as opened:
             dataset(opened, "limit/observables/rms_r", [[3.0, 4.0], [6.0, 8.0], [1.0, 7.0]], "step", "block")
             dataset(opened, "limit/observables/rms_r_sem", [[0.3, 0.4], [0.6, 0.8], [0.1, 0.7]], "step", "block")
         deep = load(file)

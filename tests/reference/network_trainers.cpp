@@ -42,6 +42,9 @@ moe::RunSpec any_spec() {
   s.model.branch_exponent = uniform(0.3, 1);
   s.model.norm = *rc::gen::element(Norm::none, Norm::rms);
   if (s.model.activation == Activation::relu) s.model.norm = Norm::none;  // few units may all be zero: 0/0
+  // The gate of a single active expert scales the block's output, and the norm takes that out again: its gradient is zero, and with a
+  // router that starts from zero rounding would route.
+  if (s.model.routing == Routing::topk && s.model.norm == Norm::rms) s.model.residual = true;
   s.model.router_temperature = uniform(0.5, 2);
   s.model.aggregation = {{"const", uniform(0.5, 1.5)}, {"K", *rc::gen::element(-1.0, -0.8)}};
   s.model.output_scale = uniform(0.5, 2);
