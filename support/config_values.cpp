@@ -79,7 +79,7 @@ Result assign_words(std::vector<std::string>& target, const WrittenValue& writte
   for (const auto& element : list ? *list : WrittenValue::List{})
     if (const auto* word = std::get_if<std::string>(&element.value)) words.push_back(*word);
   if (!list || words.size() != list->size())
-    return expected("a name or a list of names", "text in quotes, or a list such as [\"rms_h\", \"rms_u\"]");
+    return expected("a name or a list of names", R"(text in quotes, or a list such as ["rms_h", "rms_u"])");
   target = std::move(words);
   return std::nullopt;
 }
@@ -332,16 +332,17 @@ WrittenValue written_on_command_line(const Field& field, const std::string& text
 
 std::string value_as_toml(const Field& field) {
   return visit_field(
-      field, [](double* x) { return number_text(*x); }, [](int* n) { return std::to_string(*n); },
-      [](std::uint64_t* n) { return std::to_string(*n); }, [](bool* b) { return std::string(*b ? "true" : "false"); },
-      [](std::string* s) { return quoted(*s); }, [](const EnumField& e) { return quoted(e.names.at(e.get())); },
-      [](std::vector<int>* list) {
+      field, [](const double* x) { return number_text(*x); }, [](const int* n) { return std::to_string(*n); },
+      [](const std::uint64_t* n) { return std::to_string(*n); },
+      [](const bool* b) { return std::string(*b ? "true" : "false"); }, [](const std::string* s) { return quoted(*s); },
+      [](const EnumField& e) { return quoted(e.names.at(e.get())); },
+      [](const std::vector<int>* list) {
         return fmt::format("[{}]", list_text(*list, [](int n) { return std::to_string(n); }));
       },
-      [](std::vector<std::string>* list) {
+      [](const std::vector<std::string>* list) {
         return list->size() == 1 ? quoted(list->front()) : fmt::format("[{}]", list_text(*list, quoted));
       },
-      [](std::map<std::string, double>* keys) {
+      [](const std::map<std::string, double>* keys) {
         return fmt::format("{{{}}}",
                            list_text(*keys, [](const auto& e) { return e.first + " = " + number_text(e.second); }));
       });
@@ -349,11 +350,11 @@ std::string value_as_toml(const Field& field) {
 
 std::optional<Problem> check_value(const Key& key, const Field& field) {
   return visit_field(
-      field, [&](double* x) { return check_number(key.range, *x); },
-      [&](int* n) { return check_number(key.range, *n); },
-      [&](std::uint64_t* n) { return check_number(key.range, static_cast<double>(*n)); },
-      [](bool*) -> Result { return std::nullopt; },
-      [&](std::string* s) -> Result {
+      field, [&](const double* x) { return check_number(key.range, *x); },
+      [&](const int* n) { return check_number(key.range, *n); },
+      [&](const std::uint64_t* n) { return check_number(key.range, static_cast<double>(*n)); },
+      [](const bool*) -> Result { return std::nullopt; },
+      [&](const std::string* s) -> Result {
         if (!is_utf8(*s)) return Problem{"is not UTF-8 text", "Rename the file, or write its name in UTF-8"};
         if (key.words.empty() || key.stands_for_path(*s)) return std::nullopt;
         if (std::find(key.words.begin(), key.words.end(), *s) != key.words.end()) return std::nullopt;
@@ -362,9 +363,9 @@ std::optional<Problem> check_value(const Key& key, const Field& field) {
         return problem;
       },
       [](const EnumField&) -> Result { return std::nullopt; },
-      [&](std::vector<int>* list) { return check_integers(key, *list); },
-      [&](std::vector<std::string>* list) { return check_words(key, *list); },
-      [](std::map<std::string, double>* keys) { return check_power_law(*keys); });
+      [&](const std::vector<int>* list) { return check_integers(key, *list); },
+      [&](const std::vector<std::string>* list) { return check_words(key, *list); },
+      [](const std::map<std::string, double>* keys) { return check_power_law(*keys); });
 }
 
 }  // namespace moe

@@ -67,8 +67,8 @@ RunSpec sweep_config(const std::string& folder) {
   return read_config_text(file.attribute_text("/", "config"), sweep_file(folder));
 }
 
-RunStore::RunStore(const std::string& folder, const RunSpec& spec, const Dataset& data, Options options)
-    : folder_(folder), options_(std::move(options)) {
+RunStore::RunStore(std::string folder, const RunSpec& spec, const Dataset& data, Options options)
+    : folder_(std::move(folder)), options_(std::move(options)) {
   std::error_code error;
   fs::create_directories(folder_, error);
   if (error) fail(folder_, "making the folder", error.message());

@@ -34,7 +34,7 @@ class RunStore {
 
   /// Opens or makes the folder, for this process alone. Throws ConfigError when the runs in it are of another sweep, naming every
   /// difference, and IoError when it cannot be used, or another process works on it.
-  RunStore(const std::string& folder, const RunSpec& spec, const Dataset& data, Options options);
+  RunStore(std::string folder, const RunSpec& spec, const Dataset& data, Options options);
   ~RunStore();
   RunStore(const RunStore&) = delete;
   RunStore& operator=(const RunStore&) = delete;

@@ -174,6 +174,7 @@ class Run {
   template <class Table>
   std::vector<Recorded> recorded_names(const Table& table) const {
     std::vector<std::string> names;
+    names.reserve(std::size(table));
     for (const ObservableInfo& info : table) names.emplace_back(info.name);
     return recorded_all(names, step_.model().shape.L);
   }
