@@ -60,6 +60,12 @@ moe::RunSpec any_spec() {
   s.output.kernels_at = {0, 3};
   s.output.distributions_at = {0, 3};
   s.network.widths = {*rc::gen::inRange(10, 90)};
+  // Without residual a norm divides by what the block makes, which a few units may leave near zero, and rounding is amplified.
+  if (s.model.norm == Norm::rms && !s.model.residual) {
+    s.model.expert_width = std::max(s.model.expert_width, 8);
+    s.model.expert_width_per_width = std::max(s.model.expert_width_per_width, 0.4);
+    s.network.widths.front() = std::max(s.network.widths.front(), 30);
+  }
   return s;
 }
 
