@@ -167,18 +167,18 @@ int exponents(const Call& call, Report& report) {
   return 0;
 }
 
-moe::Desiderata desiderata_of(const Call& call) {
-  moe::Faults faults;
-  if (call.desiderata.empty()) faults.add("command line: --desiderata is missing. Give a name or a file");
-  moe::Desiderata result;
-  if (faults.empty()) result = moe::load_desiderata(call.desiderata, moe::known_quantities(), call.without, faults);
-  faults.throw_if_any();
-  return result;
+moe::Desiderata desiderata_of(const Call& call, moe::Faults& faults) {
+  if (!call.desiderata.empty())
+    return moe::load_desiderata(call.desiderata, moe::known_quantities(), call.without, faults);
+  faults.add("command line: --desiderata is missing. Give a name or a file");
+  return {};
 }
 
 int check(const Call& call, Report& report) {
-  const moe::Desiderata desiderata = desiderata_of(call);
-  const moe::Parameterization param = table_of(call.spec);
+  moe::Faults faults;
+  const moe::Desiderata desiderata = desiderata_of(call, faults);
+  const moe::Parameterization param = moe::load_parameterization(call.spec, faults);
+  faults.throw_if_any();
   // Which conditions have to be relaxed depends on what other tables can do.
   auto derivations = moe::derive(desiderata, call.spec);
   if (derivations.empty()) derivations.emplace_back();
@@ -265,7 +265,9 @@ void add_ratios(const RunSpec& spec, Report& report) {
 }
 
 int derive(const Call& call, Report& report) {
-  const moe::Desiderata desiderata = desiderata_of(call);
+  moe::Faults faults;
+  const moe::Desiderata desiderata = desiderata_of(call, faults);
+  faults.throw_if_any();
   const auto derivations = moe::derive(desiderata, call.spec);
   report.title = fmt::format("Tables with {} in regime {} under {}", desiderata.name, call.spec.model.regime,
                              moe::to_string(call.spec.optimizer.name));
@@ -337,12 +339,12 @@ int derive(const Call& call, Report& report) {
 
 int transfer(Call& call, Report& report, std::string& python) {
   moe::Faults faults;
-  for (const auto& [flag, text] : {std::pair{"--base", call.base}, std::pair{"--target", call.target}})
-    if (text.empty())
-      faults.add(fmt::format("command line: {} is missing. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag));
-  faults.throw_if_any();
-  const moe::Sizes base = moe::parse_sizes(call.base, "--base", faults);
-  const moe::Sizes target = moe::parse_sizes(call.target, "--target", faults);
+  const auto sizes = [&](const char* flag, const std::string& text) {
+    if (!text.empty()) return moe::parse_sizes(text, flag, faults);
+    faults.add(fmt::format("command line: {} is missing. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag));
+    return moe::Sizes{};
+  };
+  const moe::Sizes base = sizes("--base", call.base), target = sizes("--target", call.target);
   faults.throw_if_any();
   const moe::PathKind kind = moe::path_kind(base, target);
   const bool chosen = call.spec.origin.contains("model.regime");
@@ -487,8 +489,13 @@ int run(int argc, char** argv) {
         fmt::format("command line: there is no command '{}'. Use table, transfer, constants, exponents, check, derive "
                     "or list; {} --help explains",
                     command, program.name));
+  moe::Invocation invocation;
+  try {
+    invocation = moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data());
+  } catch (const moe::ConfigError& error) {
+    for (const auto& fault : error.faults) faults.add(fault);
+  }
   faults.throw_if_any();
-  const moe::Invocation invocation = moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data());
   if (invocation.exit_code >= 0) return invocation.exit_code;
   call.spec = invocation.spec;
   const int status = commands.at(command)();

@@ -112,7 +112,8 @@ PathKind path_kind(const Sizes& base, const Sizes& target) {
   if (!grows(N)) {
     if (!grows(M) && !grows(Ne) && !grows(K)) {
       kind.exact = true;
-      kind.description = "Width, experts and expert width stay: nothing but depth changes";
+      kind.description = grows(log_ratio(&Sizes::L)) ? "Width, experts and expert width stay: nothing but depth changes"
+                                                     : "Base and target are of the same size: nothing changes";
       return kind;
     }
     const bool granular = grows(M) && std::abs(M - K) < 1e-6 && std::abs(M + Ne) < 1e-6;

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <string_view>
 
 namespace moe {
 
@@ -57,17 +59,41 @@ std::string as_markdown(const ReportTable& table) {
   return out;
 }
 
-/// Special characters escaped, powers such as N_e^-0.5 in math.
+/// Special characters escaped, powers such as N_e^-0.5 and s_chi^2 in math.
 std::string in_latex(const std::string& text) {
-  static const std::regex power(R"(\b([A-Za-z]+)\^(-?[0-9.]*[0-9]))"), special(R"([&%$#_{}])");
+  static const std::regex power(R"(\b([A-Za-z]+)(?:_([A-Za-z]+))?\^(-?[0-9.]*[0-9](?:/[0-9]+)?))");
+  static const std::map<std::string, std::string> symbols = {{"Ne", "N_e"}, {"chi", "\\chi"}, {"beta", "\\beta"}};
+  const auto symbol = [](const std::string& name) {
+    const auto found = symbols.find(name);
+    return found == symbols.end() ? name : found->second;
+  };
   std::string out;
+  const auto escape = [&](auto from, auto to) {
+    for (; from != to; ++from) {
+      const char c = *from;
+      if (std::string_view("&%$#_{}").find(c) != std::string_view::npos)
+        out += std::string("\\") + c;
+      else if (c == '~')
+        out += "$\\sim$";
+      else if (c == '^')
+        out += "\\textasciicircum{}";
+      else if (c == '\\')
+        out += "\\textbackslash{}";
+      else if (c == '<' || c == '>' || c == '|')
+        out += fmt::format("${}$", c);
+      else
+        out += c;
+    }
+  };
   auto from = text.begin();
   for (std::sregex_iterator it(text.begin(), text.end(), power), end; it != end; ++it) {
-    out += std::regex_replace(std::string(from, (*it)[0].first), special, "\\$&");
-    out += fmt::format("${}^{{{}}}$", (*it)[1] == "Ne" ? "N_e" : (*it)[1].str(), (*it)[2].str());
+    escape(from, (*it)[0].first);
+    const std::string index = (*it)[2].matched ? fmt::format("_{{{}}}", symbol((*it)[2].str())) : "";
+    out += fmt::format("${}{}^{{{}}}$", symbol((*it)[1].str()), index, (*it)[3].str());
     from = (*it)[0].second;
   }
-  return out + std::regex_replace(std::string(from, text.end()), special, "\\$&");
+  escape(from, text.end());
+  return out;
 }
 
 std::string as_latex(const ReportTable& table) {

@@ -9,7 +9,9 @@
 #include <fmt/format.h>
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -53,11 +55,11 @@ const std::vector<Case> cases = {
     {"I", "mup", sgd, 1, 3, moe::Activation::tanh, 20, larger_router},
     {.regime = "II", .param = "mup", .optimizer = sgd, .hides = true},
     {.regime = "III", .param = "mup", .optimizer = sgd, .hides = true},
-    {"I", "mup", adam, 1, 4, moe::Activation::tanh, 20, larger_router},
+    {"I", "mup", adam, 1, 6, moe::Activation::tanh, 20, larger_router},
     {.regime = "II", .param = "mup", .optimizer = adam, .hides = true},
     {.regime = "III", .param = "mup", .optimizer = adam, .hides = true},
     {"I", "mssp", sgd, 1, 3},
-    {"II", "mssp", sgd, 1, 3},
+    {"II", "mssp", sgd, 1, 3, moe::Activation::tanh, 20, 1, 0.6},  // at lr 1 the error is learned by then
     {"III", "mssp", sgd, 1, 3},
     {"I", "mssp", adam},
     {"II", "mssp", adam},
@@ -81,7 +83,7 @@ const std::vector<Case> cases = {
     {"II", "sp", adam},
     {"III", "sp", adam},
     {"I", "simplep", adam},
-    {"I", "mup_moe", adam, 1, 4, moe::Activation::tanh, 20, larger_router},
+    {"I", "mup_moe", adam, 1, 6, moe::Activation::tanh, 20, larger_router},
     {"III", "jiang", adam},
 };
 
@@ -128,7 +130,12 @@ void confirm(const Case& c, const std::vector<int>& widths, int seeds) {
   const auto predictions = moe::observable_exponents(s);
   const double bound =
       moe::statistics::two_sided_bound(level / static_cast<double>(3 * predictions.size() * cases.size()), 15);
-  int compared = 0;
+  double late_output = 0;
+  for (const auto& e : predictions)
+    if (e.name == "rms_f" && e.at[2]) late_output = *e.at[2];
+  int compared = 0, fitted = 0;
+  double squared = 0, above = -std::numeric_limits<double>::infinity();
+  std::string highest;
   std::vector<std::string> below;
   for (const auto& predicted : predictions) {
     if (!runs.front().front().observables.contains(predicted.name)) continue;
@@ -138,18 +145,27 @@ void confirm(const Case& c, const std::vector<int>& widths, int seeds) {
       if (predicted.at[stage] && !std::isfinite(*predicted.at[stage])) continue;  // grows with every step
       Sample sample;
       double largest = 0;
+      bool blown_up = false;
       for (const auto& of_width : runs) {
         std::vector<double> squares;
         for (const auto& run : of_width) {
-          REQUIRE_FALSE(run.failure);
+          if (run.failure) {
+            INFO(fmt::format("{}, N = {}: {}", c.title(), of_width.front().shape.N, run.failure->what()));
+            REQUIRE(late_output > 0);  // blows up only where it is to grow with size
+            REQUIRE(run.failure->step == c.late);
+            blown_up = true;
+            if (stage == 2) continue;
+          }
           const auto& values = run.observables.at(predicted.name);
           squares.push_back(std::pow(stage == 2 ? values.back() : values.at(stage), 2));
         }
+        if (blown_up && stage == 2) break;
         const moe::statistics::Moments m = moe::statistics::moments(squares);
         sample.N.push_back(of_width.front().shape.N), sample.mean.push_back(m.mean),
             sample.error.push_back(m.mean_error);
         largest = std::max(largest, m.mean);
       }
+      if (blown_up && stage == 2) continue;
       const std::string what = fmt::format("{}: {} {}", c.title(), predicted.name, moe::stage_names[stage]);
       ++compared;
       if (!predicted.at[stage]) {
@@ -161,15 +177,26 @@ void confirm(const Case& c, const std::vector<int>& widths, int seeds) {
       for (double m : sample.mean) values += fmt::format(" {:.3g}", std::sqrt(m));
       INFO(fmt::format("{}: predicted {:g}, slope {:.3f} +- {:.3f}; values{}", what, *predicted.at[stage],
                        *predicted.at[stage] + fit.exponent, fit.error, values));
+      ++fitted;
+      squared += fit.exponent * fit.exponent;
+      if (fit.exponent > above) {
+        above = fit.exponent;
+        highest = fmt::format("{} {} ({:+.3f} +- {:.3f}:{})", predicted.name, moe::stage_names[stage], above, fit.error,
+                              values);
+      }
       const double open = allowance + bound * fit.error;
       CHECK(fit.exponent < open);
       if (stage == 0) CHECK(fit.exponent > -open);
       if (fit.exponent < -open)
-        below.push_back(fmt::format("{} {} ({:+.2f})", predicted.name, moe::stage_names[stage], fit.exponent));
+        below.push_back(
+            fmt::format("{} {} ({:+.2f}:{})", predicted.name, moe::stage_names[stage], fit.exponent, values));
     }
   }
-  MESSAGE(fmt::format("{}: {} powers compared; below the prediction at these widths: {}", c.title(), compared,
-                      below.empty() ? "none" : fmt::format("{}", fmt::join(below, ", "))));
+  MESSAGE(
+      fmt::format("{}: {} powers compared, of these {} identically zero; rms of measured - predicted {:.3f}; "
+                  "highest {}; below the prediction at these widths: {}",
+                  c.title(), compared, compared - fitted, std::sqrt(squared / std::max(fitted, 1)), highest,
+                  below.empty() ? "none" : fmt::format("{}", fmt::join(below, ", "))));
   CHECK(static_cast<double>(below.size()) <= (c.hides ? 0.2 * compared : 0));
 }
 
