@@ -7,8 +7,9 @@ import difflib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import draw, page, style
 from .cases import cases_of
@@ -29,7 +30,7 @@ shows muP and MSSP side by side. Exit status: 0 done, 1 a file could not be read
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"dmft_plot: command line: {message}. dmft_plot --help lists the flags\n")
 
 
@@ -75,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(path: Path, write: object) -> None:
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Through a temporary name, so that a killed run leaves the old file or a complete new one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:
-        write(Path(temporary))  # type: ignore[operator]
+        write(Path(temporary))
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:

@@ -15,7 +15,7 @@ from . import style
 from .cases import Case, cases_of, describe
 from .fit import with_error
 from .gallery import GALLERY, NothingToDraw, draw_figure
-from .results import Array, Group, Results
+from .results import Array, Curve, Group, Results
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -68,8 +68,8 @@ def _loss_table(case: Case) -> str:
     names = [n for n in ("loss", "accuracy", "test_loss", "test_accuracy") if case.has(n)]
     rows = []
 
-    def row(label: str, sizes: Sequence[str], curves: Sequence[object], runs: str) -> None:
-        cells = [with_error(float(c.mean[-1]), float(c.error[-1])) if c is not None else "" for c in curves]  # type: ignore[attr-defined]
+    def row(label: str, sizes: Sequence[str], curves: Sequence[Curve | None], runs: str) -> None:
+        cells = [with_error(float(c.mean[-1]), float(c.error[-1])) if c is not None else "" for c in curves]
         rows.append([label, *sizes, *cells, runs])
 
     for width, results in case.networks.items():

@@ -142,7 +142,8 @@ def _of_blocks(array: Array, values: Floats, block: int | None) -> Floats:
         return values
     if block is not None:
         return values[..., block - 1]
-    return np.sqrt((values**2).mean(-1))
+    over_blocks: Floats = np.sqrt((values**2).mean(-1))
+    return over_blocks
 
 
 def _curve(group: Group, name: str) -> Curve:
