@@ -51,6 +51,29 @@ struct BlockFields {
         ghat(sites, P) {}
 };
 
+namespace detail {
+/// out_ia = G_i w_ia
+template <class B>
+void times_gate(typename B::View G, typename B::View w, Index hidden, typename B::View out) {
+  B::each(hidden, G.rows * G.cols, [=] MOE_HD(Index a, Index k) {
+    const Index p = k / G.rows, i = k % G.rows;
+    out(i * hidden + a, p) = G(i, p) * w(i * hidden + a, p);
+  });
+}
+/// s_i = <v_ia zeta_ia>_a
+template <class B>
+void mean_products_over_hidden(typename B::View v, typename B::View zeta, typename B::View s) {
+  using Real = typename B::Real;
+  const Index hidden = v.rows / s.rows;
+  B::each(s.rows, s.cols, [=] MOE_HD(Index i, Index p) {
+    double mean = 0;
+    for (Index a = 0; a < hidden; ++a)
+      mean += static_cast<double>(v(i * hidden + a, p)) * static_cast<double>(zeta(i * hidden + a, p));
+    s(i, p) = static_cast<Real>(mean / static_cast<double>(hidden));
+  });
+}
+}  // namespace detail
+
 /// Of an evaluation-only query: W(t) or W(0).
 enum class Weights { now, initial };
 
@@ -89,9 +112,7 @@ class Block {
       Matrix qbar(neurons.sites(), shape_.experts);
       auto W0 = Matrix::uninitialized(shape_.experts, neurons.sites());
       if (c.explicit_router_var > 0) neurons.draw(qbar);
-      const View q = qbar, w = W0;
-      const Real scale = static_cast<Real>(std::sqrt(c.explicit_router_var));
-      B::each(w.rows, w.cols, [=](Index i, Index n) { w(i, n) = scale * q(n, i); });
+      scaled_transpose<B>(qbar, static_cast<Real>(std::sqrt(c.explicit_router_var)), W0);
       router_ = std::make_unique<Operator<B>>(std::move(W0), spec.router);
     }
     const typename ExpertMatrix<B>::Populations on{&neurons, &sites_, &hidden_};
@@ -129,26 +150,18 @@ class Block {
     D_basis_.ask(D);
     B_->to_experts(D, f.zeta_parts);  // (T7), (T18)
     add(f.zeta_parts, f.zeta);
-    const Index SE = shape_.experts, Sa = shape_.hidden;
-    const View v = f.v, zeta = f.zeta, ghat = f.ghat, s = f.s, G = f.G;
-    times_slope<B>(spec_.activation, spec_.activation_scale, f.u, zeta, ghat);
-    gated(G, ghat, ghat);  // (T8)
-    B::each(SE, s.cols, [=](Index i, Index p) {
-      double mean = 0;
-      for (Index a = 0; a < Sa; ++a)
-        mean += static_cast<double>(v(i * Sa + a, p)) * static_cast<double>(zeta(i * Sa + a, p));
-      s(i, p) = static_cast<Real>(mean / static_cast<double>(Sa));
-    });
-    gate_backward<B>(spec_.gate, f.mask, G, s, f.rho);  // (T9)
-    A_->from_experts(ghat, f.xi_A_parts);               // (T10), (T19)
+    times_slope<B>(spec_.activation, spec_.activation_scale, f.u, f.zeta, f.ghat);
+    gated(f.G, f.ghat, f.ghat);  // (T8)
+    detail::mean_products_over_hidden<B>(f.v, f.zeta, f.s);
+    gate_backward<B>(spec_.gate, f.mask, f.G, f.s, f.rho);  // (T9)
+    A_->from_experts(f.ghat, f.xi_A_parts);                 // (T10), (T19)
     rho_basis_.ask(f.rho);
     router_->backward(f.rho, f.xi_Q_parts);
     const Real over_kappa = static_cast<Real>(1 / shape_.kappa);
-    for (const View part : {f.xi_Q_parts.init.view(), f.xi_Q_parts.learned.view()})
-      B::each(part.rows, part.cols, [=](Index n, Index p) { part(n, p) *= over_kappa; });
+    scale<B>(f.xi_Q_parts.init, over_kappa);
+    scale<B>(f.xi_Q_parts.learned, over_kappa);
     add(f.xi_A_parts, xi);
-    const View init = f.xi_Q_parts.init, learned = f.xi_Q_parts.learned;
-    B::each(xi.rows, xi.cols, [=](Index n, Index p) { xi(n, p) += init(n, p) + learned(n, p); });
+    accumulate_sum<B>(f.xi_Q_parts.init, f.xi_Q_parts.learned, xi);
   }
 
   /// use(operator, z, x) for every operator of Q, A and B with its gradient sum_mu z_mu x_mu^T of this step. z and D of forward()
@@ -243,18 +256,9 @@ class Block {
            "\"bases\"."});
     if (can) for_each_operator([](Operator<B>& o) { o.become_dense(); });
   }
-  static void add(const Answer<B>& parts, View total) {
-    const View a = parts.init.view(), b = parts.learned.view();
-    B::each(total.rows, total.cols, [=](Index i, Index j) { total(i, j) = a(i, j) + b(i, j); });
-  }
+  static void add(const Answer<B>& parts, View total) { moe::add<B>(parts.init.view(), parts.learned.view(), total); }
   /// out_ia = G_i w_ia
-  void gated(View G, View w, View out) const {
-    const Index Sa = shape_.hidden;
-    B::each(Sa, G.rows * G.cols, [=](Index a, Index k) {
-      const Index p = k / G.rows, i = k % G.rows;
-      out(i * Sa + a, p) = G(i, p) * w(i * Sa + a, p);
-    });
-  }
+  void gated(View G, View w, View out) const { detail::times_gate<B>(G, w, shape_.hidden, out); }
 
   BlockSpec spec_;
   SiteShape shape_;

@@ -19,6 +19,20 @@ struct SiteShape {
   Index sites() const { return experts * hidden; }
 };
 
+namespace detail {
+/// out_a = factor * sum_i z_ia, sites expert-major.
+template <class B>
+void sum_over_experts(typename B::View z, Index experts, typename B::Real factor, typename B::View out) {
+  using Real = typename B::Real;
+  const Index hidden = out.rows;
+  B::each(hidden, z.cols, [=] MOE_HD(Index a, Index p) {
+    double s = 0;
+    for (Index i = 0; i < experts; ++i) s += static_cast<double>(z(i * hidden + a, p));
+    out(a, p) = factor * static_cast<Real>(s);
+  });
+}
+}  // namespace detail
+
 /// The matrices between neurons and product sites. A is used as it stands (A = "to experts"); B by its transpose, so that both have
 /// neurons on side Y and sites on side X. Constants are those of that orientation: chi2 for images on sites, beta2 on neurons.
 template <class B>
@@ -187,20 +201,13 @@ class ExpertMatrix {
   }
 
   void mean_over_experts(View z, View mean) const {
-    const Index Sa = shape_.hidden, SE = shape_.experts;
-    const Real weight = static_cast<Real>(1 / (shape_.kappa * static_cast<double>(SE)));
-    B::each(Sa, z.cols, [=](Index a, Index p) {
-      double s = 0;
-      for (Index i = 0; i < SE; ++i) s += static_cast<double>(z(i * Sa + a, p));
-      mean(a, p) = weight * static_cast<Real>(s);
-    });
+    const auto weight = static_cast<Real>(1 / (shape_.kappa * static_cast<double>(shape_.experts)));
+    detail::sum_over_experts<B>(z, shape_.experts, weight, mean);
   }
   static void scale(View a, Real factor) {
-    if (factor != Real(1)) B::each(a.rows, a.cols, [=](Index i, Index j) { a(i, j) *= factor; });
+    if (factor != Real(1)) moe::scale<B>(a, factor);
   }
-  static void accumulate(View from, Real factor, View to) {
-    B::each(to.rows, to.cols, [=](Index i, Index j) { to(i, j) += factor * from(i, j); });
-  }
+  static void accumulate(View from, Real factor, View to) { moe::accumulate<B>(from, factor, to); }
 
   Structure structure_;
   SiteShape shape_;

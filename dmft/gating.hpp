@@ -25,22 +25,23 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View mask,
   if (spec.topk)
     B::select_largest(r, spec.active, mask);
   else
-    B::each(experts, P, [=](Index i, Index p) { mask(i, p) = Real(1); });
+    B::each(experts, P, [=] MOE_HD(Index i, Index p) { mask(i, p) = Real(1); });
   switch (spec.kind) {
     case Gate::constant: B::copy(mask, G); return;
     case Gate::sigmoid:
-      B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * logistic(beta * r(i, p)); });
+      B::each(experts, P, [=] MOE_HD(Index i, Index p) { G(i, p) = mask(i, p) * logistic(beta * r(i, p)); });
       return;
     case Gate::softmax: {
       auto highest_matrix = B::Matrix::uninitialized(1, P);
       auto total_matrix = B::Matrix::uninitialized(1, P);
       const typename B::View highest = highest_matrix, total = total_matrix;
       B::column_maxima(r, highest);  // the largest logit is always active
-      B::each(experts, P, [=](Index i, Index p) { G(i, p) = mask(i, p) * std::exp(beta * (r(i, p) - highest(0, p))); });
+      B::each(experts, P,
+              [=] MOE_HD(Index i, Index p) { G(i, p) = mask(i, p) * std::exp(beta * (r(i, p) - highest(0, p))); });
       B::column_sums(
-          experts, P, [=](Index i, Index p) { return G(i, p); }, total);
+          experts, P, [=] MOE_HD(Index i, Index p) { return G(i, p); }, total);
       const Real K = static_cast<Real>(spec.active);
-      B::each(experts, P, [=](Index i, Index p) { G(i, p) *= K / total(0, p); });
+      B::each(experts, P, [=] MOE_HD(Index i, Index p) { G(i, p) *= K / total(0, p); });
       return;
     }
   }
@@ -54,17 +55,19 @@ void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View
   const Index experts = s.rows, P = s.cols;
   const Real beta = static_cast<Real>(spec.inverse_temperature);
   switch (spec.kind) {
-    case Gate::constant: B::each(experts, P, [=](Index i, Index p) { rho(i, p) = Real(0); }); return;
+    case Gate::constant: B::each(experts, P, [=] MOE_HD(Index i, Index p) { rho(i, p) = Real(0); }); return;
     case Gate::sigmoid:  // mask sigma (1 - sigma) = G (mask - G)
-      B::each(experts, P, [=](Index i, Index p) { rho(i, p) = beta * (G(i, p) * (mask(i, p) - G(i, p)) * s(i, p)); });
+      B::each(experts, P,
+              [=] MOE_HD(Index i, Index p) { rho(i, p) = beta * (G(i, p) * (mask(i, p) - G(i, p)) * s(i, p)); });
       return;
     case Gate::softmax: {
       auto mean_matrix = B::Matrix::uninitialized(1, P);
       const typename B::View mean = mean_matrix;
       B::column_sums(
-          experts, P, [=](Index i, Index p) { return G(i, p) * s(i, p); }, mean);
+          experts, P, [=] MOE_HD(Index i, Index p) { return G(i, p) * s(i, p); }, mean);
       const Real inverse_K = Real(1) / static_cast<Real>(spec.active);
-      B::each(experts, P, [=](Index i, Index p) { rho(i, p) = beta * (G(i, p) * (s(i, p) - inverse_K * mean(0, p))); });
+      B::each(experts, P,
+              [=] MOE_HD(Index i, Index p) { rho(i, p) = beta * (G(i, p) * (s(i, p) - inverse_K * mean(0, p))); });
       return;
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "dmft/block.hpp"
 #include "dmft/pointwise.hpp"
@@ -15,6 +16,39 @@ struct LayerSpec {
   double branch = 1;  ///< L^-alpha
   bool residual = false;
 };
+
+namespace detail {
+/// z_mu = x_mu / q_mu, q (1, P) with q_mu = <x_mu^2>^(1/2).
+template <class B>
+void normalise(typename B::View x, typename B::View z, typename B::View q) {
+  using Real = typename B::Real;
+  column_sums_of_products<B>(x, x, q);
+  const Real per_site = Real(1) / static_cast<Real>(x.rows);
+  B::each(1, q.cols, [=] MOE_HD(Index, Index p) { q(0, p) = std::sqrt(per_site * q(0, p)); });
+  B::each(x.rows, x.cols, [=] MOE_HD(Index n, Index p) { z(n, p) = x(n, p) / q(0, p); });
+}
+/// g becomes (g - z <z g>) / q.
+template <class B>
+void norm_backward(typename B::View z, typename B::View q, typename B::View g) {
+  using Real = typename B::Real;
+  auto overlaps = B::Matrix::uninitialized(1, g.cols);
+  const typename B::View overlap = overlaps;
+  column_sums_of_products<B>(z, g, overlap);
+  const Real per_site = Real(1) / static_cast<Real>(g.rows);
+  B::each(g.rows, g.cols,
+          [=] MOE_HD(Index n, Index p) { g(n, p) = (g(n, p) - z(n, p) * (per_site * overlap(0, p))) / q(0, p); });
+}
+/// out = branch * psi(y) [+ x]
+template <class View, class Point>
+struct Join {
+  using Real = std::remove_reference_t<decltype(*View::data)>;
+  View y, x, out;
+  Point psi;
+  Real branch;
+  bool residual;
+  MOE_HD void operator()(Index n, Index p) const { out(n, p) = branch * psi(y(n, p)) + (residual ? x(n, p) : Real(0)); }
+};
+}  // namespace detail
 
 /// The identity, or z_mu = x_mu / q_mu with q_mu = <x_mu^2>^(1/2) over neurons.
 template <class B>
@@ -31,39 +65,24 @@ class StreamNorm {
   /// z (S, P) of x (S, P): x itself, or an array that stands until the next call.
   View forward(View x) {
     if (kind_ == Norm::none) return x;
-    normalise(x, z_, q_);
+    detail::normalise<B>(x, z_, q_);
     return z_;
   }
 
   /// dL/dz becomes dL/dx = (g - z <z g>) / q, in place, of the last forward().
   void backward(View g) {
     if (kind_ == Norm::none) return;
-    const View z = z_, q = q_;
-    auto overlaps = Matrix::uninitialized(1, g.cols);
-    const View overlap = overlaps;
-    B::column_sums(
-        g.rows, g.cols, [=](Index n, Index p) { return z(n, p) * g(n, p); }, overlap);
-    const Real per_site = Real(1) / static_cast<Real>(g.rows);
-    B::each(g.rows, g.cols,
-            [=](Index n, Index p) { g(n, p) = (g(n, p) - z(n, p) * (per_site * overlap(0, p))) / q(0, p); });
+    detail::norm_backward<B>(z_, q_, g);
   }
 
   /// z of other samples, in place.
   void evaluate(View x) const {
     if (kind_ == Norm::none) return;
     auto q = Matrix::uninitialized(1, x.cols);
-    normalise(x, x, q);
+    detail::normalise<B>(x, x, q);
   }
 
  private:
-  static void normalise(View x, View z, View q) {
-    B::column_sums(
-        x.rows, x.cols, [=](Index n, Index p) { return x(n, p) * x(n, p); }, q);
-    const Real per_site = Real(1) / static_cast<Real>(x.rows);
-    B::each(1, q.cols, [=](Index, Index p) { q(0, p) = std::sqrt(per_site * q(0, p)); });
-    B::each(x.rows, x.cols, [=](Index n, Index p) { z(n, p) = x(n, p) / q(0, p); });
-  }
-
   Norm kind_;
   Matrix z_, q_;
 };
@@ -97,12 +116,10 @@ class Layer {
   /// g^{l-1} (S, P) of g^l (S, P), g = -N dL/dx.
   View backward(View g) {
     times_slope<B>(spec_.post_activation, scale_, y_, g, D_);
-    const View D = D_, to = g_;
-    const Real branch = static_cast<Real>(spec_.branch);
-    if (spec_.branch != 1) B::each(D.rows, D.cols, [=](Index n, Index p) { D(n, p) *= branch; });
+    if (spec_.branch != 1) scale<B>(D_, static_cast<Real>(spec_.branch));
     block_.backward(D_, g_);
     norm_.backward(g_);
-    if (spec_.residual) B::each(to.rows, to.cols, [=](Index n, Index p) { to(n, p) += g(n, p); });
+    if (spec_.residual) accumulate<B>(g, Real(1), g_);
     return g_;
   }
 
@@ -131,11 +148,9 @@ class Layer {
  private:
   /// out = L^-alpha psi(y) [+ x]                                                                                (T5), (T28)
   void join(View y, View x, View out) const {
-    const Real branch = static_cast<Real>(spec_.branch);
-    const bool residual = spec_.residual;
     PointActivation<Real>{spec_.post_activation, static_cast<Real>(scale_)}.with_value([&](auto psi) {
       B::each(out.rows, out.cols,
-              [=](Index n, Index p) { out(n, p) = branch * psi(y(n, p)) + (residual ? x(n, p) : Real(0)); });
+              detail::Join<View, decltype(psi)>{y, x, out, psi, static_cast<Real>(spec_.branch), spec_.residual});
     });
   }
 

@@ -24,9 +24,7 @@ inline bool contains(const std::vector<int>& sorted, int t) {
 template <class B>
 void check_finite(Replica<B>& r, int step) {
   const double total = r.outputs().sum();
-  const auto bad = [](typename B::View a) {
-    return !std::isfinite(B::sum(a.rows, a.cols, [=](Index i, Index j) { return a(i, j); }));
-  };
+  const auto bad = [](typename B::View a) { return !std::isfinite(sum<B>(a)); };
   if (std::isfinite(total) && !bad(r.xi())) return;
   const auto check = [&](const std::string& name, typename B::View view) {
     if (bad(view)) throw NumericsError(step, name, "is not finite any more. Lower optimizer.lr");

@@ -21,6 +21,43 @@ struct Loads {
 };
 Loads expert_loads(const Eigen::MatrixXd& mask, double kappa);
 
+namespace detail {
+/// Sum of a_ia^2 over active (expert, token) pairs and their hidden units.
+template <class B>
+double sum_of_active_squares(typename B::View a, typename B::View mask, Index hidden) {
+  return B::sum(mask.rows, mask.cols, [=] MOE_HD(Index i, Index p) {
+    double s = 0;
+    for (Index k = 0; k < hidden; ++k)
+      s += static_cast<double>(a(i * hidden + k, p)) * static_cast<double>(a(i * hidden + k, p));
+    return s * static_cast<double>(mask(i, p));
+  });
+}
+/// c_i = sum_a w_ia^2
+template <class B>
+void squares_over_hidden(typename B::View w, typename B::View c) {
+  using Real = typename B::Real;
+  const Index hidden = w.rows / c.rows;
+  B::each(c.rows, c.cols, [=] MOE_HD(Index i, Index p) {
+    double s = 0;
+    for (Index a = 0; a < hidden; ++a)
+      s += static_cast<double>(w(i * hidden + a, p)) * static_cast<double>(w(i * hidden + a, p));
+    c(i, p) = static_cast<Real>(s);
+  });
+}
+/// out (1, P): entropy of the shares G_i / total.
+template <class B>
+void column_entropies(typename B::View G, typename B::View total, typename B::View out) {
+  using Real = typename B::Real;
+  B::column_sums(
+      G.rows, G.cols,
+      [=] MOE_HD(Index i, Index p) {
+        const Real share = G(i, p) / total(0, p);
+        return share > Real(0) ? -share * std::log(share) : Real(0);
+      },
+      out);
+}
+}  // namespace detail
+
 /// Measures after forward() and backward() of a step, on the samples of that step; the first time at t = 0. With a fixed batch the
 /// fields at t = 0 are kept for what compares with them. Under mini-batches the samples differ from step to step: change_* are not
 /// defined (and throw), and v(0) is that of the present samples at the initial weights, an evaluation-only query.
@@ -72,43 +109,25 @@ class Observer {
   }
 
  private:
-  static double rms(View a) {
-    return std::sqrt(B::sum(a.rows, a.cols, [=](Index i, Index j) { return a(i, j) * a(i, j); }) /
-                     static_cast<double>(a.size()));
-  }
+  static double rms(View a) { return std::sqrt(sum_of_squares<B>(a) / static_cast<double>(a.size())); }
   static double rms_difference(View a, View b) {
-    return std::sqrt(
-        B::sum(a.rows, a.cols, [=](Index i, Index j) { return (a(i, j) - b(i, j)) * (a(i, j) - b(i, j)); }) /
-        static_cast<double>(a.size()));
+    return std::sqrt(sum_of_squared_differences<B>(a, b) / static_cast<double>(a.size()));
   }
   /// Over active (expert, token) pairs and their hidden units.
   double rms_active(View a) const {
     const View mask = fields().mask;
     const Index Sa = block().shape().hidden;
-    const double pairs = B::sum(mask.rows, mask.cols, [=](Index i, Index p) { return mask(i, p); });
-    const double total = B::sum(mask.rows, mask.cols, [=](Index i, Index p) {
-      double s = 0;
-      for (Index k = 0; k < Sa; ++k) s += static_cast<double>(a(i * Sa + k, p)) * static_cast<double>(a(i * Sa + k, p));
-      return s * static_cast<double>(mask(i, p));
-    });
-    return std::sqrt(total / (pairs * static_cast<double>(Sa)));
+    return std::sqrt(detail::sum_of_active_squares<B>(a, mask, Sa) / (sum<B>(mask) * static_cast<double>(Sa)));
   }
   /// Effective number of experts (sum c)^2 / sum c^2, c_i = sum_a w_ia^2, smallest over tokens; 0 where nothing flows.
   double effective_sample_size(View w) const {
-    const Index SE = block().shape().experts, Sa = block().shape().hidden, P = w.cols;
+    const Index SE = block().shape().experts, P = w.cols;
     auto weights = Matrix::uninitialized(SE, P);
     auto sums = Matrix::uninitialized(1, P);
     auto squares = Matrix::uninitialized(1, P);
-    const View c = weights;
-    B::each(SE, P, [=](Index i, Index p) {
-      double s = 0;
-      for (Index a = 0; a < Sa; ++a) s += static_cast<double>(w(i * Sa + a, p)) * static_cast<double>(w(i * Sa + a, p));
-      c(i, p) = static_cast<Real>(s);
-    });
-    B::column_sums(
-        SE, P, [=](Index i, Index p) { return c(i, p); }, sums);
-    B::column_sums(
-        SE, P, [=](Index i, Index p) { return c(i, p) * c(i, p); }, squares);
+    detail::squares_over_hidden<B>(w, weights);
+    column_sums<B>(weights, sums);
+    column_sums_of_products<B>(weights, weights, squares);
     const Eigen::ArrayXXd first = B::download(sums).array(), second = B::download(squares).array();
     auto smallest = static_cast<double>(SE);
     for (Index p = 0; p < P; ++p)
@@ -120,16 +139,8 @@ class Observer {
     const View G = fields().G;
     auto totals = Matrix::uninitialized(1, G.cols);
     auto sums = Matrix::uninitialized(1, G.cols);
-    const View total = totals;
-    B::column_sums(
-        G.rows, G.cols, [=](Index i, Index p) { return G(i, p); }, total);
-    B::column_sums(
-        G.rows, G.cols,
-        [=](Index i, Index p) {
-          const Real share = G(i, p) / total(0, p);
-          return share > Real(0) ? -share * std::log(share) : Real(0);
-        },
-        sums);
+    column_sums<B>(G, totals);
+    detail::column_entropies<B>(G, totals, sums);
     const double K = block().shape().kappa * static_cast<double>(G.rows);
     return B::download(sums).array().exp().mean() / K;
   }

@@ -81,9 +81,7 @@ class Operator {
       return;
     }
     add_gradient(1, rule_.momentum, velocity_);
-    const View T = theta_, V = velocity_;
-    const Real lr = static_cast<Real>(rule_.lr);
-    B::each(T.rows, T.cols, [=](Index i, Index j) { T(i, j) += lr * V(i, j); });
+    accumulate<B>(velocity_, static_cast<Real>(rule_.lr), theta_);
   }
 
   /// What SGD learns, for a flow: Theta, which may be smaller than the bases, or once dense the array over pairs. Empty if frozen.
@@ -152,8 +150,7 @@ class Operator {
       W0_ = Matrix::uninitialized(SX, SY);
       B::normal(W0_, next_noise());
       const View W = W0_;
-      const Real scale = static_cast<Real>(std::sqrt(gamma2));
-      B::each(SX, SY, [=](Index i, Index j) { W(i, j) *= scale; });
+      scale<B>(W, static_cast<Real>(std::sqrt(gamma2)));
       auto along_x = Matrix::uninitialized(SX, xt.cols);
       auto along_z = Matrix::uninitialized(zt.cols, SY);
       B::gemm(Op::plain, Op::plain, 1.0 / static_cast<double>(SY), W, xt, 0, along_x);
@@ -224,8 +221,7 @@ class Operator {
       to.images.set_columns(to.known + fresh);
       const View images = to.images.columns(to.known, fresh);
       const bool listed = to.population->draw(images);
-      const Real scale = static_cast<Real>(std::sqrt(to.variance));
-      B::each(images.rows, images.cols, [=](Index i, Index j) { images(i, j) *= scale; });
+      scale<B>(images, static_cast<Real>(std::sqrt(to.variance)));
       remove_answered(from, to, images);
       if (to.population->matching()) restore_variance(from, to, fresh, images);
       if (listed) to.listed += fresh;
@@ -331,10 +327,7 @@ class Operator {
 
   /// AdamW: W(t) = c(t) W(0) + Delta, so W(t) - W(0) holds (c(t) - 1) W(0) as well.
   void add_decay(Answer<B>& out) const {
-    if (decay_ == 1) return;
-    const View init = out.init, learned = out.learned;
-    const Real lost = static_cast<Real>(decay_ - 1);
-    B::each(init.rows, init.cols, [=](Index i, Index j) { learned(i, j) += lost * init(i, j); });
+    if (decay_ != 1) accumulate<B>(out.init, static_cast<Real>(decay_ - 1), out.learned);
   }
 
   /// zt Theta c, or xt Theta^T c. Theta may be smaller than the bases: what was added since the last update has no learned part.
@@ -371,9 +364,7 @@ class Operator {
       const double wanted = variance_left(from, to, residual, gram).trace() / (to.variance * gram.trace());
       if (wanted > 0 && found > 0) restore = std::sqrt(wanted / found);
     }
-    const View fresh = g;
-    const Real scale = static_cast<Real>(restore);
-    B::each(init.rows, init.cols, [=](Index i, Index j) { init(i, j) += scale * fresh(i, j); });
+    accumulate<B>(g, static_cast<Real>(restore), init);
   }
 
   UpdateRule rule_;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "dmft/pointwise.hpp"
 #include "dmft/small_linear_algebra.hpp"
 #include "support/archive.hpp"
 #include "support/cpu.hpp"
@@ -89,9 +90,7 @@ class QueryBasis {
   }
 
  private:
-  static double mean_square(View q) {
-    return B::sum(q.rows, q.cols, [=](Index i, Index j) { return q(i, j) * q(i, j); }) / static_cast<double>(q.size());
-  }
+  static double mean_square(View q) { return sum_of_squares<B>(q) / static_cast<double>(q.size()); }
 
   Index sites_;
   double tolerance_;

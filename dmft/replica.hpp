@@ -194,10 +194,7 @@ class Replica {
 
   Index S() const { return spec_.block.counts.neurons; }
 
-  static void scale(View a, double factor) {
-    const Real f = static_cast<Real>(factor);
-    B::each(a.rows, a.cols, [=](Index i, Index j) { a(i, j) *= f; });
-  }
+  static void scale(View a, double factor) { moe::scale<B>(a, static_cast<Real>(factor)); }
   static void preactivation(View W, View x, View h) { B::gemm(Op::plain, Op::plain, 1, W, x, 0, h); }
   void activate(View in, View out) const {
     moe::activate<B>(spec_.block.activation, spec_.block.activation_scale, in, out);

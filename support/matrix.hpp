@@ -9,6 +9,8 @@
 #include <new>
 #include <utility>
 
+#include "support/host_device.hpp"
+
 namespace moe {
 
 using Index = std::ptrdiff_t;
@@ -19,8 +21,8 @@ struct HostView {
   Real* data = nullptr;
   Index rows = 0, cols = 0, ld = 0;
 
-  Real& operator()(Index i, Index j) const { return data[i + j * ld]; }
-  Index size() const { return rows * cols; }
+  MOE_HD Real& operator()(Index i, Index j) const { return data[i + j * ld]; }
+  MOE_HD Index size() const { return rows * cols; }
   HostView columns(Index first, Index count) const { return {data + first * ld, rows, count, ld}; }
   HostView row_range(Index first, Index count) const { return {data + first, count, cols, ld}; }
 };

@@ -9,6 +9,51 @@
 
 namespace moe {
 
+namespace detail {
+template <class Real>
+struct ScaledTanh {
+  Real b;
+  MOE_HD Real operator()(Real x) const { return std::tanh(b * x) / b; }
+};
+template <class Real>
+struct ScaledTanhSlope {
+  Real b;
+  MOE_HD Real operator()(Real x) const {
+    const Real t = std::tanh(b * x);
+    return Real(1) - t * t;
+  }
+};
+template <class Real>
+struct Relu {
+  MOE_HD Real operator()(Real x) const { return x > Real(0) ? x : Real(0); }
+};
+template <class Real>
+struct ReluSlope {
+  MOE_HD Real operator()(Real x) const { return x > Real(0) ? Real(1) : Real(0); }
+};
+template <class Real>
+struct Gelu {
+  MOE_HD Real operator()(Real x) const {
+    return Real(0.5) * x * (Real(1) + std::erf(x * Real(0.70710678118654752440)));
+  }
+};
+template <class Real>
+struct GeluSlope {
+  MOE_HD Real operator()(Real x) const {
+    const Real cdf = Real(0.5) * (Real(1) + std::erf(x * Real(0.70710678118654752440)));
+    return cdf + x * std::exp(Real(-0.5) * x * x) * Real(0.39894228040143267794);
+  }
+};
+template <class Real>
+struct Identity {
+  MOE_HD Real operator()(Real x) const { return x; }
+};
+template <class Real>
+struct One {
+  MOE_HD Real operator()(Real) const { return Real(1); }
+};
+}  // namespace detail
+
 /// phi and phi' at one point. tanh takes a scale b: phi(x) = tanh(b x)/b. gelu is the exact x Phi(x), Phi the normal CDF.
 template <class Real>
 struct PointActivation {
@@ -18,32 +63,21 @@ struct PointActivation {
   /// Calls f with a functor whose operator()(x) is phi; the branch on the kind stays outside of f's loops.
   template <class F>
   void with_value(F&& f) const {
-    const Real b = scale;
     switch (kind) {
-      case Activation::tanh: return f([b] MOE_HD(Real x) { return std::tanh(b * x) / b; });
-      case Activation::relu: return f([] MOE_HD(Real x) { return x > Real(0) ? x : Real(0); });
-      case Activation::gelu:
-        return f([] MOE_HD(Real x) { return Real(0.5) * x * (Real(1) + std::erf(x * Real(0.70710678118654752440))); });
-      case Activation::identity: return f([] MOE_HD(Real x) { return x; });
+      case Activation::tanh: return f(detail::ScaledTanh<Real>{scale});
+      case Activation::relu: return f(detail::Relu<Real>{});
+      case Activation::gelu: return f(detail::Gelu<Real>{});
+      case Activation::identity: return f(detail::Identity<Real>{});
     }
   }
   /// The same with the derivative phi'. relu' is 0 at 0.
   template <class F>
   void with_derivative(F&& f) const {
-    const Real b = scale;
     switch (kind) {
-      case Activation::tanh:
-        return f([b] MOE_HD(Real x) {
-          const Real t = std::tanh(b * x);
-          return Real(1) - t * t;
-        });
-      case Activation::relu: return f([] MOE_HD(Real x) { return x > Real(0) ? Real(1) : Real(0); });
-      case Activation::gelu:
-        return f([] MOE_HD(Real x) {
-          const Real cdf = Real(0.5) * (Real(1) + std::erf(x * Real(0.70710678118654752440)));
-          return cdf + x * std::exp(Real(-0.5) * x * x) * Real(0.39894228040143267794);
-        });
-      case Activation::identity: return f([] MOE_HD(Real) { return Real(1); });
+      case Activation::tanh: return f(detail::ScaledTanhSlope<Real>{scale});
+      case Activation::relu: return f(detail::ReluSlope<Real>{});
+      case Activation::gelu: return f(detail::GeluSlope<Real>{});
+      case Activation::identity: return f(detail::One<Real>{});
     }
   }
 };
