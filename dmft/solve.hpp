@@ -53,9 +53,9 @@ struct LimitResult {
 struct SolveOptions {
   int threads = 0;                                                  ///< 0: all cores
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
-  std::function<void(int replica, int steps)> on_resume;            ///< of these steps a checkpoint knows
-  Checkpoints* checkpoints = nullptr;                               ///< one job per replica
-  const std::atomic<bool>* interrupt = nullptr;  ///< set to finish the present steps and return what there is
+  std::function<void(int replica, int steps)> on_resume;  ///< thread-safe listener: a checkpoint knows these steps
+  Checkpoints* checkpoints = nullptr;                     ///< one job per replica
+  const std::atomic<bool>* interrupt = nullptr;           ///< set to finish the present steps and return what there is
 };
 
 /// What a step of this run asks.

@@ -113,7 +113,7 @@ struct TrainOptions {
   using State = std::function<void(Archive&)>;
   std::function<bool(int width, std::uint64_t seed, const State& state)> resume;
   std::function<void(int width, std::uint64_t seed, const State& state)> keep;
-  std::function<void(int width, int steps)> on_resume;  ///< of so many steps a resumed run knows
+  std::function<void(int width, int steps)> on_resume;  ///< from the worker: a resumed run knows so many steps
   /// train_networks only, instead of on_step where it is given: after every update of the network of this width.
   std::function<void(int width, double loss)> on_update;
 };

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -230,11 +231,15 @@ TEST_CASE("checkpoint: replicas that were done, under way and not begun all go o
   }
   for (const auto& [replica, step] : second) further += step - (first.contains(replica) ? first.at(replica) : 0);
   CHECK(further >= 2);  // the step that died is not in it
+  std::mutex guard;     // both workers say what they resume
   std::map<int, int> resumed;
   moe::Checkpoints last(files, moe::solve_identity(s, d, "test"));
   options.checkpoints = &last;
   options.threads = 2;
-  options.on_resume = [&](int replica, int n) { resumed[replica] = n; };
+  options.on_resume = [&](int replica, int n) {
+    const std::scoped_lock lock(guard);
+    resumed[replica] = n;
+  };
   options.on_step = {};
   CHECK(differing(numbers(moe::solve_limit(s, d, options)), whole) == 0);
   CHECK(resumed == second);
