@@ -117,10 +117,10 @@ struct Slopes {
     if (activation_ == Activation::tanh) d.rest = d.rest + x.rms() * sqrt(inside_);
     return d;
   }
-  /// RMS of phi'(x + dx) - phi'(x).
-  S slope_change(const S& dx) const {
+  /// RMS of phi'(x + dx) - phi'(x); `before` are the slopes at x.
+  S slope_change(const S& dx, const Slopes& before) const {
     switch (activation_) {
-      case Activation::tanh: return bounded(dx * (size_ + dx)) * sqrt(inside_);
+      case Activation::tanh: return bounded(dx * (size_ + dx)) * sqrt(before.inside_);
       case Activation::relu: return sqrt(share(dx, size_ + dx));
       case Activation::gelu: return bounded(dx);
       case Activation::identity: break;
@@ -361,7 +361,7 @@ class SignalPropagation {
     dv_ = at_u_.change(du);
     record("change_v", dv_);
     v_ = at_u_.value(u);
-    if (start) v_start_ = v_;
+    if (start) v_start_ = v_, at_u_start_ = at_u_;
     if (!start) v_ = v_ + dv_;
     for (const char* name : {"rms_v", "rms_v_all"}) record(name, v_);
 
@@ -427,6 +427,7 @@ class SignalPropagation {
   /// (T5), (T20)
   void read_out() {
     at_y_ = Slopes(c_.post_activation, y_.rms());
+    if (t_ == 0) at_y_start_ = at_y_;
     stream_ = at_y_.value(y_);
     Field dstream = at_y_.change(dy_);
     if (t_ > 0) stream_ = stream_ + dstream;
@@ -458,9 +459,12 @@ class SignalPropagation {
     const Field dD0 = readout_learned_ * delta_ + readout_start * ddelta;
     D_ = at_y_.times_slope(D0);
     Field dD;
-    if (!start) {
+    // Here and below: of a product a b, the change is a db + da b(0).
+    if (start) {
+      D0_start_ = D0.rms();
+    } else {
       dD = at_y_.times_slope(dD0);
-      dD.rest = dD.rest + D0.rms() * at_y_.slope_change(dy_.rms());
+      dD.rest = dD.rest + D0_start_ * at_y_.slope_change(dy_.rms(), at_y_start_);
     }
     record("rms_D", D_);
     record("change_D", dD);
@@ -479,9 +483,11 @@ class SignalPropagation {
     // (T8)
     ghat_ = at_u_.times_slope(zeta);
     Field dghat;
-    if (!start) {
+    if (start) {
+      zeta_start_ = zeta.rms(), ghat_start_ = ghat_.rms();
+    } else {
       dghat = at_u_.times_slope(dzeta);
-      dghat.rest = dghat.rest + zeta.rms() * (at_u_.slope_change(du_) + gate_change_);
+      dghat.rest = dghat.rest + zeta_start_ * at_u_.slope_change(du_, at_u_start_) + ghat_start_ * gate_change_;
     }
     logits(zeta, dzeta);
 
@@ -535,15 +541,17 @@ class SignalPropagation {
     rho_ = {};
     Field drho;
     if (c_.gate_varies) {
-      // Few gates do not saturate; whether they are seen in an RMS depends on how many experts there are.
-      const S slope = sqrt(r_inside_ * bounded(r_inside_ * c_.experts));
+      // The share of gates that do not saturate has slope one and carries the mean square: over experts where there are many,
+      // over initialisations where there are few.
+      const S slope = sqrt(r_inside_);
       rho_ = s * r_inside_;
       rho_.rest = s.rms() * slope;
-      if (!start) {
+      if (start) {
+        s_start_ = s.rms();
+      } else {
         drho = ds * r_inside_;
-        drho.rest = ds.rms() * slope;
-        drho.rest = drho.rest + s.rms() * (bounded(dr_ * (r_size_ + dr_)) + (c_.topk ? gate_change_ : S{}));
-        if (c_.gate_relative) drho.rest = drho.rest + s.rms() * bounded(dr_);
+        const S slope_change = bounded(dr_ * (r_size_ + dr_)) + (c_.topk ? gate_change_ : S{});
+        drho.rest = ds.rms() * slope + s_start_ * (c_.gate_relative ? slope_change + bounded(dr_) : slope_change);
       }
     }
     record("rms_rho", rho_);
@@ -618,8 +626,11 @@ class SignalPropagation {
   S gate_change_{}, r_inside_{}, r_size_{}, dr_{}, du_{}, f_{}, df_{}, delta_{};
   std::array<S, T> moved_asked_{}, regated_asked_{};  ///< what each query of B asks of dv and of changed gates
   std::array<S, T> s_change_{}, s_common_{};          ///< left over from independent signs: by expert, of all experts
-  Slopes at_h_{Activation::identity, S::one()}, at_u_{Activation::identity, S::one()};
-  Slopes at_y_{Activation::identity, S::one()};
+  static Slopes no_slopes() { return {Activation::identity, S::one()}; }
+  Slopes at_h_ = no_slopes(), at_u_ = no_slopes(), at_y_ = no_slopes();
+  // of t = 0
+  Slopes at_u_start_ = no_slopes(), at_y_start_ = no_slopes();
+  S D0_start_{}, zeta_start_{}, ghat_start_{}, s_start_{};
 };
 
 }  // namespace moe

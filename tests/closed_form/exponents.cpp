@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "regimes/exponents.hpp"
@@ -120,6 +121,36 @@ TEST_CASE("size exponents are those of theory section 7, derived by hand [all re
       const std::string got = text(e.at[k]), expected = row.at[k] == zero ? "zero" : fmt::format("{}", row.at[k]);
       CHECK(got == expected);
     }
+  }
+}
+
+// I SP, identity, SGD: N W_out ~ N^1/2, eta_Q = lr N/K ~ N, eta_A ~ eta_B ~ 1, eta_w ~ N, s_beta of Q ~ N^1/2, those of A and B ~ 1.
+// t = 0: h, u, v, r, y ~ 1; D ~ zeta ~ ghat ~ N^1/2, so that s = <v zeta>_a ~ N^-1/2 N^1/2 and rho ~ 1; Delta ~ 1 as f ~ N^-1/2 N^1/2.
+// t = 1: r = eta_Q rho(0) <phi phi> ~ N; v ~ eta_A ghat(0) ~ N^1/2; y has eta_B D(0) <v(0) v(1)> ~ N^1/2 along the readout and v(0)'s
+// answer of order one; wbar ~ eta_w y(0) ~ N, so that f ~ N, Delta ~ N, D ~ zeta ~ N^2; s = <v(1) zeta(1)> ~ N^2 (zeta has
+// eta_B <D(0) D(1)> v(0)). Of few experts almost none has a gate with a slope left: a gate of logit ~ N is within reach of zero with
+// probability 1/N. It is they that carry the mean square over initialisations: rho ~ N^-1/2 s ~ N^3/2, as over many experts. The learned
+// router answers eta_Q phi(0) (1/M) sum_i rho_i(0) rho_i(1), where few experts do not average out: N^5/2.
+TEST_CASE("few gates that saturate carry a mean square by the share of them that does not [I, SP, one step, by hand]") {
+  RunSpec spec = run("I", "sp", sgd);
+  spec.model.activation = Activation::identity;
+  const std::vector<std::tuple<const char*, double, double>> derived = {{"rms_r", 0, 1},
+                                                                        {"rms_r_init", 0, 0},
+                                                                        {"rms_u", 0, 0.5},
+                                                                        {"rms_y", 0, 0.5},
+                                                                        {"rms_f", 0, 1},
+                                                                        {"rms_D", 0.5, 2},
+                                                                        {"rms_zeta", 0.5, 2},
+                                                                        {"rms_rho", 0, 1.5},
+                                                                        {"change_rho", zero, 1.5},
+                                                                        {"rms_xi_Q_init", 0.5, 2},
+                                                                        {"rms_xi_Q_effective", zero, 2.5}};
+  const auto list = observable_exponents(spec);
+  for (const auto& [name, start, first_step] : derived) {
+    CAPTURE(name);
+    const ObservableExponents& e = named(list, name);
+    CHECK(text(e.at[0]) == (start == zero ? "zero" : fmt::format("{}", start)));
+    CHECK(text(e.at[1]) == fmt::format("{}", first_step));
   }
 }
 
