@@ -1,0 +1,53 @@
+/// Order parameters of kernel iteration (theory section 6): correlations and responses over all pairs of queries.
+#pragma once
+
+#include <Eigen/Core>
+#include <array>
+
+#include "dmft/replica.hpp"
+
+namespace moe {
+
+/// Correlations <x x> of the queries and responses (T14). Forward queries are phi (of Q, A) and G v (of B), backward ones rho, ghat, D.
+/// With shared matrices the queries are averages over experts, <G v>_i/kappa and <ghat>_i/kappa, with correlations of their own.
+enum class Kernel {
+  phi,          ///< <phi phi>_n
+  D,            ///< <D D>_n
+  rho,          ///< <rho rho>_i
+  ghat,         ///< <ghat ghat>_(i,a)
+  Gv,           ///< <G v G v>_(i,a)
+  shared_ghat,  ///< of <ghat>_i/kappa, over a
+  shared_Gv,    ///< of <G v>_i/kappa, over a
+  router_x,     ///< <d phi/d beta> of Q
+  router_z,     ///< <d rho/d chi> of Q
+  A_x,          ///< <d phi/d beta> of A
+  A_z,          ///< <d ghat/d chi> of A
+  B_x,          ///< <d (G v)/d beta> of B
+  B_z,          ///< <d D/d chi> of B
+  count
+};
+inline constexpr std::size_t num_kernels = static_cast<std::size_t>(Kernel::count);
+inline constexpr std::array<const char*, num_kernels> kernel_names = {
+    "phi phi",     "D D",           "rho rho",     "ghat ghat",      "Gv Gv",      "shared ghat ghat", "shared Gv Gv",
+    "d phi/d b_Q", "d rho/d chi_Q", "d phi/d b_A", "d ghat/d chi_A", "d Gv/d b_B", "d D/d chi_B"};
+
+/// Matrices (n, n) over queries (step, sample), n = steps * P, sample fastest. A response has the perturbed query as its row and the
+/// one that answers as its column, and is zero below the diagonal blocks. What a regime lacks is empty.
+class KernelSet {
+ public:
+  Eigen::MatrixXd& operator[](Kernel k) { return kernels_[static_cast<std::size_t>(k)]; }
+  const Eigen::MatrixXd& operator[](Kernel k) const { return kernels_[static_cast<std::size_t>(k)]; }
+  std::array<Eigen::MatrixXd, num_kernels>& all() { return kernels_; }
+  const std::array<Eigen::MatrixXd, num_kernels>& all() const { return kernels_; }
+
+ private:
+  std::array<Eigen::MatrixXd, num_kernels> kernels_;
+};
+
+/// Zeros for everything that this limit has.
+KernelSet zero_kernels(const LimitSpec& limit, Index n);
+
+/// Keeps what causality allows of a response: earlier blocks (P, P) in full, of equal times the diagonal or nothing.
+void keep_causal(Eigen::MatrixXd& response, Index P, bool equal_times);
+
+}  // namespace moe

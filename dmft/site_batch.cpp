@@ -1,0 +1,469 @@
+#include "dmft/site_batch.hpp"
+
+#include <cmath>
+
+#include "dmft/loss.hpp"
+#include "dmft/small_linear_algebra.hpp"
+
+namespace moe {
+
+namespace {
+
+using Eigen::MatrixXd;
+
+template <class B>
+typename B::Matrix uploaded(const MatrixXd& from) {
+  auto to = B::Matrix::uninitialized(from.rows(), from.cols());
+  B::upload(from, to);
+  return to;
+}
+
+/// Correlations with earlier steps only: what SGD has learned by then.
+MatrixXd past(const MatrixXd& kernel, Index P) {
+  MatrixXd result = kernel;
+  keep_causal(result, P, false);
+  return result;
+}
+
+template <class B>
+void clear(DualView<B> a) {
+  B::each(a.rows(), a.cols(), [=] MOE_HD(Index i, Index j) { a.set(i, j, {0, 0}); });
+}
+template <class B>
+void copy(DualView<B> from, DualView<B> to) {
+  B::each(to.rows(), to.cols(), [=] MOE_HD(Index i, Index j) { to.set(i, j, from(i, j)); });
+}
+template <class B>
+void add_to(DualView<B> from, DualView<B> to) {
+  B::each(to.rows(), to.cols(), [=] MOE_HD(Index i, Index j) { to.set(i, j, to(i, j) + from(i, j)); });
+}
+template <class B>
+void multiply(DualView<B> a, DualView<B> b, DualView<B> out) {
+  B::each(out.rows(), out.cols(), [=] MOE_HD(Index i, Index j) { out.set(i, j, a(i, j) * b(i, j)); });
+}
+
+/// out += sum_s source(s) W(s, t) over s < t, or s <= t: W is zero where causality says so.
+template <class B>
+void remember(DualMatrix<B>& source, typename B::View W, Index t, bool through_now, DualView<B> out) {
+  const Index P = out.cols(), length = (through_now ? t + 1 : t) * P;
+  if (length == 0 || W.rows == 0) return;
+  times_constant<B>(source.columns(0, length), Op::plain, 1, W.row_range(0, length).columns(t * P, P), 1, out);
+}
+
+/// out_ia = G_i w_ia
+template <class B>
+void times_gate(DualView<B> G, DualView<B> w, Index hidden, DualView<B> out) {
+  B::each(hidden, G.rows() * G.cols(), [=] MOE_HD(Index a, Index k) {
+    const Index p = k / G.rows(), i = k % G.rows();
+    out.set(i * hidden + a, p, G(i, p) * w(i * hidden + a, p));
+  });
+}
+/// out_ia = from_a
+template <class B>
+void for_all_experts(DualView<B> from, DualView<B> out) {
+  const Index hidden = from.rows(), experts = out.rows() / hidden;
+  B::each(hidden, experts * out.cols(), [=] MOE_HD(Index a, Index k) {
+    const Index p = k / experts, i = k % experts;
+    out.set(i * hidden + a, p, from(a, p));
+  });
+}
+/// out_a = <w_ia>_i / kappa
+template <class B>
+void mean_over_experts(DualView<B> w, double kappa, DualView<B> out) {
+  using Real = typename B::Real;
+  const Index hidden = out.rows(), experts = w.rows() / hidden;
+  const Real weight = static_cast<Real>(1 / (kappa * static_cast<double>(experts)));
+  B::each(hidden, out.cols(), [=] MOE_HD(Index a, Index p) {
+    Dual<Real> total{0, 0};
+    for (Index i = 0; i < experts; ++i) total = total + w(i * hidden + a, p);
+    out.set(a, p, weight * total);
+  });
+}
+/// s_i = <v_ia zeta_ia>_a
+template <class B>
+void mean_products(DualView<B> v, DualView<B> zeta, DualView<B> s) {
+  using Real = typename B::Real;
+  const Index hidden = v.rows() / s.rows();
+  const Real weight = Real(1) / static_cast<Real>(hidden);
+  B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
+    Dual<Real> total{0, 0};
+    for (Index a = 0; a < hidden; ++a) total = total + v(i * hidden + a, p) * zeta(i * hidden + a, p);
+    s.set(i, p, weight * total);
+  });
+}
+
+/// (T2) and (T9) with derivatives. Averages over the population, a softmax's sum and mean, are closed: no derivative.
+template <class B>
+void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, DualView<B> G) {
+  using Real = typename B::Real;
+  apply_gate<B>(gate, r.value, mask, G.value);
+  const Real beta = static_cast<Real>(gate.kind == Gate::constant ? 0 : gate.inverse_temperature);
+  const bool logistic_gate = gate.kind == Gate::sigmoid;
+  B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
+    const Real g = G.value(i, p);
+    G.tangent(i, p) = beta * (logistic_gate ? g * (Real(1) - g) : g) * r.tangent(i, p);
+  });
+}
+template <class B>
+void gate_backward(const GateSpec& gate, DualView<B> G, typename B::View mask, DualView<B> s, DualView<B> rho) {
+  using Real = typename B::Real;
+  gate_backward<B>(gate, mask, G.value, s.value, rho.value);
+  const Real beta = static_cast<Real>(gate.inverse_temperature);
+  switch (gate.kind) {
+    case Gate::constant:
+      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) { rho.tangent(i, p) = Real(0); });
+      return;
+    case Gate::sigmoid:
+      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
+        const Dual<Real> g = G(i, p), slope = g * (Dual<Real>{1, 0} + Real(-1) * g);
+        rho.tangent(i, p) = beta * (slope * s(i, p)).tangent;
+      });
+      return;
+    case Gate::softmax:  // rho = beta G (s - mean), so that beta dG (s - mean) = dG rho/G
+      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
+        const Dual<Real> g = G(i, p);
+        const Real along_gate = g.value > Real(0) ? g.tangent * (rho.value(i, p) / g.value) : Real(0);
+        rho.tangent(i, p) = along_gate + beta * g.value * s.tangent(i, p);
+      });
+      return;
+  }
+}
+
+/// <a^T b> over sites, (n, n).
+template <class B>
+MatrixXd mean_product(typename B::View a, typename B::View b) {
+  auto product = B::Matrix::uninitialized(a.cols, b.cols);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(a.rows), a, b, 0, product);
+  return B::download(product);
+}
+template <class B>
+MatrixXd correlation(typename B::View a) {
+  return mean_product<B>(a, a);
+}
+template <class B>
+MatrixXd response(SiteField<B>& field, typename B::View tangent, Index P, bool equal_times, double factor) {
+  MatrixXd R = factor * mean_product<B>(field.probe(), tangent);
+  keep_causal(R, P, equal_times);
+  return R;
+}
+
+}  // namespace
+
+KernelSet zero_kernels(const LimitSpec& limit, Index n) {
+  const LimitConstants& c = limit.block.constants;
+  KernelSet k;
+  const auto has = [&](Kernel which, bool present) {
+    if (present) k[which] = MatrixXd::Zero(n, n);
+  };
+  for (const Kernel which : {Kernel::phi, Kernel::D, Kernel::ghat, Kernel::Gv}) has(which, true);
+  const bool sampled = limit.block.experts_sampled;
+  has(Kernel::rho, sampled);
+  has(Kernel::shared_ghat, c.expert_in_shared);
+  has(Kernel::shared_Gv, c.expert_out_shared);
+  has(Kernel::router_x, sampled && c.router.beta2 > 0);
+  has(Kernel::router_z, sampled && c.router.chi2 > 0);
+  has(Kernel::A_x, c.expert_in.beta2 > 0);
+  has(Kernel::A_z, c.expert_in.chi2 > 0);
+  has(Kernel::B_x, c.expert_out.beta2 > 0);
+  has(Kernel::B_z, c.expert_out.chi2 > 0);
+  return k;
+}
+
+void keep_causal(MatrixXd& response, Index P, bool equal_times) {
+  for (Index j = 0; j < response.cols(); ++j) {
+    const Index now = j / P * P;
+    const double self = response(j, j);
+    response.col(j).tail(response.rows() - now).setZero();
+    if (equal_times) response(j, j) = self;
+  }
+}
+
+Aggregation Aggregation::of(const BlockSpec& block, bool shared) {
+  if (shared) return {true, 1, 1, 1};
+  const double kappa = block.counts.kappa();
+  if (block.experts_sampled) return {false, 1 / kappa, 1 / kappa, 1};
+  const double root_M = std::sqrt(static_cast<double>(block.counts.experts));
+  return {false, 1 / kappa, root_M / static_cast<double>(block.counts.active), 1 / root_M};
+}
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k) {
+  const BlockSpec& block = problem.limit->block;
+  const LimitConstants& c = block.constants;
+  const Index P = problem.P();
+  const double kappa = block.counts.kappa();
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  const auto root = [](const MatrixXd& kernel) { return uploaded<B>(semidefinite_root(kernel)); };
+  const auto initial = [](double variance, const MatrixXd& R, const MatrixXd& like) -> MatrixXd {
+    return R.size() == 0 ? MatrixXd(MatrixXd::Zero(like.rows(), like.cols())) : MatrixXd(variance * R);
+  };
+  const MatrixXd& phi = k[Kernel::phi];
+  const MatrixXd phi_past = past(phi, P);
+  root_phi = root(phi);
+  root_D = root(k[Kernel::D]);
+  root_ghat = root(k[of_A.shared ? Kernel::shared_ghat : Kernel::ghat]);
+  root_Gv = root(k[of_B.shared ? Kernel::shared_Gv : Kernel::Gv]);
+
+  // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
+  const MatrixXd u_initial = initial(c.expert_in.beta2, k[Kernel::A_x], phi);
+  const MatrixXd u_learned = block.expert_in.lr * phi_past;
+  if (of_A.shared) u_of_shared = uploaded<B>(u_initial);
+  u_of_ghat = uploaded<B>(of_A.shared ? u_learned : u_initial + u_learned);
+  const MatrixXd zeta_initial = initial(c.expert_out.chi2, k[Kernel::B_z], phi);  // (T13), (T18)
+  const MatrixXd zeta_learned = block.expert_out.lr * past(k[Kernel::D], P);
+  if (of_B.shared) zeta_of_shared = uploaded<B>(zeta_initial);
+  zeta_of_Gv = uploaded<B>(of_B.shared ? zeta_learned : zeta_initial + zeta_learned);
+
+  y_of_D = uploaded<B>(of_B.memory * initial(c.expert_out.beta2, k[Kernel::B_x], phi) +
+                       block.expert_out.lr / kappa * past(k[Kernel::Gv], P));  // (T12), (T17)
+  MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, k[Kernel::A_z], phi) +
+                block.expert_in.lr / kappa * past(k[Kernel::ghat], P);  // (T13), (T19)
+  if (block.experts_sampled) {
+    root_rho = root(k[Kernel::rho]);
+    r_of_rho = uploaded<B>(initial(c.router.beta2, k[Kernel::router_x], phi) + block.router.lr * phi_past);  // (T15)
+    xi += initial(c.router.chi2, k[Kernel::router_z], phi) / kappa + block.router.lr / kappa * past(k[Kernel::rho], P);
+  }
+  xi_of_phi = uploaded<B>(xi);
+}
+
+template <class B>
+NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index neurons, StreamNumbers& streams)
+    : h(neurons, problem.P()),
+      w_bar(neurons, problem.y.rows()),
+      phi(neurons, problem.n()),
+      D(neurons, problem.n()),
+      f(problem.y.rows(), problem.n()),
+      problem_(problem),
+      kernels_(kernels),
+      S_(neurons),
+      P_(problem.P()),
+      y_(neurons, P_),
+      s_(neurons, P_),
+      D0_(neurons, P_),
+      delta_(problem.y.rows(), P_) {
+  const BlockSpec& block = problem.limit->block;
+  const LimitConstants& c = block.constants;
+  const auto D_in = static_cast<double>(problem.x.rows());
+  Matrix W_in(S_, problem.x.rows());
+  B::normal(W_in, streams.next());
+  B::gemm(Op::plain, Op::plain, std::sqrt(c.input_var / D_in), W_in, uploaded<B>(problem.x), 0, h.value);
+  B::normal(w_bar.value, streams.next());
+  scale<B>(w_bar.value, static_cast<Real>(std::sqrt(c.readout_var)));
+  x_gram_ = uploaded<B>(problem.x.transpose() * problem.x / D_in);
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
+                       of_B.field, streams.next());
+  beta_A = SiteField<B>(S_, kernels.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
+                        of_A.field, streams.next());
+  if (block.experts_sampled) {
+    const double over_kappa = 1 / block.counts.kappa();
+    beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
+                          streams.next());
+  } else {
+    q = DualMatrix<B>(S_, block.counts.experts);
+    B::normal(q.value, streams.next());
+    scale<B>(q.value, static_cast<Real>(std::sqrt(c.explicit_router_var)));
+  }
+}
+
+template <class B>
+void NeuronBatch<B>::features(Index t) {
+  const BlockSpec& block = problem_.limit->block;
+  activate<B>(block.activation, block.activation_scale, h.view(), phi.columns(t * P_, P_));
+}
+
+template <class B>
+void NeuronBatch<B>::logits(Index t, View r) {
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.value, phi.value.columns(t * P_, P_), 0, r);
+}
+
+template <class B>
+void NeuronBatch<B>::outputs(Index t) {
+  const LimitSpec& limit = *problem_.limit;
+  const Activation psi = limit.layer.post_activation;
+  const double b = limit.block.activation_scale;
+  const DualView<B> y = y_.view(), s = s_.view();
+  clear<B>(y);
+  chi_B.add_to(y, t * P_);
+  remember<B>(D, kernels_.y_of_D, t, false, y);
+  activate<B>(psi, b, y, s);
+  if (limit.layer.residual) add_to<B>(phi.columns(t * P_, P_), s);
+  // f = <wbar s> of the running ensemble, which closes Delta (T20)
+  Matrix f_now(f.rows(), P_);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.value, s.value, 0, f_now);
+  f.middleCols(t * P_, P_) = B::download(f_now);
+  B::upload(loss_delta(limit.loss, f.middleCols(t * P_, P_), problem_.y), delta_);
+  times_constant<B>(w_bar.view(), Op::plain, 1, delta_, 0, D0_.view());  // (T6)
+  times_slope<B>(psi, b, y, D0_.view(), D.columns(t * P_, P_));
+}
+
+template <class B>
+void NeuronBatch<B>::backward(Index t, View rho) {
+  const LimitSpec& limit = *problem_.limit;
+  const BlockSpec& block = limit.block;
+  DualMatrix<B> xi(S_, P_), gradient(S_, P_);
+  beta_A.add_to(xi.view(), t * P_);
+  beta_Q.add_to(xi.view(), t * P_);
+  remember<B>(phi, kernels_.xi_of_phi, t, true, xi.view());
+  if (!block.experts_sampled) {
+    const double over_K = 1.0 / static_cast<double>(block.counts.active);
+    times_constant<B>(q.view(), Op::plain, over_K, rho, 1, xi.view());
+    times_constant<B>(phi.columns(t * P_, P_), Op::transposed, block.router.lr, rho, 1, q.view());
+  }
+  if (limit.layer.residual) add_to<B>(D0_.view(), xi.view());
+  times_constant<B>(s_.view(), Op::transposed, limit.readout.lr, delta_, 1, w_bar.view());  // (T20)
+  times_slope<B>(block.activation, block.activation_scale, h.view(), xi.view(), gradient.view());
+  times_constant<B>(gradient.view(), Op::plain, limit.input.lr, x_gram_, 1, h.view());  // (T21)
+}
+
+template <class B>
+void NeuronBatch<B>::add_means(BatchMeans& to) {
+  const BlockSpec& block = problem_.limit->block;
+  const LimitConstants& c = block.constants;
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  to.f = f;
+  KernelSet& k = to.kernels;
+  k[Kernel::phi] = correlation<B>(phi.value);
+  k[Kernel::D] = correlation<B>(D.value);
+  if (beta_A.present()) k[Kernel::A_x] = response<B>(beta_A, phi.tangent, P_, false, of_A.response);
+  if (beta_Q.present()) k[Kernel::router_x] = response<B>(beta_Q, phi.tangent, P_, false, 1);
+  if (chi_B.present()) k[Kernel::B_z] = response<B>(chi_B, D.tangent, P_, true, of_B.response);
+}
+
+template <class B>
+ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden,
+                            StreamNumbers& streams)
+    : rho(experts, problem.n()),
+      ghat(experts * hidden, problem.n()),
+      Gv(experts * hidden, problem.n()),
+      problem_(problem),
+      kernels_(kernels),
+      SE_(experts),
+      Sa_(hidden),
+      P_(problem.P()),
+      kappa_(problem.limit->block.counts.kappa()),
+      explicit_(!problem.limit->block.experts_sampled),
+      gate_(problem.limit->block.gate),
+      r_(experts, P_),
+      G_(experts, P_),
+      s_(experts, P_),
+      u_(experts * hidden, P_),
+      v_(experts * hidden, P_),
+      zeta_(experts * hidden, P_),
+      common_(hidden, P_),
+      mask_(experts, P_) {
+  gate_.active = experts;
+  const LimitConstants& c = problem.limit->block.constants;
+  const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
+  const auto draw = [&](Index count, Matrix& root, double variance) {
+    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next());
+  };
+  if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
+  chi_A = draw(sites(c.expert_in_shared), kernels.root_phi, c.expert_in.chi2);
+  beta_B = draw(sites(c.expert_out_shared), kernels.root_D, c.expert_out.beta2);
+  if (c.expert_in_shared) shared_ghat = DualMatrix<B>(hidden, problem.n());
+  if (c.expert_out_shared) shared_Gv = DualMatrix<B>(hidden, problem.n());
+}
+
+template <class B>
+void ExpertBatch<B>::forward(Index t, View logits) {
+  const BlockSpec& block = problem_.limit->block;
+  step_ = t;
+  const DualView<B> r = r_.view(), u = u_.view(), now = Gv.columns(t * P_, P_);
+  clear<B>(r);
+  if (explicit_) {
+    B::copy(logits, r.value);
+  } else {
+    chi_Q.add_to(r, t * P_);
+    remember<B>(rho, kernels_.r_of_rho, t, false, r);
+  }
+  gate_forward<B>(gate_, r, mask_, G_.view());
+  if (block.constants.expert_in_shared) {
+    clear<B>(common_.view());
+    chi_A.add_to(common_.view(), t * P_);
+    remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_.view());
+    for_all_experts<B>(common_.view(), u);
+  } else {
+    clear<B>(u);
+    chi_A.add_to(u, t * P_);
+  }
+  remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
+  activate<B>(block.activation, block.activation_scale, u, v_.view());
+  times_gate<B>(G_.view(), v_.view(), Sa_, now);
+  if (block.constants.expert_out_shared) mean_over_experts<B>(now, kappa_, shared_Gv.columns(t * P_, P_));
+}
+
+template <class B>
+void ExpertBatch<B>::backward(Index t) {
+  const BlockSpec& block = problem_.limit->block;
+  const DualView<B> zeta = zeta_.view(), s = s_.view(), now = ghat.columns(t * P_, P_);
+  if (block.constants.expert_out_shared) {
+    clear<B>(common_.view());
+    beta_B.add_to(common_.view(), t * P_);
+    remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_.view());
+    for_all_experts<B>(common_.view(), zeta);
+  } else {
+    clear<B>(zeta);
+    beta_B.add_to(zeta, t * P_);
+  }
+  remember<B>(Gv, kernels_.zeta_of_Gv, t, true, zeta);
+  mean_products<B>(v_.view(), zeta, s);
+  if (explicit_) B::each(SE_, P_, [=] MOE_HD(Index i, Index p) { s.tangent(i, p) = Real(0); });
+  gate_backward<B>(gate_, G_.view(), mask_, s, rho.columns(t * P_, P_));
+  times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, now);
+  times_gate<B>(G_.view(), now, Sa_, now);
+  if (block.constants.expert_in_shared) mean_over_experts<B>(now, kappa_, shared_ghat.columns(t * P_, P_));
+}
+
+template <class B>
+void ExpertBatch<B>::add_means(BatchMeans& to) {
+  const LimitConstants& c = problem_.limit->block.constants;
+  KernelSet& k = to.kernels;
+  k[Kernel::ghat] = correlation<B>(ghat.value);
+  k[Kernel::Gv] = correlation<B>(Gv.value);
+  if (!explicit_) k[Kernel::rho] = correlation<B>(rho.value);
+  if (c.expert_in_shared) k[Kernel::shared_ghat] = correlation<B>(shared_ghat.value);
+  if (c.expert_out_shared) k[Kernel::shared_Gv] = correlation<B>(shared_Gv.value);
+  if (chi_Q.present()) k[Kernel::router_z] = response<B>(chi_Q, rho.tangent, P_, true, 1);
+  if (chi_A.present())
+    k[Kernel::A_z] = response<B>(chi_A, c.expert_in_shared ? shared_ghat.tangent : ghat.tangent, P_, true, 1);
+  if (beta_B.present())
+    k[Kernel::B_x] = response<B>(beta_B, c.expert_out_shared ? shared_Gv.tangent : Gv.tangent, P_, false, 1);
+}
+
+template <class B>
+BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
+                        StreamNumbers& streams) {
+  BatchMeans means;
+  NeuronBatch<B> neurons(problem, kernels, counts.neurons, streams);
+  ExpertBatch<B> experts(problem, kernels, counts.experts, counts.hidden, streams);
+  const bool together = !problem.limit->block.experts_sampled;
+  typename B::Matrix r(counts.experts, problem.P());
+  for (Index t = 0; t < problem.steps; ++t) {
+    neurons.features(t);
+    if (together) neurons.logits(t, r);
+    experts.forward(t, r);
+    neurons.outputs(t);
+    experts.backward(t);
+    neurons.backward(t, experts.rho_now());
+  }
+  neurons.add_means(means);
+  experts.add_means(means);
+  return means;
+}
+
+template struct SiteKernels<Cpu<float>>;
+template struct SiteKernels<Cpu<double>>;
+template class NeuronBatch<Cpu<float>>;
+template class NeuronBatch<Cpu<double>>;
+template class ExpertBatch<Cpu<float>>;
+template class ExpertBatch<Cpu<double>>;
+template BatchMeans sample_batch<Cpu<float>>(const SiteProblem&, SiteKernels<Cpu<float>>&, const BatchCounts&,
+                                             StreamNumbers&);
+template BatchMeans sample_batch<Cpu<double>>(const SiteProblem&, SiteKernels<Cpu<double>>&, const BatchCounts&,
+                                              StreamNumbers&);
+
+}  // namespace moe

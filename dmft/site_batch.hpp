@@ -1,0 +1,118 @@
+/// Batches of independent sites in kernel iteration (theory section 6), marched through all steps given the kernels.
+#pragma once
+
+#include <vector>
+
+#include "dmft/kernel_set.hpp"
+#include "dmft/site_field.hpp"
+
+namespace moe {
+
+/// What all batches of a run share: full batches of P samples, queries at steps 0 .. steps - 1.
+struct SiteProblem {
+  const LimitSpec* limit;
+  Eigen::MatrixXd x, y;  ///< (D, P), (C, P)
+  Index steps;
+
+  Index P() const { return x.cols(); }
+  Index n() const { return steps * x.cols(); }
+};
+
+/// Sites of one batch. In regime I all of them march together, with the M experts; elsewhere neurons and experts go by themselves.
+struct BatchCounts {
+  Index neurons, experts, hidden;
+};
+
+/// How one matrix acts between experts and neurons: (1/K) sum_i of per-expert or stacked matrices, or one matrix for all experts.
+struct Aggregation {
+  bool shared = false;
+  double memory = 1;  ///< prefactor of initial responses in a neuron's field: 1/kappa, shared 1
+  double field =
+      1;  ///< of its Gaussian part: the same, sqrt(M)/K for the M fields of explicit experts, which enter as one
+  double response = 1;  ///< of the average over probes: 1/sqrt(M) there
+  static Aggregation of(const BlockSpec& block, bool shared);
+};
+
+/// Kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t).
+template <class B>
+struct SiteKernels {
+  using Matrix = typename B::Matrix;
+  Matrix root_phi, root_D, root_rho, root_ghat, root_Gv;  ///< L with L L^T the queries' correlation
+  Matrix r_of_rho, u_of_ghat, u_of_shared, y_of_D, zeta_of_Gv, zeta_of_shared, xi_of_phi;
+  SiteKernels(const SiteProblem& problem, const KernelSet& kernels);
+};
+
+/// Averages over one batch, to be summed over batches.
+struct BatchMeans {
+  KernelSet kernels;
+  Eigen::MatrixXd f;  ///< (C, n); empty: a batch without neurons
+};
+
+/// Neurons: h, phi, y, D, xi along time, and the explicit router of regime I.
+template <class B>
+class NeuronBatch {
+ public:
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index neurons, StreamNumbers& streams);
+
+  void features(Index t);                     ///< (T1)
+  void outputs(Index t);                      ///< (T4)-(T6), closes f(t) and Delta(t)
+  void backward(Index t, View rho = View());  ///< (T10), (T20), (T21); rho (M, P) of explicit experts
+  void logits(Index t, View r);               ///< r_i = <q_i phi> (M, P) of explicit experts
+  void add_means(BatchMeans& to);
+
+  /// For tests: Gaussian fields, drawn initial values, paths.
+  SiteField<B> chi_B, beta_A, beta_Q;
+  DualMatrix<B> h, w_bar, q;  ///< (S, P), (S, C), (S, M): states of the present step
+  DualMatrix<B> phi, D;       ///< (S, n)
+  Eigen::MatrixXd f;          ///< (C, n)
+
+ private:
+  const SiteProblem& problem_;
+  SiteKernels<B>& kernels_;
+  Index S_, P_;
+  DualMatrix<B> y_, s_, D0_;  ///< (S, P)
+  Matrix x_gram_, delta_;     ///< (P, P) x^T x/D, (C, P)
+};
+
+/// Experts with their hidden units. Of explicit experts the logits come from the neurons, and averages over hidden units (s, hence
+/// rho) are closed: they do not move with one unit's fields.
+template <class B>
+class ExpertBatch {
+ public:
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden, StreamNumbers& streams);
+
+  void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16)
+  void backward(Index t);                       ///< (T7)-(T9), (T18)
+  View rho_now() { return rho.value.columns(step_ * P_, P_); }
+  void add_means(BatchMeans& to);
+
+  /// For tests.
+  SiteField<B> chi_Q, chi_A, beta_B;  ///< over experts; over sites, or hidden units of shared matrices
+  DualMatrix<B> rho, ghat, Gv, shared_ghat, shared_Gv;
+
+ private:
+  const SiteProblem& problem_;
+  SiteKernels<B>& kernels_;
+  Index SE_, Sa_, P_, step_ = 0;
+  double kappa_;
+  bool explicit_;
+  GateSpec gate_;
+  DualMatrix<B> r_, G_, s_;              ///< (SE, P)
+  DualMatrix<B> u_, v_, zeta_, common_;  ///< (SE Sa, P); common_ (Sa, P)
+  Matrix mask_;
+};
+
+/// Samples one batch of all kinds of sites. Deterministic in (seed, replica, iteration, batch).
+template <class B>
+BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
+                        StreamNumbers& streams);
+
+}  // namespace moe

@@ -1,0 +1,196 @@
+// Kernel iteration: derivatives that sites carry beside their fields, against finite differences of whole paths.
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "dmft/kernel_iteration.hpp"
+#include "tests/limit_fixture.hpp"
+
+namespace {
+
+using B = moe::Cpu<double>;
+using moe::Index;
+
+constexpr Index T = 4, P = 3;
+constexpr double eps = 1e-4;
+
+struct Case {
+  const char* name;
+  const char* regime;
+  const char* param;
+  moe::Activation activation, post;
+  moe::Gate gate;
+  double temperature;
+  bool residual;
+};
+using enum moe::Activation;
+using enum moe::Gate;
+const std::vector<Case> cases = {
+    {"I mssp", "I", "mssp", tanh, identity, sigmoid, 1, false},
+    {"I mup softmax", "I", "mup", gelu, tanh, softmax, 0.5, true},
+    {"II mssp", "II", "mssp", tanh, tanh, sigmoid, 1, false},
+    {"II mup softmax", "II", "mup", tanh, identity, softmax, 0.5, true},
+    {"II mssp constant gate", "II", "mssp", gelu, identity, constant, 1, false},
+    {"III mup softmax", "III", "mup", gelu, tanh, softmax, 0.5, true},
+    {"III mssp", "III", "mssp", tanh, gelu, sigmoid, 2, true},
+};
+
+/// Sites whose values move together: averages that are closed then move at second order only, as they do in the limit.
+enum class Partners { none, next_row, next_expert };
+
+/// Moves a field by +eps along its probe, partners by -eps from the same values. `sign` exchanges the two.
+void perturb(moe::SiteField<B>& field, Partners partners, Index hidden, double sign) {
+  if (!field.present()) return;
+  const auto g = field.gaussian(), p = field.probe();
+  const Index apart = partners == Partners::next_expert ? hidden : 1;
+  for (Index j = 0; j < g.cols; ++j)
+    for (Index i = 0; i < g.rows; ++i) {
+      const bool second = partners != Partners::none && (i / apart) % 2 == 1;
+      if (second) {
+        p(i, j) = p(i - apart, j);
+        g(i, j) = g(i - apart, j) - sign * eps * field.scale() * p(i, j) - sign * eps * field.scale() * p(i, j);
+      } else {
+        g(i, j) += sign * eps * field.scale() * p(i, j);
+      }
+    }
+}
+void pair_rows(moe::HostView<double> a) {
+  for (Index j = 0; j < a.cols; ++j)
+    for (Index i = 1; i < a.rows; i += 2) a(i, j) = a(i - 1, j);
+}
+
+struct Sampled {
+  moe::NeuronBatch<B> neurons;
+  moe::ExpertBatch<B> experts;
+
+  Sampled(const moe::SiteProblem& problem, moe::SiteKernels<B>& kernels, double sign, moe::StreamNumbers streams)
+      : neurons(problem, kernels, 40, streams),
+        experts(problem, kernels, problem.limit->block.experts_sampled ? 6 : problem.limit->block.counts.experts,
+                problem.limit->block.experts_sampled ? 4 : 6, streams) {
+    const moe::BlockSpec& block = problem.limit->block;
+    const bool shared = block.constants.expert_in_shared;
+    for (auto* field : {&neurons.chi_B, &neurons.beta_A, &neurons.beta_Q}) perturb(*field, Partners::next_row, 1, sign);
+    for (auto* state : {&neurons.h, &neurons.w_bar, &neurons.q}) pair_rows(state->value);
+    // Averages over a, s_i, are an expert's own where experts are sampled, and closed where they are explicit.
+    const Partners of_experts = shared ? Partners::none : block.experts_sampled ? Partners::next_row : Partners::none;
+    const Partners of_sites = shared                  ? Partners::none
+                              : block.experts_sampled ? Partners::next_expert
+                                                      : Partners::next_row;
+    perturb(experts.chi_Q, of_experts, 1, sign);
+    perturb(experts.chi_A, of_sites, 4, sign);
+    perturb(experts.beta_B, of_sites, 4, sign);
+    moe::HostMatrix<double> r(experts.rho.value.rows(), P);
+    for (Index t = 0; t < problem.steps; ++t) {
+      neurons.features(t);
+      if (!block.experts_sampled) neurons.logits(t, r);
+      experts.forward(t, r);
+      neurons.outputs(t);
+      experts.backward(t);
+      neurons.backward(t, experts.rho_now());
+    }
+  }
+};
+
+/// Largest deviation over first partners, relative to the largest derivative.
+double deviation(moe::DualMatrix<B>& plus, moe::DualMatrix<B>& minus, Index apart) {
+  double worst = 0, largest = 0;
+  for (Index j = 0; j < plus.value.cols(); ++j)
+    for (Index i = 0; i < plus.value.rows(); ++i) {
+      if ((i / apart) % 2 == 1) continue;
+      const double difference = (plus.value(i, j) - minus.value(i, j)) / (2 * eps);
+      const double tangent = (plus.tangent(i, j) + minus.tangent(i, j)) / 2;
+      worst = std::max(worst, std::abs(difference - tangent));
+      largest = std::max(largest, std::abs(tangent));
+    }
+  return largest > 0 ? worst / largest : worst;
+}
+
+}  // namespace
+
+TEST_CASE("kernel iteration: tangents are the derivatives of sites' paths [regime x parameterization x gate x psi]") {
+  for (const Case& c : cases) {
+    moe::RunSpec s = limit_fixture::spec(c.regime, c.param, moe::OptimizerKind::sgd, 0.7, T - 1);
+    s.model.activation = c.activation;
+    s.model.post_activation = c.post;
+    s.model.gate = c.gate;
+    s.model.router_temperature = c.temperature;
+    s.model.residual = c.residual;
+    const moe::Dataset data = limit_fixture::data(P, 4, 2);
+    moe::IterationOptions options;
+    options.batch = {200, 20, 10};
+    options.replicas = 3;
+    options.averaged = 1;
+    const moe::KernelSet kernels = moe::iterate_kernels(s, data, options).kernels;
+    moe::Faults faults;
+    std::vector<std::string> warnings;
+    const moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, data), faults, warnings);
+    const moe::SiteProblem problem{&limit, data.x, data.y, T};
+    moe::SiteKernels<B> given(problem, kernels);
+    const moe::StreamNumbers streams(5, 0);
+    Sampled plus(problem, given, 1, streams), minus(problem, given, -1, streams);
+    const bool shared = limit.block.constants.expert_in_shared, sampled = limit.block.experts_sampled;
+    const Index apart = sampled ? 4 : 1;
+    // Errors are eps^2 times third derivatives of a path, some ten times its size, and 1e-16/eps of rounding.
+    constexpr double allowed = 1e-5;
+    INFO(std::string(c.name));
+    CHECK((plus.neurons.f - minus.neurons.f).cwiseAbs().maxCoeff() <= 1e-10);
+    CHECK(deviation(plus.neurons.phi, minus.neurons.phi, 1) <= allowed);
+    CHECK(deviation(plus.neurons.D, minus.neurons.D, 1) <= allowed);
+    CHECK(deviation(plus.experts.Gv, minus.experts.Gv, shared ? 1000 : apart) <= allowed);
+    CHECK(deviation(plus.experts.ghat, minus.experts.ghat, shared ? 1000 : apart) <= allowed);
+    if (sampled) CHECK(deviation(plus.experts.rho, minus.experts.rho, shared ? 1000 : 1) <= allowed);
+    if (shared) {
+      CHECK(deviation(plus.experts.shared_Gv, minus.experts.shared_Gv, 1000) <= allowed);
+      CHECK(deviation(plus.experts.shared_ghat, minus.experts.shared_ghat, 1000) <= allowed);
+    }
+    // Something moves: D and ghat do by the readout's and the gates' way at the latest.
+    CHECK(plus.neurons.phi.tangent(0, (T - 1) * P) != 0);
+    CHECK(plus.experts.ghat.tangent(0, (T - 1) * P) != 0);
+  }
+}
+
+TEST_CASE("kernel iteration: responses look back only, at equal times at their own sample") {
+  Eigen::MatrixXd strict = Eigen::MatrixXd::Constant(T * P, T * P, 2.0), with_now = strict;
+  moe::keep_causal(strict, P, false);
+  moe::keep_causal(with_now, P, true);
+  for (Index i = 0; i < T * P; ++i)
+    for (Index j = 0; j < T * P; ++j) {
+      CHECK(strict(i, j) == (i / P < j / P ? 2 : 0));
+      CHECK(with_now(i, j) == (i / P < j / P || i == j ? 2 : 0));
+    }
+}
+
+TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 0.7, 2);
+  s.model.activation = relu;
+  s.model.routing = moe::Routing::topk;
+  s.model.depth = 2;
+  s.training.batch = 2;
+  moe::IterationOptions options;
+  options.replicas = 2;
+  std::string message;
+  try {
+    moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options);
+  } catch (const moe::ConfigError& e) {
+    message = e.what();
+  }
+  for (const char* key :
+       {"optimizer.name", "model.activation", "model.routing", "model.depth", "training.batch", "sampling.replicas"})
+    CHECK_MESSAGE(message.find(key) != std::string::npos, key, " in ", message);
+}
+
+TEST_CASE("kernel iteration: a diverging iteration ends with the step and what diverged") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 1e4, 6);
+  s.model.activation = identity;
+  moe::IterationOptions options;
+  options.batch = {200, 100, 0};
+  options.replicas = 3;
+  try {
+    moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options);
+    FAIL("a learning rate of 1e4 was solved");
+  } catch (const moe::NumericsError& e) {
+    CHECK(e.step >= 1);
+    CHECK(e.field.find("of iteration") != std::string::npos);
+  }
+}
