@@ -57,11 +57,15 @@ class TableReader {
         continue;
       }
       const auto regimes = words(regime_names, true);
-      if (known(key, regimes, key, node, "regime"))
-        for_each_table(key, node, [&](const std::string& optimizer, const std::string& path, const toml::node& inner) {
-          if (known(optimizer, words(optimizer_families, true), path, inner, "optimizer of a table"))
-            read_section(path, inner, sections[path]);
-        });
+      const bool regime_known = known(key, regimes, key, node, "regime");
+      if (!regime_known && !node.is_table()) continue;
+      // Below an unknown name there may be more faults: the section is read, and left out.
+      PerTensor<PartialRule> left_out;
+      for_each_table(key, node, [&](const std::string& optimizer, const std::string& path, const toml::node& inner) {
+        const bool is_known = known(optimizer, words(optimizer_families, true), path, inner, "optimizer of a table");
+        if (is_known || inner.is_table())
+          read_section(path, inner, is_known && regime_known ? sections[path] : left_out);
+      });
     }
     return sections;
   }
@@ -113,10 +117,12 @@ class TableReader {
 
   void read_section(const std::string& section, const toml::node& node, PerTensor<PartialRule>& rules) {
     for_each_table(section, node, [&](const std::string& tensor, const std::string& path, const toml::node& inner) {
-      if (!known(tensor, words(tensor_names), path, inner, "tensor")) return;
+      PartialRule left_out;
+      const bool is_known = known(tensor, words(tensor_names), path, inner, "tensor");
+      if (!is_known && !inner.is_table()) return;
       const auto index =
           static_cast<std::size_t>(std::find(tensor_names.begin(), tensor_names.end(), tensor) - tensor_names.begin());
-      PartialRule& rule = rules.values[index];
+      PartialRule& rule = is_known ? rules.values[index] : left_out;
       for_each_table(path, inner, [&](const std::string& key, const std::string& key_path, const toml::node& value) {
         if (known(key, words(rule_keys), key_path, value, "key")) read_key(key, key_path, value, index, rule);
       });
@@ -127,11 +133,12 @@ class TableReader {
                 PartialRule& rule) {
     if (key == "shared") {
       const auto* value = node.as_boolean();
-      const bool per_expert = tensor == static_cast<std::size_t>(Tensor::expert_in) ||
-                              tensor == static_cast<std::size_t>(Tensor::expert_out);
+      const bool once = tensor == static_cast<std::size_t>(Tensor::input) ||
+                        tensor == static_cast<std::size_t>(Tensor::router) ||
+                        tensor == static_cast<std::size_t>(Tensor::readout);
       if (!value)
         wrong_type(path, node, "true or false");
-      else if (value->get() && !per_expert)
+      else if (value->get() && once)
         faults_.add(path, "true", place(node), "shares a tensor that exists once",
                     "Only expert_in and expert_out can be shared: remove the line");
       else

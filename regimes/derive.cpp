@@ -22,9 +22,9 @@ constexpr double tolerance = 1e-9;  ///< of exponents
 // The space, in half powers of N around the normalised order one; zero initialisation is one more value of a std.
 constexpr int lowest = -4, highest_std = 3, highest_rate = 4;
 
-bool applies(const Condition& c, const RunSpec& spec) {
-  return c.optimizer == "any" || (c.optimizer == "sgd") == is_linear(spec.optimizer.name);
-}
+/// Evaluations of signal propagation that may go into the question whether there is a table, and into finding all: a part of a second,
+/// minutes.
+constexpr std::size_t question_budget = 1000, search_budget = 100'000;
 
 /// A table that is all ones: what it leaves in the setup are the powers of the units and of the structure.
 Parameterization unit_table(bool in_shared, bool out_shared) {
@@ -133,18 +133,16 @@ bool feasible(Propagation bounds, const Demands& demands) {
 }
 
 /// Demands of all conditions; of those in `relaxed`, what takes their place.
-Demands demands_of(const Desiderata& desiderata, const std::set<const Condition*>& relaxed, const RunSpec& spec,
-                   const NamedSizes<SizeInterval>& names) {
+Demands demands_of(const Conditions& conditions, const Conditions& relaxed, const NamedSizes<SizeInterval>& names) {
   Demands demands;
-  for (const auto& c : desiderata.conditions) {
-    if (!applies(c, spec)) continue;
-    const bool instead = relaxed.contains(&c);
-    if (instead && c.if_impossible == IfImpossible::drop) continue;
-    for (const auto& name : c.quantities)
+  for (const Condition* c : conditions) {
+    const bool instead = std::find(relaxed.begin(), relaxed.end(), c) != relaxed.end();
+    if (instead && c->if_impossible == IfImpossible::drop) continue;
+    for (const auto& name : c->quantities)
       for (std::size_t stage = 0; stage < num_stages; ++stage)
-        if (c.at[stage])
+        if (c->at[stage])
           demands.of[stage].push_back(
-              {index_of(names, name), instead ? no_exponent : c.min, instead ? no_exponent : c.max});
+              {index_of(names, name), instead ? no_exponent : c->min, instead ? no_exponent : c->max});
   }
   for (std::size_t stage = 0; stage < num_stages; ++stage) {
     auto& highest = demands.limits.highest[stage];
@@ -158,6 +156,8 @@ Demands demands_of(const Desiderata& desiderata, const std::set<const Condition*
     if (d.max < unbounded) floor[d.quantity] = std::max(floor[d.quantity], d.min);
   return demands;
 }
+
+enum class Answer { yes, no, unknown };
 
 /// Branch and bound over the entries of the table for one choice of sharing. Each entry has an interval of values left; values at its ends
 /// that no completion can have are cut off, and the entry with the fewest values left is tried next.
@@ -191,8 +191,26 @@ class Search {
   /// Calls `found` with the value of every variable, for every solution. Returns the number of evaluations.
   std::size_t run(const Demands& demands, const Found& found) {
     evaluations_ = 0;
+    budget_ = search_budget;
     descend(everything(), demands, found);
-    return evaluations_;
+    if (evaluations_ < budget_) return evaluations_;
+    throw ConfigError(
+        {fmt::format("derive: {} evaluations of signal propagation have not come to an end: the conditions leave too "
+                     "many tables. Add "
+                     "conditions, such as extends = \"mu\"",
+                     evaluations_)});
+  }
+
+  /// Is there a solution? Unknown if `budget` evaluations do not tell.
+  Answer any(const Demands& demands, std::size_t budget) {
+    evaluations_ = 0;
+    budget_ = budget;
+    bool some = false;
+    descend(everything(), demands, [&](const std::vector<double>&) {
+      some = true;
+      budget_ = 0;
+    });
+    return some ? Answer::yes : evaluations_ < budget_ ? Answer::no : Answer::unknown;
   }
 
  private:
@@ -223,6 +241,7 @@ class Search {
   }
 
   bool possible(const Ranges& ranges, const Demands& demands) {
+    if (evaluations_ >= budget_) return false;
     ++evaluations_;
     return feasible(sizes(ranges), demands);
   }
@@ -273,7 +292,73 @@ class Search {
 
   Bounds bounds_;
   std::vector<Variable> variables_;
-  std::size_t evaluations_ = 0;
+  std::size_t evaluations_ = 0, budget_ = 0;
+};
+
+/// One for each choice of sharing.
+std::vector<Search> all_searches(const RunSpec& spec) {
+  std::vector<Search> searches;
+  for (const bool in_shared : {false, true})
+    for (const bool out_shared : {false, true}) searches.emplace_back(spec, in_shared, out_shared);
+  return searches;
+}
+
+Conditions applicable(const Desiderata& desiderata, const RunSpec& spec) {
+  Conditions result;
+  for (const auto& c : desiderata.conditions)
+    if (applies(c, spec)) result.push_back(&c);
+  return result;
+}
+
+bool can_relax(const Condition& c) { return c.if_impossible != IfImpossible::fail; }
+
+/// Calls `visit` with every choice of `count` of the conditions that may be relaxed, until it says that this is enough.
+void for_each_relaxation(const Conditions& conditions, std::size_t count,
+                         const std::function<bool(const Conditions&)>& visit) {
+  Conditions relaxable;
+  for (const Condition* c : conditions)
+    if (can_relax(*c)) relaxable.push_back(c);
+  if (count > relaxable.size()) return;
+  std::vector<bool> chosen(relaxable.size(), false);
+  std::fill(chosen.begin(), chosen.begin() + static_cast<std::ptrdiff_t>(count), true);
+  do {
+    Conditions relaxed;
+    for (std::size_t k = 0; k < relaxable.size(); ++k)
+      if (chosen[k]) relaxed.push_back(relaxable[k]);
+    if (visit(relaxed)) return;
+  } while (std::prev_permutation(chosen.begin(), chosen.end()));
+}
+
+/// Is there a table at all?
+class Question {
+ public:
+  explicit Question(const RunSpec& spec) : searches_(all_searches(spec)), names_(searches_.front().names()) {}
+
+  Answer ask(const Conditions& conditions, const Conditions& relaxed) {
+    const auto demands = demands_of(conditions, relaxed, names_);
+    auto answer = Answer::no;
+    for (auto& search : searches_) {
+      const auto here = search.any(demands, question_budget);
+      if (here == Answer::yes) return here;
+      if (here == Answer::unknown) answer = here;
+    }
+    return answer;
+  }
+  /// With some of the conditions relaxed, or none.
+  Answer ask_any_relaxation(const Conditions& conditions) {
+    auto answer = Answer::no;
+    for (std::size_t count = 0; count <= conditions.size() && answer != Answer::yes; ++count)
+      for_each_relaxation(conditions, count, [&](const Conditions& relaxed) {
+        const auto here = ask(conditions, relaxed);
+        if (here != Answer::no) answer = here;
+        return here == Answer::yes;
+      });
+    return answer;
+  }
+
+ private:
+  std::vector<Search> searches_;
+  NamedSizes<SizeInterval> names_;
 };
 
 /// Values by variable; the first two are sharing.
@@ -316,6 +401,10 @@ double snapped(double x) { return std::abs(x) < tolerance ? 0 : x; }
 
 }  // namespace
 
+bool applies(const Condition& c, const RunSpec& spec) {
+  return c.optimizer == "any" || (c.optimizer == "sgd") == is_linear(spec.optimizer.name);
+}
+
 std::vector<std::string> known_quantities() {
   std::vector<std::string> names;
   for (const auto& o : observable_table)
@@ -325,24 +414,15 @@ std::vector<std::string> known_quantities() {
 }
 
 std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec) {
-  std::vector<Search> searches;
-  for (const bool in_shared : {false, true})
-    for (const bool out_shared : {false, true}) searches.emplace_back(spec, in_shared, out_shared);
+  std::vector<Search> searches = all_searches(spec);
   const auto names = searches.front().names();
-
-  std::vector<const Condition*> relaxable;
-  for (const auto& c : desiderata.conditions)
-    if (c.if_impossible != IfImpossible::fail && applies(c, spec)) relaxable.push_back(&c);
-
+  const Conditions conditions = applicable(desiderata, spec);
   std::vector<Derivation> result;
-  for (std::size_t relaxed = 0; relaxed <= relaxable.size() && result.empty(); ++relaxed) {
-    std::vector<bool> chosen(relaxable.size(), false);
-    std::fill(chosen.begin(), chosen.begin() + static_cast<std::ptrdiff_t>(relaxed), true);
-    do {
+  for (std::size_t count = 0; count <= conditions.size() && result.empty(); ++count)
+    for_each_relaxation(conditions, count, [&](const Conditions& relaxed) {
       Derivation derivation;
-      for (std::size_t k = 0; k < relaxable.size(); ++k)
-        if (chosen[k]) derivation.relaxed.push_back(relaxable[k]);
-      const auto demands = demands_of(desiderata, {derivation.relaxed.begin(), derivation.relaxed.end()}, spec, names);
+      derivation.relaxed = relaxed;
+      const auto demands = demands_of(conditions, relaxed, names);
       std::vector<Box> boxes;
       for (std::size_t s = 0; s < searches.size(); ++s) {
         double tables = 1;
@@ -361,12 +441,51 @@ std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec
       for (const auto& v : searches.front().variables()) space.push_back(v.domain);
       derivation.space = table_box(space, searches.front().variables());
       if (!derivation.boxes.empty()) result.push_back(std::move(derivation));
-    } while (std::prev_permutation(chosen.begin(), chosen.end()));
-  }
+      return false;
+    });
   return result;
 }
 
-std::vector<Violation> violations(const Desiderata& desiderata, const Derivation& derivation, const RunSpec& spec,
+std::vector<Conditions> relaxations(const Desiderata& desiderata, const RunSpec& spec) {
+  const Conditions conditions = applicable(desiderata, spec);
+  const auto relaxable = static_cast<std::size_t>(
+      std::count_if(conditions.begin(), conditions.end(), [](const Condition* c) { return can_relax(*c); }));
+  Question question(spec);
+  std::vector<Conditions> result;
+  for (std::size_t count = 0; count <= relaxable && result.empty(); ++count)
+    for_each_relaxation(conditions, count, [&](const Conditions& relaxed) {
+      if (count == relaxable || question.ask(conditions, relaxed) != Answer::no) result.push_back(relaxed);
+      return false;
+    });
+  return result;
+}
+
+std::vector<Conditions> conflicts(const Desiderata& desiderata, const RunSpec& spec) {
+  const Conditions all = applicable(desiderata, spec);
+  Question question(spec);
+  std::vector<Conditions> result;
+  const auto excluded = [&](const Conditions& conditions) {
+    if (question.ask_any_relaxation(conditions) == Answer::no) result.push_back(conditions);
+  };
+  for (const Condition* c : all) excluded({c});
+  if (!result.empty()) return result;
+  for (std::size_t i = 0; i < all.size(); ++i)
+    for (std::size_t j = i + 1; j < all.size(); ++j) excluded({all[i], all[j]});
+  if (!result.empty()) return result;
+  // More than two: one set, after leaving out, one by one, all that are not needed.
+  Conditions rest = all;
+  for (std::size_t k = 0; k < rest.size();) {
+    Conditions fewer = rest;
+    fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(k));
+    if (question.ask_any_relaxation(fewer) == Answer::no)
+      rest = std::move(fewer);
+    else
+      ++k;
+  }
+  return {rest};
+}
+
+std::vector<Violation> violations(const Desiderata& desiderata, const Conditions& relaxed, const RunSpec& spec,
                                   const Parameterization& param) {
   auto list = observable_exponents(spec, param);
   for (auto& e : atomic_exponents(spec, param)) list.push_back(std::move(e));
@@ -376,10 +495,9 @@ std::vector<Violation> violations(const Desiderata& desiderata, const Derivation
   std::vector<Violation> result;
   for (const auto& c : desiderata.conditions) {
     if (!applies(c, spec)) continue;
-    const bool relaxed =
-        std::find(derivation.relaxed.begin(), derivation.relaxed.end(), &c) != derivation.relaxed.end();
-    if (relaxed && c.if_impossible == IfImpossible::drop) continue;
-    const double min = relaxed ? no_exponent : c.min, max = relaxed ? no_exponent : c.max;
+    const bool instead = std::find(relaxed.begin(), relaxed.end(), &c) != relaxed.end();
+    if (instead && c.if_impossible == IfImpossible::drop) continue;
+    const double min = instead ? no_exponent : c.min, max = instead ? no_exponent : c.max;
     for (const auto& name : c.quantities)
       for (std::size_t stage = 0; stage < num_stages; ++stage) {
         if (!c.at[stage]) continue;

@@ -12,8 +12,13 @@
 
 namespace moe {
 
+using Conditions = std::vector<const Condition*>;
+
 /// Names that conditions may use: observables, atomic quantities, gains, learning rates and eps.
 std::vector<std::string> known_quantities();
+
+/// Is it about the rule of `spec`?
+bool applies(const Condition& condition, const RunSpec& spec);
 
 /// A condition that a table breaks, by one quantity at one stage.
 struct Violation {
@@ -37,23 +42,32 @@ struct TableBox {
 };
 
 struct Derivation {
-  std::vector<const Condition*> relaxed;  ///< those that no table satisfies together with the others
-  std::vector<TableBox> boxes;            ///< disjoint; together all solutions
-  std::size_t solutions = 0;              ///< tables in all boxes
-  std::size_t evaluations = 0;            ///< of signal propagation, on intervals or single tables
-  double tables_searched = 0;             ///< size of the space
-  TableBox space;                         ///< all exponents tried, per entry
+  Conditions relaxed;           ///< those that no table satisfies together with the others
+  std::vector<TableBox> boxes;  ///< disjoint; together all solutions
+  std::size_t solutions = 0;    ///< tables in all boxes
+  std::size_t evaluations = 0;  ///< of signal propagation, on intervals or single tables
+  double tables_searched = 0;   ///< size of the space
+  TableBox space;               ///< all exponents tried, per entry
 };
 
-/// Checks one table. `derivation`: of the same desiderata, which says which conditions have to be relaxed in this regime.
-std::vector<Violation> violations(const Desiderata& desiderata, const Derivation& derivation, const RunSpec& spec,
+/// Checks one table. `relaxed`: conditions of the same desiderata that are, in this regime.
+std::vector<Violation> violations(const Desiderata& desiderata, const Conditions& relaxed, const RunSpec& spec,
                                   const Parameterization& param);
 
 /// All tables in the space of half-integer exponents (within two powers of N of the normalised order one; zero initialisation; sharing)
 /// that satisfy the desiderata in the regime, under the rule and with the model of `spec`. If there is none, the conditions that may be
 /// relaxed are, as few as needed; every such smallest set that has solutions gives one Derivation. Search by intervals: a partial table
-/// whose sizes, with everything else between its bounds, cannot meet a condition is discarded with all its completions.
+/// whose sizes, with everything else between its bounds, cannot meet a condition is discarded with all its completions. Throws ConfigError
+/// if the conditions leave too much to search.
 std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec);
+
+/// Conditions as `derive` takes them back, without listing tables: the smallest sets that have to be relaxed for tables to be there; the
+/// first if it is not decided soon. All that may be relaxed where even that does not help.
+std::vector<Conditions> relaxations(const Desiderata& desiderata, const RunSpec& spec);
+
+/// Where `derive` finds nothing: every single condition that no table satisfies (relaxed, if it may be); if there is none, every pair; else
+/// one set that no table satisfies, after leaving out, one after the other, conditions that are not needed for that.
+std::vector<Conditions> conflicts(const Desiderata& desiderata, const RunSpec& spec);
 
 /// Is the table, reduced to exponents, in one of the boxes?
 bool contains(const Derivation& derivation, const RunSpec& spec, const Parameterization& param);

@@ -180,12 +180,13 @@ int check(const Call& call, Report& report) {
   const moe::Parameterization param = moe::load_parameterization(call.spec, faults);
   faults.throw_if_any();
   // Which conditions have to be relaxed depends on what other tables can do.
-  auto derivations = moe::derive(desiderata, call.spec);
-  if (derivations.empty()) derivations.emplace_back();
+  moe::Conditions relaxed;
   std::vector<moe::Violation> broken;
-  for (std::size_t k = 0; k < derivations.size(); ++k) {
-    auto list = moe::violations(desiderata, derivations[k], call.spec, param);
-    if (k == 0 || list.size() < broken.size()) broken = std::move(list);
+  bool first = true;
+  for (const auto& choice : moe::relaxations(desiderata, call.spec)) {
+    auto list = moe::violations(desiderata, choice, call.spec, param);
+    if (!first && list.size() >= broken.size()) continue;
+    broken = std::move(list), relaxed = choice, first = false;
   }
   report.title = fmt::format("{} under {}", context(call.spec, param.name), desiderata.name);
   report.notes.push_back(desiderata.description);
@@ -193,13 +194,14 @@ int check(const Call& call, Report& report) {
   std::set<const moe::Condition*> bad;
   for (const auto& v : broken) bad.insert(v.condition);
   for (const auto& c : desiderata.conditions) {
-    const auto& relaxed = derivations.front().relaxed;
     const bool eased = std::find(relaxed.begin(), relaxed.end(), &c) != relaxed.end();
     rows.rows.push_back({c.id,
                          c.says + (eased ? c.if_impossible == moe::IfImpossible::zero ? " (no table can: zero instead)"
                                                                                       : " (no table can: dropped)"
                                          : ""),
-                         bad.contains(&c) ? "NO" : "yes"});
+                         !moe::applies(c, call.spec) ? moe::Cell()
+                         : bad.contains(&c)          ? moe::Cell("NO")
+                                                     : moe::Cell("yes")});
   }
   report.tables.push_back(std::move(rows));
   if (!broken.empty()) {
@@ -262,6 +264,25 @@ void add_ratios(const RunSpec& spec, Report& report) {
                                                     : "independent",
                          r.law.text(), r.exponent, r.exponent == 0 ? "possible" : "impossible"});
   report.tables.push_back(std::move(rows));
+}
+
+/// Why there is no table.
+void add_conflicts(const moe::Desiderata& desiderata, const RunSpec& spec, Report& report) {
+  const auto conflicts = moe::conflicts(desiderata, spec);
+  moe::ReportTable rows{"conflicts",
+                        {"set", "id", "says", "quantities"},
+                        {},
+                        conflicts.front().size() == 1 ? "Conditions that no table satisfies, each by itself:"
+                                                      : "Conditions that no table satisfies together, by set:"};
+  for (std::size_t k = 0; k < conflicts.size(); ++k)
+    for (const auto* c : conflicts[k])
+      rows.rows.push_back({static_cast<double>(k + 1), c->id,
+                           c->says + (c->if_impossible == moe::IfImpossible::zero   ? " (or zero)"
+                                      : c->if_impossible == moe::IfImpossible::drop ? " (or dropped)"
+                                                                                    : ""),
+                           fmt::format("{}", fmt::join(c->quantities, ", "))});
+  report.tables.push_back(std::move(rows));
+  report.remarks.emplace_back("No table in the space (half-integer powers within N^2 of order one) has all of this.");
 }
 
 int derive(const Call& call, Report& report) {
@@ -331,8 +352,7 @@ int derive(const Call& call, Report& report) {
         "solution{}, {} evaluations of signal propagation.",
         d.tables_searched, d.solutions, d.solutions == 1 ? "" : "s", d.evaluations));
   }
-  if (derivations.empty())
-    report.remarks.emplace_back("No table in the space (half-integer powers within N^2 of order one) has all of this.");
+  if (derivations.empty()) add_conflicts(desiderata, call.spec, report);
   add_ratios(call.spec, report);
   return derivations.empty() ? 1 : 0;
 }

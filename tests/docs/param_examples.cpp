@@ -1,4 +1,4 @@
-/// The examples of docs/parameterizations.md say what the program says.
+/// The examples of docs/parameterizations.md say what the program says; files that it shows are there by the name in their first line.
 #include <doctest/doctest.h>
 #include <unistd.h>
 
@@ -9,11 +9,11 @@
 #include "tests/program.hpp"
 
 TEST_CASE("every example of docs/parameterizations.md is what moe_param prints") {
-  const std::string source = MOE_SOURCE_DIR;
-  std::istringstream in(read_bytes(source + "/docs/parameterizations.md"));
-  int examples = 0;
+  const TemporaryFolder folder;
+  std::istringstream in(read_bytes(std::string(MOE_SOURCE_DIR) + "/docs/parameterizations.md"));
+  int examples = 0, files = 0;
   std::string line, command, expected;
-  bool inside = false;
+  bool inside = false, file = false;
   const auto compare = [&] {
     if (command.empty()) return;
     std::istringstream words(command);
@@ -22,7 +22,7 @@ TEST_CASE("every example of docs/parameterizations.md is what moe_param prints")
     REQUIRE(arguments.at(0) == "moe_param");
     arguments.erase(arguments.begin());
     const ProgramRun run = run_program("moe_param", arguments, [&] {
-      if (::chdir(source.c_str()) != 0) ::_exit(126);
+      if (::chdir(folder.path().c_str()) != 0) ::_exit(126);
     });
     CAPTURE(command);
     // Lines may be left out at "...".
@@ -46,9 +46,18 @@ TEST_CASE("every example of docs/parameterizations.md is what moe_param prints")
   while (std::getline(in, line)) {
     if (line.starts_with("```")) {
       if (inside) compare();
-      inside = !inside && line == "```console";
+      if (file) {
+        REQUIRE(expected.starts_with("# "));
+        write_bytes(folder / expected.substr(2, expected.find('\n') - 2), expected);
+        ++files;
+      }
+      const bool begins = !inside && !file;
+      inside = begins && line == "```console";
+      file = begins && line == "```toml";
       command.clear();
       expected.clear();
+    } else if (file) {
+      expected += line + "\n";
     } else if (inside && line.starts_with("$ ")) {
       compare();
       command = line.substr(2);
@@ -58,4 +67,5 @@ TEST_CASE("every example of docs/parameterizations.md is what moe_param prints")
     }
   }
   CHECK(examples >= 8);
+  CHECK(files >= 2);
 }

@@ -159,6 +159,36 @@ std = {N = inf}
   CHECK(l.faults.size() == 13);  // nothing is reported as missing that could not be read
 }
 
+TEST_CASE("an unknown name of a section does not hide what else is wrong below it, nor does the section count") {
+  TemporaryFolder folder;
+  const std::string file = write(folder, "hidden.toml", R"(nme = "x"
+[IV.any.input]
+sdt = {}
+[IV.adamw.input]
+lr = {P = 1}
+[any.adamw.input]
+lr = 0.5
+[any.any.exprt_in]
+std = {N = "x"}
+shared = true
+)");
+  const Loaded l = load(file, "II", sgd);
+  const auto at = [](int line) { return "hidden.toml:" + std::to_string(line); };
+  CHECK(l.has({"unknown regime 'nme'", at(1)}));
+  CHECK(l.has({"unknown regime 'IV'", at(2)}));
+  CHECK(l.has({"IV.any.input.sdt", "unknown key 'sdt'", at(3)}));
+  CHECK(l.has({"unknown optimizer of a table 'adamw'", at(4)}));
+  CHECK(l.has({"IV.adamw.input.lr.P", "unknown size 'P'", at(5)}));
+  CHECK(l.has({"any.adamw.input.lr = 0.5", "is not a power law", at(7)}));
+  CHECK(l.has({"unknown tensor 'exprt_in'", "Did you mean 'expert_in'?", at(8)}));
+  CHECK(l.has({"any.any.exprt_in.std.N = \"x\"", at(9)}));
+  CHECK(l.faults.size() == 9);
+  // What stands in a section of an unknown regime serves none.
+  const Loaded none = load(write(folder, "none.toml", section("IV.any", 3)), "II", sgd);
+  CHECK(none.faults.size() == 1);
+  CHECK(none.param.rule[Tensor::input].lr.constant != 3);
+}
+
 TEST_CASE("a regime or optimizer that a source does not treat is refused by saying so") {
   const Loaded l = load("simplep", "I", sgd);
   REQUIRE(l.faults.size() == 1);
