@@ -22,9 +22,8 @@ constexpr double tolerance = 1e-9;  ///< of exponents
 // The space, in half powers of N around the normalised order one; zero initialisation is one more value of a std.
 constexpr int lowest = -4, highest_std = 3, highest_rate = 4;
 
-/// Evaluations of signal propagation that may go into the question whether there is a table, and into finding all: a part of a second,
-/// minutes.
-constexpr std::size_t question_budget = 1000, search_budget = 100'000;
+/// Evaluations of signal propagation that may go into the question whether there is a table: a part of a second.
+constexpr std::size_t question_budget = 1000;
 
 /// A table that is all ones: what it leaves in the setup are the powers of the units and of the structure.
 Parameterization unit_table(bool in_shared, bool out_shared) {
@@ -189,9 +188,10 @@ class Search {
   NamedSizes<SizeInterval> names() const { return sizes(everything()).step(); }
 
   /// Calls `found` with the value of every variable, for every solution. Returns the number of evaluations.
-  std::size_t run(const Demands& demands, const Found& found) {
+  /// Throws if they exceed `budget`.
+  std::size_t run(const Demands& demands, std::size_t budget, const Found& found) {
     evaluations_ = 0;
-    budget_ = search_budget;
+    budget_ = budget;
     descend(everything(), demands, found);
     if (evaluations_ < budget_) return evaluations_;
     throw ConfigError(
@@ -413,7 +413,7 @@ std::vector<std::string> known_quantities() {
   return names;
 }
 
-std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec) {
+std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec, std::size_t budget) {
   std::vector<Search> searches = all_searches(spec);
   const auto names = searches.front().names();
   const Conditions conditions = applicable(desiderata, spec);
@@ -428,7 +428,7 @@ std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec
         double tables = 1;
         for (const auto& v : searches[s].variables()) tables *= static_cast<double>(v.domain.size());
         derivation.tables_searched += tables;
-        derivation.evaluations += searches[s].run(demands, [&](const std::vector<double>& values) {
+        derivation.evaluations += searches[s].run(demands, budget, [&](const std::vector<double>& values) {
           Box box = {{s / 2 == 0 ? 0.0 : 1.0}, {s % 2 == 0 ? 0.0 : 1.0}};
           for (const double v : values) box.push_back({v});
           boxes.push_back(std::move(box));

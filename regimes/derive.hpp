@@ -58,8 +58,9 @@ std::vector<Violation> violations(const Desiderata& desiderata, const Conditions
 /// that satisfy the desiderata in the regime, under the rule and with the model of `spec`. If there is none, the conditions that may be
 /// relaxed are, as few as needed; every such smallest set that has solutions gives one Derivation. Search by intervals: a partial table
 /// whose sizes, with everything else between its bounds, cannot meet a condition is discarded with all its completions. Throws ConfigError
-/// if the conditions leave too much to search.
-std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec);
+/// if the conditions leave so much to search that one choice of sharing takes more than `budget` evaluations of signal propagation (the
+/// default is half a minute).
+std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec, std::size_t budget = 1'000'000);
 
 /// Conditions as `derive` takes them back, without listing tables: the smallest sets that have to be relaxed for tables to be there; the
 /// first if it is not decided soon. All that may be relaxed where even that does not help.

@@ -302,6 +302,8 @@ TEST_CASE("what has to be relaxed is found without listing all tables, and too m
               "[[condition]]\nid = \"q\"\nquantities = [\"rms_f\"]\nat = [\"late\"]\nexponent = 0.25\n");
   const Desiderata loose = asked(folder / "loose.toml");
   const RunSpec spec = run("II", sgd, "mup");
+  CHECK_THROWS_WITH_AS(derive(loose, spec, 2000), doctest::Contains("the conditions leave too many tables"),
+                       ConfigError);
   CHECK(violations(loose, relaxations(loose, spec).front(), spec, table(spec)).size() == 1);
 }
 
