@@ -374,8 +374,11 @@ int transfer(Call& call, Report& report, std::string& python) {
   python = moe::python_snippet(call.spec, multipliers, base, target);
   report.title = fmt::format("From {} to {} with {}", call.base, call.target, context(call.spec, param.name));
   report.notes.push_back(kind.description + ".");
-  if (chosen && kind.regime != call.spec.model.regime)
-    report.notes.push_back(fmt::format("The table of regime {} is used, as asked for.", call.spec.model.regime));
+  if (!kind.exact || kind.regime != call.spec.model.regime)
+    report.notes.push_back(
+        fmt::format("The multipliers follow the table of regime {}{}. What they leave changing with "
+                    "size is listed at the end.",
+                    call.spec.model.regime, chosen ? ", as asked for" : ""));
   moe::ReportTable rows{"multipliers", {"role", "init std", "lr"}, {}, "Multiply the base model's settings by:"};
   if (entrywise(call.spec)) rows.columns.emplace_back("eps");
   rows.columns.insert(rows.columns.end(), {"weight decay", "experts start", "like"});

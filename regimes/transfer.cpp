@@ -118,8 +118,7 @@ PathKind path_kind(const Sizes& base, const Sizes& target) {
     }
     const bool granular = grows(M) && std::abs(M - K) < 1e-6 && std::abs(M + Ne) < 1e-6;
     kind.description = fmt::format(
-        "N stays, so the path is in none of the regimes{}. The multipliers below follow the table of regime {}, in "
-        "which the same sizes change; what they leave changing with size is listed as drift",
+        "N stays, so the path is in none of the regimes{}; the same sizes change as in regime {}",
         granular ? fmt::format(": it changes the granularity, M and K by {:.4g}, N_e by {:.4g}, at fixed width",
                                std::exp(M), std::exp(Ne))
                  : "",
@@ -143,8 +142,9 @@ PathKind path_kind(const Sizes& base, const Sizes& target) {
                                    std::exp(N), std::exp(M), std::exp(Ne), std::exp(K));
   else
     kind.description = fmt::format(
-        "Between the regimes: the same sizes grow as in regime {}, but {}. The multipliers follow the table of that "
-        "regime; ratios of sizes that its limit holds fixed change along the path, which is listed as drift",
+        "Between the regimes: the same sizes grow as in regime {}, but {}; ratios of sizes that its limit holds fixed "
+        "change "
+        "along the path",
         kind.regime, deviations);
   return kind;
 }
@@ -176,7 +176,9 @@ std::vector<RoleMultipliers> role_multipliers(const RunSpec& spec, const Paramet
 }
 
 std::vector<Drift> drifts(const RunSpec& spec, const Parameterization& param, const Sizes& base, const Sizes& target) {
-  const NormalLaws laws = normal_laws(spec, param, regime_named(spec.model.regime));
+  // The table may be another regime's; what adds up and what averages out is a matter of the path.
+  const Regime& regime = regime_named(path_kind(base, target).regime);
+  const NormalLaws laws = normal_laws(spec, param, regime);
   Sizes from = base, to = target;
   from.D = to.D = 1;
   from.L = to.L = 1;
@@ -186,7 +188,7 @@ std::vector<Drift> drifts(const RunSpec& spec, const Parameterization& param, co
     const double ratio = law.at(to) / law.at(from);
     if (std::abs(ratio - 1) > 1e-9) result.push_back({t, quantity, ratio});
   };
-  const bool sampled = regime_named(spec.model.regime).experts_sampled;
+  const bool sampled = regime.experts_sampled;
   add(Tensor::input, "D Var W_in", laws.input);
   if (sampled) add(Tensor::router, "s_chi^2", laws.router.chi2);
   add(Tensor::router, sampled ? "s_beta^2" : "N^2 Var Q", sampled ? laws.router.beta2 : laws.explicit_router);

@@ -10,8 +10,11 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +22,9 @@
 #include "support/observable.hpp"
 #include "tests/limit_fixture.hpp"
 #include "validation/network.hpp"
+#include "validation/network_start.hpp"
 #include "validation/power_law_fit.hpp"
+#include "validation/reference_model.hpp"
 #include "validation/statistics.hpp"
 
 namespace {
@@ -43,6 +48,14 @@ struct Case {
   bool hides =
       false;  ///< leading terms that come late and small: some slopes are below the predicted ones at these widths
 
+  /// `count` of them, each twice the last; in III, where a network has as many weights as N cubed, from half of `first`.
+  std::vector<int> widths(int first, int count = 3) const {
+    if (std::string(regime) == "III") first /= 2;
+    std::vector<int> list;
+    for (int k = 0; k < count; ++k) list.push_back(first << k);
+    return list;
+  }
+  std::size_t stages() const { return late > 0 ? 3 : 2; }
   std::string title() const {
     return fmt::format("{} {} {}{}{}", regime, param, optimizer == sgd ? "sgd" : "adam", eps == 0 ? " eps=0" : "",
                        activation == moe::Activation::identity ? " identity" : "");
@@ -118,36 +131,91 @@ moe::RunSpec spec_of(const Case& c) {
   return s;
 }
 
-/// Trains and compares all root mean squares.
-void confirm(const Case& c, const std::vector<int>& widths, int seeds) {
-  moe::RunSpec s = spec_of(c);
-  const moe::Dataset d = limit_fixture::data(2, 5, 1);
+/// Slopes of one case against predictions, and what became of them.
+class Comparison {
+ public:
+  explicit Comparison(const Case& c, std::size_t predictions)
+      : case_(c),
+        bound_(moe::statistics::two_sided_bound(level / static_cast<double>(3 * predictions * cases.size()), 15)) {}
+
+  void add(const std::string& name, std::size_t stage, const std::optional<double>& predicted, const Sample& sample) {
+    const std::string what = fmt::format("{}: {} {}", case_.title(), name, moe::stage_names[stage]);
+    ++compared_;
+    if (!predicted) {
+      const double largest = *std::max_element(sample.mean.begin(), sample.mean.end());
+      CHECK_MESSAGE(largest == 0, what << ": identically zero is predicted, found " << largest);
+      return;
+    }
+    const moe::PowerLawFit fit = beyond(sample, *predicted);
+    std::string values;
+    for (double m : sample.mean) values += fmt::format(" {:.3g}", std::sqrt(m));
+    INFO(fmt::format("{}: predicted {:g}, slope {:.3f} +- {:.3f}; values{}", what, *predicted,
+                     *predicted + fit.exponent, fit.error, values));
+    ++fitted_;
+    squared_ += fit.exponent * fit.exponent;
+    if (fit.exponent > above_) {
+      above_ = fit.exponent;
+      highest_ = fmt::format("{} {} ({:+.3f} +- {:.3f}:{})", name, moe::stage_names[stage], above_, fit.error, values);
+    }
+    const double open = allowance + bound_ * fit.error;
+    CHECK(fit.exponent < open);
+    if (stage == 0) CHECK(fit.exponent > -open);
+    if (fit.exponent < -open)
+      below_.push_back(fmt::format("{} {} ({:+.2f}:{})", name, moe::stage_names[stage], fit.exponent, values));
+  }
+
+  void conclude() const {
+    MESSAGE(
+        fmt::format("{}: {} powers compared, of these {} identically zero; rms of measured - predicted {:.3f}; "
+                    "highest {}; below the prediction at these widths: {}",
+                    case_.title(), compared_, compared_ - fitted_, std::sqrt(squared_ / std::max(fitted_, 1)), highest_,
+                    below_.empty() ? "none" : fmt::format("{}", fmt::join(below_, ", "))));
+    CHECK(static_cast<double>(below_.size()) <= (case_.hides ? 0.2 * compared_ : 0));
+  }
+
+ private:
+  const Case& case_;
+  double bound_;
+  int compared_ = 0, fitted_ = 0;
+  double squared_ = 0, above_ = -std::numeric_limits<double>::infinity();
+  std::string highest_;
+  std::vector<std::string> below_;
+};
+
+/// Trained networks by width; the wide ones fluctuate less and cost more.
+std::vector<std::vector<moe::NetworkRun>> trained(moe::RunSpec s, const moe::Dataset& d, const std::vector<int>& widths,
+                                                  int seeds) {
   std::vector<std::vector<moe::NetworkRun>> runs;
-  for (int N : widths) {  // the wide ones fluctuate less and cost more
+  for (int N : widths) {
     s.network.widths = {N};
     s.network.seeds = std::max(16, seeds * widths.front() / N);
     s.sampling.seed = static_cast<std::uint64_t>(1000 * N);
     runs.push_back(moe::train_networks(s, d, 0).at(0));
   }
+  return runs;
+}
+
+void append(Sample& sample, int N, const std::vector<double>& squares) {
+  const moe::statistics::Moments m = moe::statistics::moments(squares);
+  sample.N.push_back(N), sample.mean.push_back(m.mean), sample.error.push_back(m.mean_error);
+}
+
+/// Trains and compares the root mean squares of all observables.
+void confirm(const Case& c, const std::vector<int>& widths, int seeds) {
+  const moe::RunSpec s = spec_of(c);
+  const auto runs = trained(s, limit_fixture::data(2, 5, 1), widths, seeds);
   const auto predictions = moe::observable_exponents(s);
-  const double bound =
-      moe::statistics::two_sided_bound(level / static_cast<double>(3 * predictions.size() * cases.size()), 15);
   double late_output = 0;
   for (const auto& e : predictions)
     if (e.name == "rms_f" && e.at[2]) late_output = *e.at[2];
-  const std::size_t stages = c.late > 0 ? 3 : 2;
-  int compared = 0, fitted = 0;
-  double squared = 0, above = -std::numeric_limits<double>::infinity();
-  std::string highest;
-  std::vector<std::string> below;
+  Comparison comparison(c, predictions.size());
   for (const auto& predicted : predictions) {
     if (!runs.front().front().observables.contains(predicted.name)) continue;
     if (predicted.name.starts_with("load") || predicted.name.starts_with("ess") || predicted.name == "router_entropy")
       continue;
-    for (std::size_t stage = 0; stage < stages; ++stage) {
+    for (std::size_t stage = 0; stage < c.stages(); ++stage) {
       if (predicted.at[stage] && !std::isfinite(*predicted.at[stage])) continue;  // grows with every step
       Sample sample;
-      double largest = 0;
       bool blown_up = false;
       for (const auto& of_width : runs) {
         std::vector<double> squares;
@@ -163,56 +231,100 @@ void confirm(const Case& c, const std::vector<int>& widths, int seeds) {
           squares.push_back(std::pow(stage == 2 ? values.back() : values.at(stage), 2));
         }
         if (blown_up && stage == 2) break;
-        const moe::statistics::Moments m = moe::statistics::moments(squares);
-        sample.N.push_back(of_width.front().shape.N), sample.mean.push_back(m.mean),
-            sample.error.push_back(m.mean_error);
-        largest = std::max(largest, m.mean);
+        append(sample, of_width.front().shape.N, squares);
       }
       if (blown_up && stage == 2) continue;
-      const std::string what = fmt::format("{}: {} {}", c.title(), predicted.name, moe::stage_names[stage]);
-      ++compared;
-      if (!predicted.at[stage]) {
-        CHECK_MESSAGE(largest == 0, what << ": identically zero is predicted, found " << largest);
-        continue;
-      }
-      const moe::PowerLawFit fit = beyond(sample, *predicted.at[stage]);
-      std::string values;
-      for (double m : sample.mean) values += fmt::format(" {:.3g}", std::sqrt(m));
-      INFO(fmt::format("{}: predicted {:g}, slope {:.3f} +- {:.3f}; values{}", what, *predicted.at[stage],
-                       *predicted.at[stage] + fit.exponent, fit.error, values));
-      ++fitted;
-      squared += fit.exponent * fit.exponent;
-      if (fit.exponent > above) {
-        above = fit.exponent;
-        highest = fmt::format("{} {} ({:+.3f} +- {:.3f}:{})", predicted.name, moe::stage_names[stage], above, fit.error,
-                              values);
-      }
-      const double open = allowance + bound * fit.error;
-      CHECK(fit.exponent < open);
-      if (stage == 0) CHECK(fit.exponent > -open);
-      if (fit.exponent < -open)
-        below.push_back(
-            fmt::format("{} {} ({:+.2f}:{})", predicted.name, moe::stage_names[stage], fit.exponent, values));
+      comparison.add(predicted.name, stage, predicted.at[stage], sample);
     }
   }
-  MESSAGE(
-      fmt::format("{}: {} powers compared, of these {} identically zero; rms of measured - predicted {:.3f}; "
-                  "highest {}; below the prediction at these widths: {}",
-                  c.title(), compared, compared - fitted, std::sqrt(squared / std::max(fitted, 1)), highest,
-                  below.empty() ? "none" : fmt::format("{}", fmt::join(below, ", "))));
-  CHECK(static_cast<double>(below.size()) <= (c.hides ? 0.2 * compared : 0));
+  comparison.conclude();
+}
+
+double mean_square(const Eigen::MatrixXd& x) { return x.squaredNorm() / static_cast<double>(x.size()); }
+
+/// Mean squares of atomic quantities, from the weights of now and of t = 0: what no observable is.
+std::map<std::string, double> atomic_squares(const moe::RunSpec& s, const moe::NetworkShape& shape,
+                                             const moe::Dataset& d, const moe::NetworkWeights& start,
+                                             const moe::NetworkWeights& now) {
+  const moe::reference::Model model{s.model, s.training.loss, shape, moe::constants_at(s, shape).aggregation};
+  const auto a0 = moe::reference::forward(model, start, d.x, 0), a = moe::reference::forward(model, now, d.x, 0);
+  const moe::NetworkWeights g = moe::reference::backward(model, now, a, d.y, 0).weights;
+  const Eigen::MatrixXd dphi = a.phi - a0.phi;
+  std::map<std::string, double> squares;
+  squares["r_propagating"] = mean_square(start.router * dphi);
+  squares["u_propagating"] = mean_square(start.expert_in * dphi);
+  for (int i = 0; i < shape.M; ++i) {
+    const Eigen::MatrixXd v0 = a0.blocks[0].v.middleRows(i * shape.Ne, shape.Ne),
+                          v = a.blocks[0].v.middleRows(i * shape.Ne, shape.Ne), B0 = start.B(i, shape.Ne);
+    squares["expert_output_init"] += mean_square(B0 * v0) / shape.M;
+    squares["expert_output_propagating"] += mean_square(B0 * (v - v0)) / shape.M;
+    squares["expert_output_effective"] += mean_square((now.B(i, shape.Ne) - B0) * v) / shape.M;
+  }
+  squares["f_effective"] = mean_square((now.readout - start.readout) * a.s.z);
+  const double N = shape.N, K = shape.K, Ne = shape.Ne;
+  squares["gradient_input"] = mean_square(N * g.w_in);
+  squares["gradient_router"] = mean_square(K * g.router);
+  squares["gradient_expert_in"] = mean_square(K * Ne * g.expert_in);
+  squares["gradient_expert_out"] = mean_square(K * N * g.expert_out);
+  squares["gradient_readout"] = mean_square(g.readout);
+  return squares;
+}
+
+/// The same of the atomic quantities; gains, rates and eps are entries of the table, what is over eps is their quotient.
+void confirm_atomic(const Case& c, const std::vector<int>& widths, int seeds) {
+  moe::RunSpec s = spec_of(c);
+  s.output.weights = true;
+  const moe::Dataset d = limit_fixture::data(2, 5, 1);
+  moe::Faults faults;
+  const auto predictions = moe::atomic_exponents(s, moe::load_parameterization(s, faults));
+  Comparison comparison(c, predictions.size());
+  for (std::size_t stage = 0; stage < c.stages(); ++stage) {
+    s.training.steps = std::array{0, 1, c.late}[stage];
+    std::map<std::string, Sample> samples;
+    bool blown_up = false;
+    for (const auto& of_width : trained(s, d, widths, seeds)) {
+      std::map<std::string, std::vector<double>> squares;
+      for (const auto& run : of_width) {
+        blown_up = blown_up || run.failure;
+        if (blown_up) break;
+        const int N = run.shape.N;
+        for (const auto& [name, square] :
+             atomic_squares(s, run.shape, d, moe::random_weights(s, d, N, run.seed), run.final_weights))
+          squares[name].push_back(square);
+      }
+      for (const auto& [name, of_seeds] : squares) append(samples[name], of_width.front().shape.N, of_seeds);
+    }
+    if (blown_up) continue;  // `confirm` says whether that may be
+    for (const auto& predicted : predictions) {
+      if (predicted.at[stage] && !std::isfinite(*predicted.at[stage])) continue;
+      if (const auto found = samples.find(predicted.name); found != samples.end())
+        comparison.add(predicted.name, stage, predicted.at[stage], found->second);
+    }
+  }
+  comparison.conclude();
 }
 
 }  // namespace
 
 TEST_CASE("size exponents of every table are those of finite networks [all tables, regimes and rules, N = 32 to 128]") {
-  for (const Case& c : cases)
-    confirm(c, std::string(c.regime) == "III" ? std::vector{16, 32, 64} : std::vector{32, 64, 128}, 64);
+  for (const Case& c : cases) confirm(c, c.widths(32), 64);
+}
+
+TEST_CASE(
+    "exponents of atomic terms and gradients are those of finite networks [all tables, regimes and rules, N = 32 to "
+    "128]") {
+  for (const Case& c : cases) confirm_atomic(c, c.widths(32), 64);
 }
 
 TEST_CASE(
     "size exponents of every table are those of finite networks [all tables, regimes and rules, N to 512 or 256]" *
     doctest::test_suite("long")) {
-  for (const Case& c : cases)
-    confirm(c, std::string(c.regime) == "III" ? std::vector{32, 64, 128, 256} : std::vector{64, 128, 256, 512}, 256);
+  for (const Case& c : cases) confirm(c, c.widths(64, 4), 256);
+}
+
+TEST_CASE(
+    "exponents of atomic terms and gradients are those of finite networks [all tables, regimes and rules, N to 512 or "
+    "256]" *
+    doctest::test_suite("long")) {
+  for (const Case& c : cases) confirm_atomic(c, c.widths(64, 4), 256);
 }
