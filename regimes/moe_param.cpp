@@ -189,7 +189,7 @@ int check(const Call& call, Report& report) {
     broken = std::move(list), relaxed = choice, first = false;
   }
   report.title = fmt::format("{} under {}", context(call.spec, param.name), desiderata.name);
-  report.notes.push_back(desiderata.description);
+  if (!desiderata.description.empty()) report.notes.push_back(desiderata.description);
   moe::ReportTable rows{"conditions", {"id", "says", "holds"}, {}, ""};
   std::set<const moe::Condition*> bad;
   for (const auto& v : broken) bad.insert(v.condition);

@@ -154,6 +154,38 @@ TEST_CASE("few gates that saturate carry a mean square by the share of them that
   }
 }
 
+// tanh of h ~ N^1/2 is of order one, and so is all behind it; a share N^-1/2 of its slopes is left: their RMS is N^-1/4. relu
+// scales with h, so that r, u, v, y ~ N^1/2, zeta ~ 1, s ~ N^1/2, and gates of slope N^-1/4 give rho ~ N^1/4, which Q brings to xi.
+TEST_CASE(
+    "an activation that saturates keeps its size, and its slope has the RMS of the share that does not [by hand]") {
+  RunSpec spec = run("II", "mssp", sgd);
+  Faults faults;
+  Parameterization param = load_parameterization(spec, faults);
+  REQUIRE(faults.empty());
+  param.rule[Tensor::input].std = param.rule[Tensor::input].std * power_law({{"N", 0.5}});
+  for (const auto activation : {Activation::tanh, Activation::relu}) {
+    spec.model.activation = activation;
+    const bool saturates = activation == Activation::tanh;
+    const auto observables = observable_exponents(spec, param), atomic = atomic_exponents(spec, param);
+    CHECK(text(named(observables, "rms_h").at[0]) == "0.5");
+    CHECK(text(named(observables, "rms_phi").at[0]) == (saturates ? "0" : "0.5"));
+    CHECK(text(named(observables, "rms_xi").at[0]) == (saturates ? "0" : "0.25"));
+    CHECK(text(named(atomic, "gradient_input").at[0]) == (saturates ? "-0.25" : "0.25"));
+  }
+}
+
+// Shared experts have the same s_i at t = 0, up to rounding: softmax takes what all have in common out, so that nothing is left of rho.
+TEST_CASE("under softmax what all experts have in common does not move the logits [III, MSSP, by hand]") {
+  RunSpec spec = run("III", "mssp", sgd);
+  spec.model.gate = Gate::softmax;
+  const auto list = observable_exponents(spec);
+  CHECK(text(named(list, "rms_rho").at[0]) == "zero");
+  CHECK(text(named(list, "rms_rho").at[1]) == "0");
+  CHECK(text(named(list, "rms_r_effective").at[1]) == "zero");
+  CHECK(text(named(list, "rms_xi_Q_effective").at[1]) == "zero");
+  CHECK(text(named(list, "rms_xi_Q_effective").at[2]) == "0");
+}
+
 TEST_CASE("every observable has exponents, and a reason exactly where one is not zero") {
   for (const char* regime : {"I", "II", "III"})
     for (const char* param : {"mup", "mssp", "sp", "ntp"})

@@ -8,6 +8,34 @@
 
 #include "tests/program.hpp"
 
+namespace {
+
+/// Runs "moe_param WORD...", in `folder`.
+ProgramRun run_command(const std::string& command, const std::string& folder) {
+  std::istringstream words(command);
+  std::vector<std::string> arguments;
+  for (std::string word; words >> word;) arguments.push_back(word);
+  REQUIRE(arguments.at(0) == "moe_param");
+  arguments.erase(arguments.begin());
+  return run_program("moe_param", arguments, [&] {
+    if (::chdir(folder.c_str()) != 0) ::_exit(126);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("every call of moe_param in README runs") {
+  std::istringstream in(read_bytes(std::string(MOE_SOURCE_DIR) + "/README.md"));
+  int calls = 0;
+  for (std::string line; std::getline(in, line);) {
+    if (!line.starts_with("    ./run moe_param ")) continue;
+    const ProgramRun run = run_command(line.substr(10), MOE_SOURCE_DIR);
+    CHECK_MESSAGE(run.status == 0, line << "\n" << run.text);
+    ++calls;
+  }
+  CHECK(calls >= 3);
+}
+
 TEST_CASE("every example of docs/parameterizations.md is what moe_param prints") {
   const TemporaryFolder folder;
   std::istringstream in(read_bytes(std::string(MOE_SOURCE_DIR) + "/docs/parameterizations.md"));
@@ -16,14 +44,7 @@ TEST_CASE("every example of docs/parameterizations.md is what moe_param prints")
   bool inside = false, file = false;
   const auto compare = [&] {
     if (command.empty()) return;
-    std::istringstream words(command);
-    std::vector<std::string> arguments;
-    for (std::string word; words >> word;) arguments.push_back(word);
-    REQUIRE(arguments.at(0) == "moe_param");
-    arguments.erase(arguments.begin());
-    const ProgramRun run = run_program("moe_param", arguments, [&] {
-      if (::chdir(folder.path().c_str()) != 0) ::_exit(126);
-    });
+    const ProgramRun run = run_command(command, folder.path().string());
     CAPTURE(command);
     // Lines may be left out at "...".
     std::istringstream wanted(expected);
