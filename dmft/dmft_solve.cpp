@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "data/dataset.hpp"
+#include "dmft/kernel_iteration.hpp"
 #include "dmft/limit_file.hpp"
 #include "dmft/memory_estimate.hpp"
 #include "dmft/solve.hpp"
@@ -32,18 +33,44 @@ void on_interrupt(int) {
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);  // a second one ends the program at once
 }
 
+bool iterated(const moe::LimitResult& r) { return r.summary.contains("iteration_floor"); }
+
+void print_iteration(const moe::LimitResult& r) {
+  const auto& loss = r.diagnostics.at("iteration_last_loss");
+  const auto& change = r.diagnostics.at("iteration_loss_change");
+  const auto& kernel_change = r.diagnostics.at("iteration_kernel_change");
+  fmt::print(
+      "Kernel iteration: {} neurons and {} experts with {} hidden units each in each of {} replicas, drawn plainly.\n",
+      r.counts.neurons, r.counts.experts, r.counts.hidden, r.replicas);
+  fmt::print("{:>10}  {:>12}  {:>14} {:>15}\n", "iteration", "last loss", "change/scatter", "of kernels");
+  for (std::size_t k = 0; k < loss.size(); ++k)
+    fmt::print("{:>10}  {:>12.5f}  {:>14.2f} {:>15.2f}\n", k + 1, loss[k], change[k], kernel_change[k]);
+  fmt::print("Monte Carlo floor at iteration {}.\n", r.summary.at("iteration_floor"));
+  double worst = 0;
+  std::size_t which = 0;
+  const auto &residual = r.diagnostics.at("kernel_residual"), &noise = r.diagnostics.at("kernel_residual_noise");
+  for (std::size_t k = 0; k < residual.size(); ++k)
+    if (noise[k] > 0 && residual[k] / noise[k] > worst) worst = residual[k] / noise[k], which = k;
+  fmt::print(
+      "Certificate: fresh random numbers change no kernel by more than {:.1f} of its sampling error (<{}>, {:.1e}).\n",
+      worst, moe::kernel_names[which], residual[which]);
+}
+
 void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitResult& r,
                    const moe::MemoryEstimate& memory, const std::string& out) {
   fmt::print("Limit of regime {}, {}, {} lr {}; {}; {}.\n", spec.model.regime, spec.model.param,
              moe::to_string(spec.optimizer.name), spec.optimizer.lr,
              data.description.empty() ? spec.data.source : data.description, moe::duration_text(spec.training));
-  fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
-             r.counts.experts, r.counts.hidden, r.replicas,
-             !r.matching    ? ", drawn plainly"
-             : r.lists_hold ? ", moment matching"
-                            : ", moment matching with short lists",
-             r.random_limit ? "; the limit is random: errors are over realisations" : "");
-  if (memory.total() > gigabyte)
+  if (iterated(r))
+    print_iteration(r);
+  else
+    fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
+               r.counts.experts, r.counts.hidden, r.replicas,
+               !r.matching    ? ", drawn plainly"
+               : r.lists_hold ? ", moment matching"
+                              : ", moment matching with short lists",
+               r.random_limit ? "; the limit is random: errors are over realisations" : "");
+  if (!iterated(r) && memory.total() > gigabyte)
     fmt::print("Memory: at most about {}, {} replica{} at once.\n", moe::bytes_text(memory.total()), memory.concurrent,
                memory.concurrent > 1 ? "s" : "");
   const bool tested = !r.test_loss.mean.empty();
@@ -71,11 +98,21 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
 
 /// Refuses what this machine cannot hold, in memory or in the folder of the result.
 moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data, int threads,
-                                      const std::string& out) {
+                                      const std::string& out, bool quiet) {
   moe::Faults faults;
   std::vector<std::string> warnings;  // solve_limit reports them
   const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
+  if (spec.sampling.method == moe::Method::iterate)
+    for (const std::string& fault : moe::iteration_faults(spec)) faults.add(fault);
   faults.throw_if_any();
+  if (spec.sampling.method == moe::Method::iterate) {
+    const moe::IterationMemory memory = moe::iteration_memory(spec, limit, moe::step_shape(spec, data), threads);
+    if (!quiet)
+      fmt::print(stderr, "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}, sampling {}\n",
+                 memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
+                 moe::bytes_text(memory.sampling));
+    return {};
+  }
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
   moe::require_memory(estimate, spec, limit);
   if (const double free = moe::free_disk(out); estimate.output > free)
@@ -97,8 +134,15 @@ int run(int argc, char** argv) {
 
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
-  const moe::MemoryEstimate memory = require_resources(spec, data, call.options.threads, out);
-  moe::Progress progress("solving", static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
+  const moe::MemoryEstimate memory = require_resources(spec, data, call.options.threads, out, call.options.quiet);
+  const bool iterates = spec.sampling.method == moe::Method::iterate;
+  if (iterates && !(checkpoint.file.empty() && checkpoint.resume.empty()))
+    throw moe::ConfigError(
+        {"--checkpoint, --resume: kernel iteration does not save its state. Leave them out, or use "
+         "sampling.method = \"sweep\""});
+  moe::Progress progress("solving",
+                         iterates ? long{moe::most_iterations(spec)}
+                                  : static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
                          call.options.quiet);
   const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);
   moe::Checkpoints checkpoints(checkpoint, identity, [](const std::string& problem) {
@@ -111,7 +155,7 @@ int run(int argc, char** argv) {
   options.threads = call.options.threads;
   options.interrupt = &interrupted;
   options.on_step = [&](int, int step, double loss) {
-    progress.advance(1, fmt::format("step {} loss {:.4f}", step, loss));
+    progress.advance(1, fmt::format("{} {} loss {:.4f}", iterates ? "iteration" : "step", step, loss));
   };
   const moe::LimitResult result = moe::solve_limit(spec, data, options);
   progress.finish();

@@ -19,18 +19,16 @@ namespace {
 
 using Eigen::MatrixXd;
 
-/// Change in units of its error below which an iteration is at the floor. The mean of R replicas over its error has mean square (R -
-/// 1)/(R - 3) by itself, 1.4 at eight, and steps and entries are correlated: 2 is passed by nine of ten iterations at the floor.
-constexpr double floor_threshold = 2;
+/// Change of a replica in units of the scatter over replicas below which an iteration is at the floor.
+constexpr double floor_threshold = 0.1;
+/// Scatter that rounding alone may leave, relative.
+constexpr double rounding = 1e-6;
 
-/// One replica's chain of iterates.
+/// One replica's chain of iterates with one set of random numbers after the other.
 struct Chain {
   KernelSet kernels;
-  MatrixXd f;  ///< (C, n) of the last iteration
-  StreamNumbers streams;
-  KernelSet kernel_sum;
-  MatrixXd f_sum;
-  int summed = 0;
+  MatrixXd f;                  ///< (C, n) of the last iteration
+  MatrixXd f_sum, fields_sum;  ///< over draws, at their floors
 };
 
 template <class B>
@@ -45,10 +43,12 @@ BatchMeans sample(const SiteProblem& problem, const KernelSet& kernels, const It
       continue;
     }
     total.f += means.f;
+    total.fields += means.fields;
     for (std::size_t k = 0; k < num_kernels; ++k) total.kernels.all()[k] += means.kernels.all()[k];
   }
   const double share = 1.0 / options.batches;
   total.f *= share;
+  total.fields *= share;
   for (MatrixXd& kernel : total.kernels.all()) kernel *= share;
   return total;
 }
@@ -79,36 +79,44 @@ void require_bounded(const LimitSpec& limit, const SiteProblem& problem, const B
   }
 }
 
-/// |mean| over its standard error, both as Frobenius norms over entries of samples, one matrix per replica.
-double in_errors(const std::vector<MatrixXd>& samples) {
-  const auto R = static_cast<double>(samples.size());
-  MatrixXd mean = MatrixXd::Zero(samples[0].rows(), samples[0].cols());
-  for (const MatrixXd& s : samples) mean += s / R;
-  double square = 0;
-  for (const MatrixXd& s : samples) square += (s - mean).squaredNorm();
-  const double error = std::sqrt(square / (R - 1) / R), size = mean.norm();
-  return size == 0 ? 0 : size / error;
+/// Root mean square over replicas of |after - before|, in units of the same of |after - mean over replicas|.
+double in_scatter(const std::vector<const MatrixXd*>& before, const std::vector<const MatrixXd*>& after, double floor) {
+  const auto R = static_cast<double>(after.size());
+  MatrixXd mean = MatrixXd::Zero(after[0]->rows(), after[0]->cols());
+  for (const MatrixXd* one : after) mean += *one / R;
+  double change = 0, scatter = 0;
+  for (std::size_t r = 0; r < after.size(); ++r) {
+    change += (*after[r] - *before[r]).squaredNorm() / R;
+    scatter += (*after[r] - mean).squaredNorm() / (R - 1);
+  }
+  return change == 0 ? 0 : std::sqrt(change) / (std::sqrt(scatter) + floor);
 }
 
-IterationChange change_of(const std::vector<KernelSet>& before, const std::vector<Chain>& chains,
+IterationChange change_of(const std::vector<Chain>& chains, const std::vector<BatchMeans>& next,
                           const std::vector<std::vector<double>>& loss_before,
                           const std::vector<std::vector<double>>& loss) {
   IterationChange change;
-  const std::size_t steps = loss[0].size();
-  double squares = 0;
-  for (std::size_t t = 0; t < steps; ++t) {
-    std::vector<MatrixXd> samples;
-    for (std::size_t r = 0; r < loss.size(); ++r)
-      samples.emplace_back(MatrixXd::Constant(1, 1, loss[r][t] - loss_before[r][t]));
-    squares += std::pow(in_errors(samples), 2) / static_cast<double>(steps);
+  for (std::size_t t = 0; t < loss[0].size(); ++t) {
+    std::vector<MatrixXd> values;
+    for (std::size_t r = 0; r < loss.size(); ++r) {
+      values.emplace_back(MatrixXd::Constant(1, 1, loss_before[r][t]));
+      values.emplace_back(MatrixXd::Constant(1, 1, loss[r][t]));
+    }
+    std::vector<const MatrixXd*> before, after;
+    for (std::size_t r = 0; r < loss.size(); ++r) {
+      before.push_back(&values[2 * r]);
+      after.push_back(&values[2 * r + 1]);
+    }
+    change.loss = std::max(change.loss, in_scatter(before, after, rounding * loss[0][0]));
   }
-  change.loss = std::sqrt(squares);
   for (std::size_t k = 0; k < num_kernels; ++k) {
     if (chains[0].kernels.all()[k].size() == 0) continue;
-    std::vector<MatrixXd> samples;
-    for (std::size_t r = 0; r < chains.size(); ++r)
-      samples.emplace_back(chains[r].kernels.all()[k] - before[r].all()[k]);
-    const double size = in_errors(samples);
+    std::vector<const MatrixXd*> before, after;
+    for (std::size_t r = 0; r < chains.size(); ++r) {
+      before.push_back(&chains[r].kernels.all()[k]);
+      after.push_back(&next[r].kernels.all()[k]);
+    }
+    const double size = in_scatter(before, after, rounding * after[0]->norm());
     if (size > change.kernels) {
       change.kernels = size;
       change.largest = kernel_names[k];
@@ -117,15 +125,28 @@ IterationChange change_of(const std::vector<KernelSet>& before, const std::vecto
   return change;
 }
 
-Curve mean_and_error(const std::vector<std::vector<double>>& rows) {
+std::vector<double> mean_of(const std::vector<std::vector<double>>& rows) {
+  std::vector<double> mean(rows[0].size(), 0);
+  for (const auto& row : rows)
+    for (std::size_t t = 0; t < row.size(); ++t) mean[t] += row[t] / static_cast<double>(rows.size());
+  return mean;
+}
+
+/// Loss of the mean output. Of each replica's own it would be larger by half the variance of f; errors by the jackknife.
+Curve loss_of_mean(const LimitSpec& limit, const SiteProblem& problem, const std::vector<MatrixXd>& f) {
+  const auto R = static_cast<double>(f.size());
+  MatrixXd mean = MatrixXd::Zero(f[0].rows(), f[0].cols());
+  for (const MatrixXd& one : f) mean += one / R;
+  std::vector<std::vector<double>> without;
+  without.reserve(f.size());
+  for (const MatrixXd& one : f) without.push_back(loss_of(limit, problem, (R * mean - one) / (R - 1)));
   Curve curve;
-  const auto R = static_cast<double>(rows.size());
-  for (std::size_t t = 0; t < rows[0].size(); ++t) {
-    double mean = 0, square = 0;
-    for (const auto& row : rows) mean += row[t] / R;
-    for (const auto& row : rows) square += (row[t] - mean) * (row[t] - mean);
-    curve.mean.push_back(mean);
-    curve.sem.push_back(std::sqrt(square / (R - 1) / R));
+  curve.mean = loss_of(limit, problem, mean);
+  const std::vector<double> center = mean_of(without);
+  for (std::size_t t = 0; t < center.size(); ++t) {
+    double square = 0;
+    for (const auto& row : without) square += std::pow(row[t] - center[t], 2);
+    curve.sem.push_back(std::sqrt(square * (R - 1) / R));
   }
   return curve;
 }
@@ -159,17 +180,16 @@ std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const
   std::vector<KernelResidual> residuals;
   const auto R = static_cast<double>(chains.size());
   for (std::size_t k = 0; k < num_kernels; ++k) {
-    const MatrixXd& first = chains[0].kernel_sum.all()[k];
+    const MatrixXd& first = chains[0].kernels.all()[k];
     if (first.size() == 0) continue;
     MatrixXd mean = MatrixXd::Zero(first.rows(), first.cols()), change = mean;
     for (std::size_t r = 0; r < chains.size(); ++r) {
-      const MatrixXd average = chains[r].kernel_sum.all()[k] / chains[r].summed;
-      mean += average / R;
-      change += (next[r].kernels.all()[k] - average) / R;
+      mean += chains[r].kernels.all()[k] / R;
+      change += (next[r].kernels.all()[k] - chains[r].kernels.all()[k]) / R;
     }
     double square = 0;
     for (std::size_t r = 0; r < chains.size(); ++r)
-      square += (next[r].kernels.all()[k] - chains[r].kernel_sum.all()[k] / chains[r].summed - change).squaredNorm();
+      square += (next[r].kernels.all()[k] - chains[r].kernels.all()[k] - change).squaredNorm();
     const double size = mean.norm();
     residuals.push_back(
         {kernel_names[k], size > 0 ? change.norm() / size : 0, size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
@@ -198,9 +218,15 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   refuse(spec.model.post_activation == Activation::relu, "model.post_activation", "\"relu\"",
          "needs psi'', which is a point mass");
   refuse(spec.model.depth > 1, "model.depth", std::to_string(spec.model.depth), "has one block only");
+  refuse(spec.model.balance_loss != 0, "model.balance_loss", fmt::format("{:g}", spec.model.balance_loss),
+         "has no balancing");
+  refuse(spec.model.balance_bias != 0, "model.balance_bias", fmt::format("{:g}", spec.model.balance_bias),
+         "has no balancing");
   refuse(spec.model.norm != Norm::none, "model.norm", "\"rms\"", "has no norm");
   return faults;
 }
+
+int most_iterations(const RunSpec& spec) { return 40 + 4 * spec.training.steps; }
 
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options) {
   Faults faults;
@@ -215,27 +241,24 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   faults.throw_if_any();
   const SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
   IterationOptions sizes = options;
+  const int most = options.most > 0 ? options.most : most_iterations(spec);
   if (!limit.block.experts_sampled) sizes.batch.experts = limit.block.counts.experts;
   if (limit.block.experts_sampled && !regime_named(spec.model.regime).hidden_sampled)
     sizes.batch.hidden = limit.block.counts.hidden;
 
   const auto R = static_cast<std::size_t>(options.replicas);
-  std::vector<Chain> chains;
-  for (std::size_t r = 0; r < R; ++r)
-    chains.push_back({zero_kernels(limit, problem.n()),
-                      MatrixXd::Zero(data.y.rows(), problem.n()),
-                      StreamNumbers(limit.seed, static_cast<std::uint32_t>(r)),
-                      {},
-                      {},
-                      0});
-  const auto sample_all = [&](auto&& kernels_of) {
+  const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
+  std::vector<Chain> chains(R, {zero_kernels(limit, problem.n()), no_f, no_f,
+                                MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps)});
+  // One draw's random numbers are the same in every iteration, so that kernels come to rest.
+  const auto sample_all = [&](int draw) {
     std::vector<BatchMeans> next(R);
     for_all(options.replicas, options.threads, [&](int k) {
       const auto r = static_cast<std::size_t>(k);
-      const KernelSet given = kernels_of(chains[r]);
+      StreamNumbers streams(limit.seed, static_cast<std::uint32_t>(draw * options.replicas + k));
       next[r] = spec.sampling.precision == Precision::float32
-                    ? sample<Cpu<float>>(problem, given, sizes, chains[r].streams)
-                    : sample<Cpu<double>>(problem, given, sizes, chains[r].streams);
+                    ? sample<Cpu<float>>(problem, chains[r].kernels, sizes, streams)
+                    : sample<Cpu<double>>(problem, chains[r].kernels, sizes, streams);
     });
     return next;
   };
@@ -247,53 +270,58 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   };
 
   IterationResult result;
-  for (int iteration = 1; result.floor_at < 0 || chains[0].summed < options.averaged; ++iteration) {
-    if (result.floor_at < 0 && iteration > options.most) return result;
-    const auto loss_before = losses();
-    std::vector<BatchMeans> next = sample_all([](const Chain& chain) { return chain.kernels; });
-    std::vector<KernelSet> before;
-    for (std::size_t r = 0; r < R; ++r) {
-      require_bounded(limit, problem, next[r], iteration);
-      before.push_back(std::exchange(chains[r].kernels, std::move(next[r].kernels)));
-      chains[r].f = std::move(next[r].f);
-    }
-    const auto loss = losses();
-    result.loss_by_iteration.push_back(mean_and_error(loss).mean);
-    result.changes.push_back(change_of(before, chains, loss_before, loss));
-    if (options.on_iteration) options.on_iteration(iteration, result.loss_by_iteration.back());
-    if (result.floor_at < 0) {
-      if (iteration > 1 && result.changes.back().at_floor(floor_threshold)) result.floor_at = iteration;
-      continue;
-    }
-    for (Chain& chain : chains) {
-      ++chain.summed;
-      if (chain.summed == 1) {
-        chain.f_sum = chain.f;
-        chain.kernel_sum = chain.kernels;
-        continue;
+  IterationReport& report = result.report;
+  result.kernels = zero_kernels(limit, problem.n());
+  /// True at the floor, false after an interrupt.
+  const auto settle = [&](int draw) {
+    for (int of_draw = 1; of_draw <= most; ++of_draw) {
+      if (options.interrupt != nullptr && *options.interrupt) return false;
+      const int iteration = static_cast<int>(report.changes.size()) + 1;
+      const auto loss_before = losses();
+      std::vector<BatchMeans> next = sample_all(draw);
+      for (std::size_t r = 0; r < R; ++r) {
+        require_bounded(limit, problem, next[r], iteration);
+        chains[r].f = next[r].f;
       }
-      chain.f_sum += chain.f;
-      for (std::size_t k = 0; k < num_kernels; ++k) chain.kernel_sum.all()[k] += chain.kernels.all()[k];
+      const auto loss = losses();
+      report.loss_by_iteration.push_back(mean_of(loss));
+      report.changes.push_back(change_of(chains, next, loss_before, loss));
+      if (options.on_iteration) options.on_iteration(iteration, report.loss_by_iteration.back().back());
+      const bool at_floor = of_draw > 1 && report.changes.back().at_floor(floor_threshold);
+      for (std::size_t r = 0; r < R; ++r) {
+        chains[r].kernels = std::move(next[r].kernels);
+        if (!at_floor) continue;
+        chains[r].f_sum += next[r].f;
+        chains[r].fields_sum += next[r].fields;
+        for (std::size_t k = 0; k < num_kernels; ++k)
+          if (chains[r].kernels.all()[k].size() > 0)
+            result.kernels.all()[k] += chains[r].kernels.all()[k] / static_cast<double>(R);
+      }
+      if (at_floor) {
+        if (report.floor_at < 0) report.floor_at = iteration;
+        return true;
+      }
     }
-  }
-  const auto average = [](const Chain& chain) {
-    KernelSet mean = chain.kernel_sum;
-    for (MatrixXd& kernel : mean.all()) kernel /= chain.summed;
-    return mean;
+    throw NumericsError(
+        static_cast<int>(problem.steps) - 1, "kernel iteration",
+        fmt::format(
+            "still changes by {:.2f} of the Monte Carlo error of the loss and {:.2f} of that of "
+            "kernel {} after {} iterations. Lower training.steps or optimizer.lr, or use sampling.method = \"sweep\"",
+            report.changes.back().loss, report.changes.back().kernels, report.changes.back().largest, most));
   };
-  result.residuals = residuals_of(chains, sample_all(average));
-  MatrixXd f = MatrixXd::Zero(data.y.rows(), problem.n());
-  for (std::size_t r = 0; r < R; ++r) {
-    const MatrixXd own = chains[r].f_sum / chains[r].summed;
-    result.loss_per_replica.push_back(loss_of(limit, problem, own));
-    f += own / static_cast<double>(R);
-    const KernelSet mean = average(chains[r]);
-    if (r == 0) result.kernels = zero_kernels(limit, problem.n());
-    for (std::size_t k = 0; k < num_kernels; ++k)
-      if (mean.all()[k].size() > 0) result.kernels.all()[k] += mean.all()[k] / static_cast<double>(R);
+  while (report.draws < options.draws && settle(report.draws)) ++report.draws;
+  if (report.draws == 0) throw Error("interrupted before the iteration reached its Monte Carlo floor");
+  result.interrupted = report.draws < options.draws;
+
+  report.residuals = residuals_of(chains, sample_all(report.draws));
+  result.f = no_f;
+  for (const Chain& chain : chains) {
+    result.f_per_replica.emplace_back(chain.f_sum / report.draws);
+    result.fields.emplace_back(chain.fields_sum / report.draws);
+    result.f += result.f_per_replica.back() / static_cast<double>(R);
   }
-  for (Index t = 0; t < problem.steps; ++t) result.f.emplace_back(f.middleCols(t * problem.P(), problem.P()));
-  result.loss = mean_and_error(result.loss_per_replica);
+  for (MatrixXd& kernel : result.kernels.all()) kernel /= report.draws;
+  result.loss = loss_of_mean(limit, problem, result.f_per_replica);
   return result;
 }
 

@@ -2,10 +2,12 @@
 /// anew, until the change is Monte Carlo noise.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "dmft/iteration_report.hpp"
 #include "dmft/site_batch.hpp"
 #include "dmft/solve.hpp"
 
@@ -15,42 +17,50 @@ struct IterationOptions {
   BatchCounts batch{2048, 512, 0};  ///< sites of one batch; explicit experts and hidden units stay the network's
   int batches = 1;                  ///< per iteration and replica
   int replicas = 8;                 ///< chains with random numbers and kernels of their own, for errors; at least 3
-  int most = 40;                    ///< iterations after which a change above the noise is a failure
-  int averaged = 10;                ///< iterations after the floor that the results average over
-  int threads = 0;                  ///< 0: all cores
-  std::function<void(int iteration, const std::vector<double>& loss)>
-      on_iteration;  ///< loss (steps), mean over replicas
-};
-
-/// Change from one iteration to the next, |mean over replicas|, in units of that mean's own standard error: about 1 at the floor.
-struct IterationChange {
-  double loss = 0;      ///< root mean square over steps of (mean change)/(its error), step by step
-  double kernels = 0;   ///< largest over kernels, of Frobenius norms
-  std::string largest;  ///< which kernel that is
-  bool at_floor(double threshold) const { return loss <= threshold && kernels <= threshold; }
-};
-
-/// |F(k) - k| / |k| in Frobenius norms, F one iteration, k a kernel averaged over iterations after the floor and replicas.
-struct KernelResidual {
-  std::string name;
-  double value = 0, noise = 0;  ///< noise: what the sampling error of both alone would give
+  int most =
+      0;  ///< iterations of a draw after which a change above the noise is a failure; 0: 40 + 4 T, as causality lets errors pass
+  int draws = 1;    ///< sets of random numbers, one after the other, that each replica averages over
+  int threads = 0;  ///< 0: all cores
+  std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
+  const std::atomic<bool>* interrupt = nullptr;
 };
 
 struct IterationResult {
-  Curve loss;                                          ///< [step], averages after the floor
-  std::vector<Eigen::MatrixXd> f;                      ///< (C, P) per step
-  std::vector<std::vector<double>> loss_per_replica;   ///< [replica][step]
-  std::vector<std::vector<double>> loss_by_iteration;  ///< [iteration][step], mean over replicas
-  std::vector<IterationChange> changes;                ///< [iteration]; the first is from zero
-  int floor_at = -1;                                   ///< iteration whose change is noise; -1: none was
-  std::vector<KernelResidual> residuals;
-  KernelSet kernels;  ///< averages after the floor
+  Curve loss;         ///< [step] of f, averaged over draws and replicas; jackknife errors over replicas
+  Eigen::MatrixXd f;  ///< (C, n), the average
+  std::vector<Eigen::MatrixXd> f_per_replica;
+  std::vector<Eigen::MatrixXd> fields;  ///< [replica], BatchMeans::fields, mean over draws
+  KernelSet kernels;                    ///< mean over draws and replicas
+  IterationReport report;
+  bool interrupted = false;  ///< fewer draws than asked for
 };
 
 /// Sentences that name what kernel iteration does not solve; empty: it solves this.
 std::vector<std::string> iteration_faults(const RunSpec& spec);
 
-/// Iterates from zero kernels. Throws ConfigError; NumericsError with step and kernel of what is not finite or grows without end.
+/// IterationOptions::most of a run that says nothing.
+int most_iterations(const RunSpec& spec);
+
+/// Iterates from zero kernels with random numbers that stay the same until the change of every replica's loss, at each step, and of
+/// every kernel is a tenth of their scatter over replicas: the Monte Carlo floor. With fresh numbers in every iteration the noise of
+/// kernels never meets the fields that it would have caused, and grows along time. The next draw starts from the kernels of the last.
+/// Throws ConfigError; NumericsError with step and kernel of what is not finite or grows without end, or if the floor is not reached.
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options);
+
+/// Bytes: kernels of all replicas and the arrays of those that are sampled at once.
+struct IterationMemory {
+  double kernels = 0, sampling = 0;
+  int arrays = 0;      ///< kernels of (T P)^2 entries in each replica
+  double queries = 0;  ///< T P
+  double total() const { return kernels + sampling; }
+};
+IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads);
+
+/// What the run says, with the sites of a batch that hold where it says nothing.
+IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit);
+
+/// The solve of sampling.method = "iterate", with the curves that it has: test sets, and what is not in site_observables, are left out
+/// with a warning.
+LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const SolveOptions& options);
 
 }  // namespace moe

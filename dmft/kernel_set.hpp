@@ -47,6 +47,10 @@ class KernelSet {
 /// Zeros for everything that this limit has.
 KernelSet zero_kernels(const LimitSpec& limit, Index n);
 
+/// Lower triangular L with L L^T = kernel: paths L Z of given numbers Z up to a time move only with correlations up to that time. What
+/// later queries add to earlier ones by less than rounding is left out.
+Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel);
+
 /// Keeps what causality allows of a response: earlier blocks (P, P) in full, of equal times the diagonal or nothing.
 void keep_causal(Eigen::MatrixXd& response, Index P, bool equal_times);
 

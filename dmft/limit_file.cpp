@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "dmft/kernel_set.hpp"
 #include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "support/result_file.hpp"
@@ -122,6 +123,30 @@ constexpr Description diagnostics[] = {
     {"flow_rejected", "steps of the flow that the error control rejected"},
 };
 
+/// Kernel iteration has some of them only, and says which it lacks.
+bool has_observable(const LimitResult& result, const std::string& name) {
+  return !result.summary.contains("iteration_floor") || result.observables.contains(name);
+}
+
+/// How kernels came to the Monte Carlo floor, and the certificate that they are self-consistent.
+void write_iteration(H5Writer& file, const LimitResult& result) {
+  const auto write = [&](const char* name, const std::string& description, const char* dimension) {
+    const std::vector<double>& values = result.diagnostics.at(name);
+    file.dataset(std::string("/limit/diagnostics/") + name, {values.size()}, values.data(), description, {dimension});
+  };
+  write("iteration_last_loss", "loss of the last step in each iteration, mean over replicas", "iteration");
+  write("iteration_loss_change",
+        "change of the loss in an iteration over its scatter over replicas, largest over steps", "iteration");
+  write("iteration_kernel_change",
+        "change of a kernel in an iteration over its scatter over replicas, largest over kernels", "iteration");
+  const std::string kernels = fmt::format("{}", fmt::join(kernel_names, ", "));
+  write(
+      "kernel_residual",
+      "relative change of each kernel by one iteration with fresh random numbers (NaN: not in this limit): " + kernels,
+      "kernel");
+  write("kernel_residual_noise", "what sampling errors alone let one expect of kernel_residual", "kernel");
+}
+
 }  // namespace
 
 void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& result) {
@@ -148,7 +173,7 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
   const auto wanted = selected_observables(spec);
   for (const auto& info : observable_table)
     for (const auto& name : wanted)
-      if (name == info.name) limit.observable(name, info.description);
+      if (name == info.name && has_observable(result, name)) limit.observable(name, info.description);
   if (!wanted.empty() && !every_step(result.observe_steps))
     write_steps(file, "/limit/observables/observe_steps", result.observe_steps, "steps of the observables");
   if (!result.kernels.empty())
@@ -163,10 +188,15 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
   const auto scalar = [&](const std::string& name, double value, const std::string& description) {
     file.dataset("/limit/diagnostics/" + name, {}, &value, description, {});
   };
-  scalar("sample_ratio_defect", result.summary.at("sample_ratio_defect"),
-         "largest relative error of a new direction's variance from sample counts out of ratio (theory section 6)");
-  scalar("dense_since_step", result.summary.at("dense_since_step"),
-         "first step after which an expert operator was dense; -1: never");
+  if (result.summary.contains("iteration_floor")) {
+    write_iteration(file, result);
+    scalar("iteration_floor", result.summary.at("iteration_floor"), "iteration whose change is a tenth of the scatter");
+  } else {
+    scalar("sample_ratio_defect", result.summary.at("sample_ratio_defect"),
+           "largest relative error of a new direction's variance from sample counts out of ratio (theory section 6)");
+    scalar("dense_since_step", result.summary.at("dense_since_step"),
+           "first step after which an expert operator was dense; -1: never");
+  }
   for (const char* name : {"smallest_ess_forward", "smallest_ess_backward"})
     if (const auto found = result.summary.find(name); found != result.summary.end())
       scalar(name, found->second, "smallest effective number of experts over tokens and steps");

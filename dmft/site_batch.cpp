@@ -147,6 +147,46 @@ MatrixXd response(SiteField<B>& field, typename B::View tangent, Index P, bool e
   return R;
 }
 
+template <class B>
+double mean_square(typename B::View a) {
+  return sum_of_squares<B>(a) / static_cast<double>(a.size());
+}
+
+/// (sum_i c_i)^2 / sum_i c_i^2, c_i = sum_a w_ia^2; smallest over tokens that any expert serves, 0 if there is none.
+template <class B>
+double effective_experts(typename B::View w, Index hidden) {
+  using Real = typename B::Real;
+  const Index experts = w.rows / hidden;
+  typename B::Matrix weights(experts, w.cols), sums(1, w.cols), squares(1, w.cols);
+  const typename B::View c = weights;
+  B::each(experts, w.cols, [=] MOE_HD(Index i, Index p) {
+    Real total = 0;
+    for (Index a = 0; a < hidden; ++a) total += w(i * hidden + a, p) * w(i * hidden + a, p);
+    c(i, p) = total;
+  });
+  column_sums<B>(c, sums);
+  column_sums_of_products<B>(c, c, squares);
+  const MatrixXd first = B::download(sums), second = B::download(squares);
+  double smallest = HUGE_VAL;
+  for (Index p = 0; p < first.cols(); ++p)
+    if (second(0, p) > 0) smallest = std::min(smallest, first(0, p) * first(0, p) / second(0, p));
+  return std::isfinite(smallest) ? smallest : 0;
+}
+
+/// exp(H)/K with p_i = G_i / sum G, mean over tokens.
+template <class B>
+double router_entropy(typename B::View G, Index active) {
+  using Real = typename B::Real;
+  typename B::Matrix totals(1, G.cols), logs(1, G.cols);
+  column_sums<B>(G, totals);
+  B::column_sums(
+      G.rows, G.cols,
+      [=] MOE_HD(Index i, Index p) { return G(i, p) > Real(0) ? G(i, p) * std::log(G(i, p)) : Real(0); }, logs);
+  const MatrixXd sum = B::download(totals), of_logs = B::download(logs);
+  const auto entropy = sum.array().log() - of_logs.array() / sum.array();
+  return entropy.exp().mean() / static_cast<double>(active);
+}
+
 }  // namespace
 
 KernelSet zero_kernels(const LimitSpec& limit, Index n) {
@@ -167,6 +207,18 @@ KernelSet zero_kernels(const LimitSpec& limit, Index n) {
   has(Kernel::B_x, c.expert_out.beta2 > 0);
   has(Kernel::B_z, c.expert_out.chi2 > 0);
   return k;
+}
+
+MatrixXd causal_root(const MatrixXd& kernel) {
+  constexpr double smallest = 1e-6;  // of a query's mean square; kernels are sums in float32
+  MatrixXd L = MatrixXd::Zero(kernel.rows(), kernel.cols());
+  for (Index j = 0; j < kernel.cols(); ++j) {
+    const Index below = kernel.rows() - j;
+    Eigen::VectorXd column = kernel.col(j).tail(below);
+    if (j > 0) column -= L.bottomLeftCorner(below, j) * L.row(j).head(j).transpose();
+    if (column[0] > smallest * kernel(j, j)) L.col(j).tail(below) = column / std::sqrt(column[0]);
+  }
+  return L;
 }
 
 void keep_causal(MatrixXd& response, Index P, bool equal_times) {
@@ -194,7 +246,7 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k) {
   const double kappa = block.counts.kappa();
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
-  const auto root = [](const MatrixXd& kernel) { return uploaded<B>(semidefinite_root(kernel)); };
+  const auto root = [](const MatrixXd& kernel) { return uploaded<B>(causal_root(kernel)); };
   const auto initial = [](double variance, const MatrixXd& R, const MatrixXd& like) -> MatrixXd {
     return R.size() == 0 ? MatrixXd(MatrixXd::Zero(like.rows(), like.cols())) : MatrixXd(variance * R);
   };
@@ -238,6 +290,7 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
       kernels_(kernels),
       S_(neurons),
       P_(problem.P()),
+      measured_(5, problem.steps),
       y_(neurons, P_),
       s_(neurons, P_),
       D0_(neurons, P_),
@@ -313,6 +366,8 @@ void NeuronBatch<B>::backward(Index t, View rho) {
     times_constant<B>(phi.columns(t * P_, P_), Op::transposed, block.router.lr, rho, 1, q.view());
   }
   if (limit.layer.residual) add_to<B>(D0_.view(), xi.view());
+  measured_.col(t) << mean_square<B>(h.value), mean_square<B>(phi.value.columns(t * P_, P_)), mean_square<B>(y_.value),
+      mean_square<B>(D.value.columns(t * P_, P_)), mean_square<B>(xi.value);
   times_constant<B>(s_.view(), Op::transposed, limit.readout.lr, delta_, 1, w_bar.view());  // (T20)
   times_slope<B>(block.activation, block.activation_scale, h.view(), xi.view(), gradient.view());
   times_constant<B>(gradient.view(), Op::plain, limit.input.lr, x_gram_, 1, h.view());  // (T21)
@@ -325,6 +380,8 @@ void NeuronBatch<B>::add_means(BatchMeans& to) {
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   to.f = f;
+  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
+  to.fields.topRows(measured_.rows()) = measured_;
   KernelSet& k = to.kernels;
   k[Kernel::phi] = correlation<B>(phi.value);
   k[Kernel::D] = correlation<B>(D.value);
@@ -346,6 +403,7 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
       P_(problem.P()),
       kappa_(problem.limit->block.counts.kappa()),
       explicit_(!problem.limit->block.experts_sampled),
+      measured_(static_cast<Index>(site_observables.size()) - 5, problem.steps),
       gate_(problem.limit->block.gate),
       r_(experts, P_),
       G_(experts, P_),
@@ -416,11 +474,17 @@ void ExpertBatch<B>::backward(Index t) {
   times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, now);
   times_gate<B>(G_.view(), now, Sa_, now);
   if (block.constants.expert_in_shared) mean_over_experts<B>(now, kappa_, shared_ghat.columns(t * P_, P_));
+  measured_.col(t) << mean_square<B>(r_.value), mean_square<B>(u_.value), mean_square<B>(v_.value),
+      mean_square<B>(zeta_.value), mean_square<B>(rho.value.columns(t * P_, P_)),
+      effective_experts<B>(Gv.value.columns(t * P_, P_), Sa_), effective_experts<B>(now.value, Sa_),
+      router_entropy<B>(G_.value, gate_.active);
 }
 
 template <class B>
 void ExpertBatch<B>::add_means(BatchMeans& to) {
   const LimitConstants& c = problem_.limit->block.constants;
+  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
+  to.fields.bottomRows(measured_.rows()) = measured_;
   KernelSet& k = to.kernels;
   k[Kernel::ghat] = correlation<B>(ghat.value);
   k[Kernel::Gv] = correlation<B>(Gv.value);

@@ -42,10 +42,16 @@ struct SiteKernels {
   SiteKernels(const SiteProblem& problem, const KernelSet& kernels);
 };
 
+/// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields.
+inline constexpr std::array site_observables = {"rms_h",       "rms_phi",      "rms_y",         "rms_D",    "rms_xi",
+                                                "rms_r",       "rms_u",        "rms_v",         "rms_zeta", "rms_rho",
+                                                "ess_forward", "ess_backward", "router_entropy"};
+
 /// Averages over one batch, to be summed over batches.
 struct BatchMeans {
   KernelSet kernels;
-  Eigen::MatrixXd f;  ///< (C, n); empty: a batch without neurons
+  Eigen::MatrixXd fields;  ///< (site_observables, steps): mean squares for rms_..., values for the rest
+  Eigen::MatrixXd f;       ///< (C, n); empty: a batch without neurons
 };
 
 /// Neurons: h, phi, y, D, xi along time, and the explicit router of regime I.
@@ -74,6 +80,7 @@ class NeuronBatch {
   const SiteProblem& problem_;
   SiteKernels<B>& kernels_;
   Index S_, P_;
+  Eigen::MatrixXd measured_;  ///< the first five rows of BatchMeans::fields
   DualMatrix<B> y_, s_, D0_;  ///< (S, P)
   Matrix x_gram_, delta_;     ///< (P, P) x^T x/D, (C, P)
 };
@@ -104,6 +111,7 @@ class ExpertBatch {
   Index SE_, Sa_, P_, step_ = 0;
   double kappa_;
   bool explicit_;
+  Eigen::MatrixXd measured_;  ///< the other rows of BatchMeans::fields
   GateSpec gate_;
   DualMatrix<B> r_, G_, s_;              ///< (SE, P)
   DualMatrix<B> u_, v_, zeta_, common_;  ///< (SE Sa, P); common_ (Sa, P)

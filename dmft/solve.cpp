@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "dmft/kernel_iteration.hpp"
 #include "dmft/march.hpp"
 #include "dmft/memory_estimate.hpp"
 #include "support/observable.hpp"
@@ -225,6 +226,7 @@ RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::
 }
 
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options) {
+  if (spec.sampling.method == Method::iterate) return solve_by_iteration(spec, data, options);
   const auto start = Clock::now();
   keep_freed_memory();
   LimitResult result;

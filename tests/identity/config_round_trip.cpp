@@ -79,7 +79,6 @@ RunSpec random_run() {
   spec.model.balance_loss = available.model.balance_loss;
   spec.model.balance_bias = available.model.balance_bias;
   if (spec.optimizer.name == OptimizerKind::adafactor) spec.optimizer.name = available.optimizer.name;
-  spec.sampling.method = available.sampling.method;
   if (spec.training.dynamics == Dynamics::flow) {
     spec.optimizer.name = OptimizerKind::sgd;
     spec.training.batch = 0;

@@ -290,7 +290,6 @@ TEST_CASE("what the interface has and this version has not is refused by name") 
   CHECK(only("model.balance_loss = 0.01", {"model.balance_loss", "not available"}));
   CHECK(only("model.balance_bias = 0.01", {"model.balance_bias", "not available"}));
   CHECK(only("optimizer.name = \"adafactor\"", {"optimizer.name = \"adafactor\"", "not available"}));
-  CHECK(only("sampling.method = \"iterate\"", {"sampling.method", "not available"}));
 }
 
 TEST_CASE("broken TOML and hostile bytes end in one sentence with file and line") {

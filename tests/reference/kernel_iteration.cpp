@@ -17,10 +17,10 @@ void compare(const std::string& name, int steps, const moe::BatchCounts& batch) 
   spec.sampling.seed = 1;
   moe::IterationOptions options;
   options.batch = batch;
-  options.averaged = 4;
+  options.draws = 1;
   const moe::IterationResult ours = moe::iterate_kernels(spec, moe::load_dataset(spec), options);
-  REQUIRE(ours.floor_at > 0);
-  CHECK(ours.floor_at <= 12);
+  REQUIRE(ours.report.floor_at > 0);
+  CHECK(ours.report.floor_at <= 12);
   const moe::H5Reader file(stem + ".h5");
   const auto loss = file.read("expected/loss").values, sem = file.read("expected/loss_sem").values;
   for (std::size_t t = 0; t < ours.loss.mean.size(); ++t) {
@@ -31,7 +31,7 @@ void compare(const std::string& name, int steps, const moe::BatchCounts& batch) 
     CHECK(allowed < 0.025 * loss[0]);
   }
   CHECK(ours.loss.mean.front() - ours.loss.mean.back() > 0.15 * loss[0]);
-  for (const auto& residual : ours.residuals) {
+  for (const auto& residual : ours.report.residuals) {
     INFO(name, ": ", residual.name, " changes by ", residual.value, ", noise ", residual.noise);
     CHECK(residual.value <= 2.5 * residual.noise);
   }

@@ -1,0 +1,32 @@
+/// How a kernel iteration went: part of a limit's result.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace moe {
+
+/// Change of a replica from one iteration to the next, root mean square over replicas, in units of the scatter over replicas.
+struct IterationChange {
+  double loss = 0;      ///< largest over steps
+  double kernels = 0;   ///< largest over kernels, of Frobenius norms
+  std::string largest;  ///< which kernel that is
+  bool at_floor(double threshold) const { return loss <= threshold && kernels <= threshold; }
+};
+
+/// |F(k) - k| / |k| in Frobenius norms, F one iteration with fresh random numbers, k a replica's kernel at rest; mean over replicas of
+/// the difference.
+struct KernelResidual {
+  std::string name;
+  double value = 0, noise = 0;  ///< noise: what the scatter over replicas lets one expect of sampling errors alone
+};
+
+struct IterationReport {
+  std::vector<std::vector<double>> loss_by_iteration;  ///< [iteration][step], mean over replicas
+  std::vector<IterationChange> changes;                ///< [iteration]; the first is from zero
+  int floor_at = -1;                                   ///< iteration, from 1, at which the first draw is at its floor
+  int draws = 0;                                       ///< sets of random numbers that came to their floors
+  std::vector<KernelResidual> residuals;
+};
+
+}  // namespace moe

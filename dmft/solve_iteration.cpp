@@ -1,0 +1,192 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <thread>
+
+#include "dmft/kernel_iteration.hpp"
+#include "dmft/loss.hpp"
+#include "support/observable.hpp"
+#include "support/resources.hpp"
+#include "support/schedule.hpp"
+
+namespace moe {
+
+namespace {
+
+using Eigen::MatrixXd;
+
+/// Sites of one batch where the run says nothing: averages that close inside a batch, or an expert, are then good to a per cent.
+constexpr int default_neurons = 2048, default_experts = 1024, default_hidden = 1024;
+/// Where both are sampled: a batch has experts x hidden sites.
+constexpr int default_experts_of_many = 64, default_hidden_of_many = 128;
+
+double element(const RunSpec& spec) { return spec.sampling.precision == Precision::float32 ? 4 : 8; }
+
+/// Mean over replicas and its standard error of values(replica), [step].
+template <class Values>
+Curve over_replicas(std::size_t replicas, const std::vector<int>& steps, const Values& values) {
+  Curve curve;
+  const auto R = static_cast<double>(replicas);
+  for (const int t : steps) {
+    double mean = 0, square = 0;
+    for (std::size_t r = 0; r < replicas; ++r) mean += values(r, t) / R;
+    for (std::size_t r = 0; r < replicas; ++r) square += std::pow(values(r, t) - mean, 2);
+    curve.mean.push_back(mean);
+    curve.sem.push_back(std::sqrt(square / (R - 1) / R));
+  }
+  return curve;
+}
+
+/// Which kernel of file is which of ours.
+constexpr std::pair<const char*, Kernel> stored_kernels[] = {
+    {"Phi", Kernel::phi}, {"GvGv", Kernel::Gv}, {"DD", Kernel::D}, {"ghatghat", Kernel::ghat}};
+
+/// How the iteration went, by the names of limit_file.cpp.
+void record(const IterationReport& report, LimitResult& result) {
+  for (const IterationChange& change : report.changes) {
+    result.diagnostics["iteration_loss_change"].push_back(change.loss);
+    result.diagnostics["iteration_kernel_change"].push_back(change.kernels);
+  }
+  for (const auto& loss : report.loss_by_iteration) result.diagnostics["iteration_last_loss"].push_back(loss.back());
+  for (const char* name : kernel_names) {
+    const auto found = std::find_if(report.residuals.begin(), report.residuals.end(),
+                                    [&](const KernelResidual& r) { return r.name == name; });
+    const bool has = found != report.residuals.end();
+    result.diagnostics["kernel_residual"].push_back(has ? found->value : std::nan(""));
+    result.diagnostics["kernel_residual_noise"].push_back(has ? found->noise : std::nan(""));
+  }
+  result.summary["iteration_floor"] = report.floor_at;
+  result.summary["iteration_draws"] = report.draws;
+}
+
+void warn_of_few_experts(const LimitSpec& limit, int active, LimitResult& result) {
+  for (const char* name : {"ess_forward", "ess_backward"}) {
+    double smallest = HUGE_VAL;
+    for (const double v : result.observables.at(name).mean) smallest = v > 0 ? std::min(smallest, v) : smallest;
+    if (!std::isfinite(smallest)) continue;
+    result.summary[std::string("smallest_") + name] = smallest;
+    if (limit.block.experts_sampled && smallest < 0.05 * active)
+      result.warnings.push_back(
+          fmt::format("{}: a token's average over experts rests on {:.1f} effective samples of {} active ones in a "
+                      "batch; networks of practical size may be far from this limit (docs/theory.md, section 6)",
+                      name, smallest, active));
+  }
+}
+
+}  // namespace
+
+IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit) {
+  const bool many_hidden = regime_named(spec.model.regime).hidden_sampled, many_experts = limit.block.experts_sampled;
+  const bool both = many_hidden && many_experts;
+  const auto said = [](int value, int otherwise) { return value > 0 ? value : otherwise; };
+  IterationOptions options;
+  options.batch.neurons = said(spec.sampling.neurons, default_neurons);
+  options.batch.experts = many_experts ? said(spec.sampling.experts, both ? default_experts_of_many : default_experts)
+                                       : limit.block.counts.experts;
+  options.batch.hidden = many_hidden ? said(spec.sampling.hidden, both ? default_hidden_of_many : default_hidden)
+                                     : limit.block.counts.hidden;
+  options.replicas = spec.sampling.replicas;
+  return options;
+}
+
+IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads) {
+  const IterationOptions o = iteration_options(spec, limit);
+  const int all = threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const double R = o.replicas, at_once = std::min(all, o.replicas);
+  IterationMemory memory;
+  memory.queries = (spec.training.steps + 1.0) * step.samples;
+  const KernelSet present = zero_kernels(limit, 1);
+  for (const MatrixXd& kernel : present.all()) memory.arrays += kernel.size() > 0 ? 1 : 0;
+  const double squares = memory.queries * memory.queries;
+  // Every replica's kernels and their next estimates, the mean over replicas, and the differences of one kernel.
+  memory.kernels = sizeof(double) * squares * ((2 * R + 1) * memory.arrays + R);
+  // Roots and memories, and what they are made from; paths of ten arrays on neurons and eight on sites.
+  const double sites = static_cast<double>(o.batch.experts) * static_cast<double>(o.batch.hidden);
+  memory.sampling =
+      at_once * (squares * (12 * element(spec) + 4 * sizeof(double)) +
+                 memory.queries * element(spec) * (10 * static_cast<double>(o.batch.neurons) + 8 * sites));
+  return memory;
+}
+
+LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const SolveOptions& solve) {
+  const auto start = std::chrono::steady_clock::now();
+  LimitResult result;
+  Faults faults;
+  for (const std::string& fault : iteration_faults(spec)) faults.add(fault);
+  const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
+  faults.throw_if_any();
+  const IterationMemory memory = iteration_memory(spec, limit, step_shape(spec, data), solve.threads);
+  if (const AvailableMemory available = available_memory(); memory.total() > available.bytes)
+    throw ConfigError({fmt::format(
+        "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
+        "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
+        "sampling.replicas; or use sampling.method = \"sweep\".",
+        bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
+        bytes_text(memory.sampling), bytes_text(available.bytes), available.source)});
+
+  IterationOptions options = iteration_options(spec, limit);
+  options.threads = solve.threads;
+  options.interrupt = solve.interrupt;
+  options.on_iteration = [&](int iteration, double loss) {
+    if (solve.on_step) solve.on_step(0, iteration, loss);
+  };
+  const IterationResult r = iterate_kernels(spec, data, options);
+
+  result.counts = {static_cast<int>(options.batch.neurons), static_cast<int>(options.batch.experts),
+                   static_cast<int>(options.batch.hidden), static_cast<int>(options.batch.experts)};
+  result.constants = limit.block.constants;
+  result.matching = false;
+  result.replicas = options.replicas;
+  result.interrupted = r.interrupted;
+  record(r.report, result);
+  result.eval_steps = eval_steps(spec.training);
+  result.observe_steps = observe_steps(spec);
+  result.kernel_steps = kernel_steps(spec);
+  const Index P = data.x.cols();
+  const auto f_at = [&](const MatrixXd& f, int t) { return f.middleCols(t * P, P); };
+  for (const int t : result.eval_steps) {
+    result.loss.mean.push_back(r.loss.mean[static_cast<std::size_t>(t)]);
+    result.loss.sem.push_back(r.loss.sem[static_cast<std::size_t>(t)]);
+    result.f.emplace_back(f_at(r.f, t));
+  }
+  const auto replicas = static_cast<std::size_t>(options.replicas);
+  result.accuracy = over_replicas(replicas, result.eval_steps,
+                                  [&](std::size_t k, int t) { return accuracy(f_at(r.f_per_replica[k], t), data.y); });
+  for (const MatrixXd& f : r.f_per_replica) {
+    std::vector<double> row;
+    for (const int t : result.eval_steps) row.push_back(loss_value(limit.loss, f_at(f, t), data.y));
+    result.loss_per_replica.push_back(std::move(row));
+  }
+  for (std::size_t k = 0; k < site_observables.size(); ++k) {
+    const std::string name = site_observables[k];
+    result.observables[name] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
+      const double value = r.fields[replica](static_cast<Index>(k), t);
+      return name.starts_with("rms_") ? std::sqrt(value) : value;
+    });
+  }
+  result.observables["rms_f"] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
+    return std::sqrt(f_at(r.f_per_replica[replica], t).array().square().mean());
+  });
+  for (const char* field : {"rms_u", "rms_v"})  // with soft routing all experts are active
+    result.observables[std::string(field) + "_all"] = result.observables.at(field);
+  for (const int t : result.kernel_steps)
+    for (const auto& [name, kernel] : stored_kernels)
+      result.kernels[name].emplace_back(r.kernels[kernel].block(t * P, t * P, P, P));
+
+  std::vector<std::string> missing;
+  for (const std::string& name : selected_observables(spec))
+    if (!result.observables.contains(name)) missing.push_back(name);
+  if (!missing.empty())
+    result.warnings.push_back(
+        fmt::format("output.observables: kernel iteration leaves out {}", fmt::join(missing, ", ")));
+  if (data.x_test.cols() > 0) result.warnings.emplace_back("data.test: kernel iteration has no test curves");
+  if (!distribution_steps(spec).empty())
+    result.warnings.emplace_back("output.distributions_at: kernel iteration stores no distributions");
+  warn_of_few_experts(limit, result.counts.active, result);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+}  // namespace moe

@@ -1,0 +1,84 @@
+/// dmft_solve --method iterate as a user meets it: what it prints and writes, and what it refuses.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "support/hdf5.hpp"
+#include "tests/program.hpp"
+
+using namespace moe;
+
+namespace {
+
+std::vector<std::string> iterate(std::vector<std::string> more) {
+  std::vector<std::string> all = {
+      "--method", "iterate", "--source", "gaussian", "--dimension", "6",   "--train",     "6",
+      "--test",   "0",       "--loss",   "mse",      "--classes",   "2",   "--optimizer", "sgd",
+      "--lr",     "1",       "--steps",  "4",        "--neurons",   "800", "--set",       "sampling.experts=400"};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("dmft_solve --method iterate: floor, certificate and the file of a sweep [II mssp sgd]") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "a.h5", swept = folder / "b.h5";
+  const ProgramRun run = run_program("dmft_solve", iterate({"--kernels-at", "0,4", "--out", out}));
+  CAPTURE(run.text);
+  REQUIRE(run.status == 0);
+  for (const char* piece : {"kernels of 30 x 30 in 6 replicas need about", "Monte Carlo floor at iteration",
+                            "Certificate", "kernel iteration leaves out"})
+    CHECK_MESSAGE(contains(run.text, piece), piece);
+  std::vector<std::string> as_sweep = iterate({"--kernels-at", "0,4", "--out", swept, "--replicas", "12"});
+  as_sweep[1] = "sweep";
+  REQUIRE(run_program("dmft_solve", as_sweep).status == 0);
+
+  const H5Reader a(out), b(swept);
+  CHECK(a.attribute_text("/limit", "status") == "complete");
+  const auto close = [&](const std::string& name, double bias) {
+    const auto x = a.read(name).values, y = b.read(name).values;
+    const auto ex = a.read(name + "_sem").values, ey = b.read(name + "_sem").values;
+    REQUIRE(x.size() == y.size());
+    const double largest = *std::max_element(y.begin(), y.end());
+    for (std::size_t t = 0; t < x.size(); ++t) {
+      INFO(name, " at step ", t, ": ", x[t], " +- ", ex[t], ", sweep ", y[t], " +- ", ey[t]);
+      CHECK(std::abs(x[t] - y[t]) <= 4 * std::hypot(ex[t], ey[t]) + bias * largest);
+    }
+  };
+  close("/limit/loss", 1e-3);
+  // Both have biases O(1/S) of some times 1/400; six and twelve replicas have errors with long tails.
+  for (const char* name :
+       {"rms_h", "rms_phi", "rms_r", "rms_u", "rms_v", "rms_y", "rms_D", "rms_zeta", "rms_rho", "rms_xi"})
+    close(std::string("/limit/observables/") + name, 0.02);
+  for (const char* name : {"Phi", "GvGv", "DD", "ghatghat"}) {
+    const auto x = a.read(std::string("/limit/kernels/") + name).values,
+               y = b.read(std::string("/limit/kernels/") + name).values;
+    REQUIRE(x.size() == y.size());
+    double difference = 0, size = 0;
+    for (std::size_t k = 0; k < x.size(); ++k) difference += std::pow(x[k] - y[k], 2), size += y[k] * y[k];
+    INFO(name, " differs by ", std::sqrt(difference / size));
+    CHECK(difference < 0.1 * 0.1 * size);
+  }
+  const auto residual = a.read("/limit/diagnostics/kernel_residual").values,
+             noise = a.read("/limit/diagnostics/kernel_residual_noise").values;
+  REQUIRE(residual.size() == 13);
+  for (std::size_t k = 0; k < residual.size(); ++k) CHECK((std::isnan(noise[k]) || residual[k] <= 3 * noise[k]));
+}
+
+TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and nothing is written") {
+  const TemporaryFolder folder;
+  const auto refused = [&](std::vector<std::string> more, const std::vector<std::string>& pieces) {
+    more.insert(more.end(), {"--out", folder / "a.h5"});
+    const ProgramRun run = run_program("dmft_solve", iterate(more));
+    CAPTURE(run.text);
+    CHECK(run.status == 2);
+    for (const std::string& piece : pieces) CHECK_MESSAGE(contains(run.text, piece), piece);
+    CHECK(folder.file_count() == 0);
+  };
+  refused({"--optimizer", "adam", "--routing", "topk"}, {"optimizer.name", "SGD only", "model.routing", "--optimizer"});
+  refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
+  refused({"--checkpoint", folder / "c.h5"}, {"--checkpoint", "does not save"});
+  refused({"--steps", "100000"}, {"memory", "training.steps"});
+}
