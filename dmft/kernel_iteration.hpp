@@ -61,6 +61,6 @@ IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit);
 
 /// The solve of sampling.method = "iterate", with the curves that it has: test sets, and what is not in site_observables, are left out
 /// with a warning.
-LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const SolveOptions& options);
+LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const SolveOptions& solve);
 
 }  // namespace moe
