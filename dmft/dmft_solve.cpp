@@ -74,15 +74,16 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
     fmt::print("Memory: at most about {}, {} replica{} at once.\n", moe::bytes_text(memory.total()), memory.concurrent,
                memory.concurrent > 1 ? "s" : "");
   const bool tested = !r.test_loss.mean.empty();
-  fmt::print("{:>8}  {:>20}  {:>9}", "step", "loss", "accuracy");
+  const bool flows = spec.training.dynamics == moe::Dynamics::flow;
+  fmt::print("{:>8}  {:>20}  {:>9}", flows ? "time" : "step", "loss", "accuracy");
   if (tested) fmt::print("  {:>20}  {:>13}", "test loss", "test accuracy");
   fmt::print("\n");
   std::size_t next_test = 0;
   const std::size_t rows = r.loss.mean.size(), stride = std::max<std::size_t>(1, (rows + 8) / 10);
   for (std::size_t k = 0; k < rows; ++k) {
     if (k % stride != 0 && k + 1 != rows) continue;
-    fmt::print("{:>8}  {:>10.5f} +- {:.5f}  {:>9.4f}", r.eval_steps[k], r.loss.mean[k], r.loss.sem[k],
-               r.accuracy.mean[k]);
+    fmt::print("{:>8.6g}  {:>10.5f} +- {:.5f}  {:>9.4f}", moe::time_of(spec.training, r.eval_steps[k]), r.loss.mean[k],
+               r.loss.sem[k], r.accuracy.mean[k]);
     while (next_test < r.test_steps.size() && r.test_steps[next_test] < r.eval_steps[k]) ++next_test;
     if (next_test < r.test_steps.size() && r.test_steps[next_test] == r.eval_steps[k])
       fmt::print("  {:>10.5f} +- {:.5f}  {:>13.4f}", r.test_loss.mean[next_test], r.test_loss.sem[next_test],
@@ -90,8 +91,8 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
     fmt::print("\n");
   }
   if (r.converged_at >= 0)
-    fmt::print("Converged: a replica's loss reached training.stop_at_loss = {:g} at step {}, where the curves end.\n",
-               spec.training.stop_at_loss, r.converged_at);
+    fmt::print("Converged: a replica's loss reached training.stop_at_loss = {:g} at {} {:g}, where the curves end.\n",
+               spec.training.stop_at_loss, flows ? "time" : "step", moe::time_of(spec.training, r.converged_at));
   fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
   fmt::print("Plot it: dmft_plot {} --format png\n", out);
 }
@@ -115,11 +116,7 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   }
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
   moe::require_memory(estimate, spec, limit);
-  if (const double free = moe::free_disk(out); estimate.output > free)
-    throw moe::IoError(fmt::format(
-        "io: the result will have about {}, and the file system of {} has {} left. Free some, or choose another file "
-        "with --out.",
-        moe::bytes_text(estimate.output), out, moe::bytes_text(free)));
+  moe::require_disk(estimate.output, out, "the result", "--out FILE");
   return estimate;
 }
 
@@ -128,6 +125,9 @@ int run(int argc, char** argv) {
   if (call.exit_code >= 0) return call.exit_code;
   // A checkpoint says what it is of: with no key given, that is what goes on.
   const moe::CheckpointOptions& checkpoint = call.options.checkpoint;
+  if (checkpoint.every_said && checkpoint.file.empty())
+    throw moe::ConfigError(
+        {"--checkpoint-every: there is no checkpoint to write. Name its file with --checkpoint FILE"});
   const bool from_checkpoint = !checkpoint.resume.empty() && call.spec.origin.empty();
   const moe::RunSpec spec = from_checkpoint ? moe::checkpoint_config(checkpoint.resume) : call.spec;
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
@@ -140,14 +140,16 @@ int run(int argc, char** argv) {
     throw moe::ConfigError(
         {"--checkpoint, --resume: kernel iteration does not save its state. Leave them out, or use "
          "sampling.method = \"sweep\""});
-  moe::Progress progress("solving",
-                         iterates ? long{moe::most_iterations(spec)}
-                                  : static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
-                         call.options.quiet);
+  const std::string jumps = moe::jumping_flow_warning(spec);  // before it takes its time
+  if (!jumps.empty()) fmt::print(stderr, "dmft_solve: warning: {}\n", jumps);
   const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);
   moe::Checkpoints checkpoints(checkpoint, identity, [](const std::string& problem) {
     fmt::print(stderr, "dmft_solve: warning: no checkpoint: {} The run goes on.\n", problem);
   });
+  moe::Progress progress("solving",
+                         iterates ? long{moe::most_iterations(spec)}
+                                  : static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
+                         call.options.quiet);
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   moe::SolveOptions options;
   options.checkpoints = &checkpoints;
@@ -161,7 +163,8 @@ int run(int argc, char** argv) {
   progress.finish();
 
   moe::write_limit_file(out, program.name, spec, data, result);
-  for (const auto& warning : result.warnings) fmt::print(stderr, "dmft_solve: warning: {}\n", warning);
+  for (const auto& warning : result.warnings)
+    if (warning != jumps) fmt::print(stderr, "dmft_solve: warning: {}\n", warning);
   if (!call.options.quiet) print_summary(spec, data, result, memory, out);
   if (result.failure) {
     fmt::print(stderr, "dmft_solve: {}. What was computed before is in {}\n", result.failure->what(), out);

@@ -12,14 +12,15 @@ class Flow {
  public:
   explicit Flow(const FlowSpec& spec) : stepper_(spec) {}
 
-  /// Weights of time `from` -> weights of time `to`. forward() and backward() stand at `from`; `check` is called after every other
-  /// pass and throws where a field is not finite.
+  /// Weights of the interval's start -> weights of its end; at the start forward() and backward() have been done. `check` is called
+  /// after every other pass and throws NumericsError where a field is not finite. False where `pause` ended it between two steps: the
+  /// next call goes on from there.
   template <class Check>
-  FlowWork advance(Replica<B>& replica, double from, double to, const Check& check) {
-    State w;
-    replica.learned(w);
-    bool stands = true;  // the first evaluation is at the state whose fields are there already
-    const FlowWork work = stepper_.advance(w, from, to, [&](const State& at, State& derivative) {
+  bool advance(Replica<B>& replica, const FlowInterval& interval, const Check& check,
+               const typename FlowStepper<B>::Pause& pause) {
+    bool stands = !inside();  // the first evaluation is at the state whose fields are there already
+    if (stands) replica.learned(w_);
+    const auto right_hand_side = [&](const State& at, State& derivative) {
       if (!stands) {
         replica.set_learned(at);
         replica.forward();
@@ -28,17 +29,25 @@ class Flow {
       }
       stands = false;
       replica.learned_derivative(derivative);
-    });
-    replica.set_learned(w);
+    };
+    if (!stepper_.advance(w_, interval, right_hand_side, pause)) return false;
+    replica.set_learned(w_);
     if (replica.settle()) stepper_.forget();  // derivatives in the bases mean nothing to a dense operator
-    return work;
+    return true;
   }
+  bool inside() const { return stepper_.inside(); }
+  const FlowWork& work() const { return stepper_.work(); }
 
-  void transfer(Archive& a) { stepper_.transfer(a); }
+  /// Also within an interval, where the replica's weights are those of some stage, and the state stands here.
+  void transfer(Archive& a) {
+    a("stepper", stepper_);
+    if (inside()) a("state", w_);
+  }
 
  private:
   using State = ArrayList<B>;
   FlowStepper<B> stepper_;
+  State w_;
 };
 
 }  // namespace moe

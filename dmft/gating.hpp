@@ -1,6 +1,8 @@
 /// Routing and gates on a sample of experts: (T2), (T9). Arrays (SE, P): expert fastest, one column per token.
 #pragma once
 
+#include <cmath>
+
 #include "support/cpu.hpp"
 #include "support/point.hpp"
 #include "support/run_spec.hpp"
@@ -22,7 +24,10 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View mask,
   using Real = typename B::Real;
   const Index experts = r.rows, P = r.cols;
   const Real beta = static_cast<Real>(spec.inverse_temperature);
-  if (spec.topk)
+  // What is not finite has no order to be chosen by: all stay active, and the run ends or a flow shortens its step.
+  const bool ordered =
+      !spec.topk || std::isfinite(B::sum(experts, P, [=] MOE_HD(Index i, Index p) { return r(i, p) * Real(0); }));
+  if (spec.topk && ordered)
     B::select_largest(r, spec.active, mask);
   else
     B::each(experts, P, [=] MOE_HD(Index i, Index p) { mask(i, p) = Real(1); });

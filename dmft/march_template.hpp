@@ -20,14 +20,14 @@ inline bool contains(const std::vector<int>& sorted, int t) {
   return std::binary_search(sorted.begin(), sorted.end(), t);
 }
 
-/// Throws NumericsError naming the first field, in the order of the computation, that is not finite.
+/// Throws NumericsError naming the first field, in the order of the computation, that is not finite; `detail` says more.
 template <class B>
-void check_finite(Replica<B>& r, int step) {
+void check_finite(Replica<B>& r, int step, const std::string& detail) {
   const double total = r.outputs().sum();
   const auto bad = [](typename B::View a) { return !std::isfinite(sum<B>(a)); };
   if (std::isfinite(total) && !bad(r.xi())) return;
   const auto check = [&](const std::string& name, typename B::View view) {
-    if (bad(view)) throw NumericsError(step, name, "is not finite any more. Lower optimizer.lr");
+    if (bad(view)) throw NumericsError(step, name, detail);
   };
   const auto of_block = [&](const char* name, std::size_t l) {
     return r.layers().size() == 1 ? name : fmt::format("{} of block {}", name, l + 1);
@@ -46,7 +46,7 @@ void check_finite(Replica<B>& r, int step) {
     check(of_block("rho", l), f.rho);
   }
   check("xi", r.xi());
-  throw NumericsError(step, "f", "is not finite any more. Lower optimizer.lr");
+  throw NumericsError(step, "f", detail);
 }
 
 inline Eigen::MatrixXd columns(const Eigen::MatrixXd& from, const std::vector<int>& rows) {
@@ -93,6 +93,35 @@ void record_diagnostics(Replica<B>& r, Record& record, int step, double elapsed)
   record.diagnostics["step_seconds"].push_back(elapsed);
 }
 
+/// Everything that is recorded of state t, whose fields stand in the replica.
+template <class B>
+void record_state(const Plan& plan, Replica<B>& replica, Observer<B>& observer, int t, Record& record) {
+  const RunSpec& spec = *plan.spec;
+  const Dataset& data = *plan.data;
+  const bool full_batch = batch_rows(spec, static_cast<int>(data.x.cols()), t).empty();
+  if (contains(plan.eval_steps, t)) {
+    const Eigen::MatrixXd f = full_batch ? replica.outputs() : replica.evaluate(data.x);
+    record.loss.push_back(loss_value(spec.training.loss, f, data.y));
+    record.accuracy.push_back(accuracy(f, data.y));
+    if (plan.keep_f) record.f.push_back(f);
+    if (spec.training.stop_at_loss > 0 && record.loss.back() <= spec.training.stop_at_loss) record.converged_at = t;
+  }
+  if (contains(plan.test_steps, t)) {
+    const Eigen::MatrixXd f = replica.evaluate(data.x_test);
+    record.test_loss.push_back(loss_value(spec.training.loss, f, data.y_test));
+    record.test_accuracy.push_back(accuracy(f, data.y_test));
+  }
+  if (contains(plan.observe_steps, t)) record.observables.push_back(observer.measure(replica));
+  if (contains(plan.kernel_steps, t))
+    for (const auto& info : kernel_table)
+      for (const Recorded& one : recorded(info.name, plan.limit.depth))
+        record.kernels[one.key].push_back(Observer<B>::kernel(replica, one));
+  if (contains(plan.distribution_steps, t))
+    for (const auto& info : distribution_table)
+      for (const Recorded& one : recorded(info.name, plan.limit.depth))
+        record.distributions[one.key].push_back(Observer<B>::distribution(replica, one));
+}
+
 /// Root mean square over pairs of sites of sum_mu z_mu x_mu^T: the entries that an entrywise rule sees.
 template <class B>
 double gradient_size(typename B::View z, typename B::View x) {
@@ -111,7 +140,7 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
   const Index P = full_batch ? P_all : static_cast<Index>(batch_rows(spec, P_all, 0).size());
   // A checkpoint that holds nothing but the record is of a replica that was done.
   int t = 0;
-  double first_loss = 0;
+  double first_loss = 0, loss = 0;
   std::optional<Archive> saved;
   if (options.checkpoints) saved = options.checkpoints->begin(index);
   if (saved) {
@@ -128,54 +157,47 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
     a("next_step", t);
     a("record", record);
     a("first_loss", first_loss);
+    a("loss", loss);
     a("replica", replica);
     a("observer", observer);
     if (plan.limit.flows) a("flow", flow);
   };
   if (saved) state(*saved);
   const auto interrupted = [&] { return options.interrupt && *options.interrupt; };
+  const auto pause = [&] {  // between two steps of a flow
+    if (options.checkpoints) options.checkpoints->between_steps(index, state);
+    return stop || interrupted();
+  };
   for (; t <= T && record.converged_at < 0 && !stop && !interrupted(); ++t) {
-    if (options.checkpoints && t > 0) options.checkpoints->between_steps(index, state);
     const auto start = std::chrono::steady_clock::now();
-    if (!full_batch) {
-      const auto rows = batch_rows(spec, P_all, t);
-      replica.set_batch(detail::columns(data.x, rows), detail::columns(data.y, rows));
+    if (!flow.inside()) {  // else state t was recorded before the run ended on its way to t + 1
+      if (options.checkpoints && t > 0) options.checkpoints->between_steps(index, state);
+      if (!full_batch) {
+        const auto rows = batch_rows(spec, P_all, t);
+        replica.set_batch(detail::columns(data.x, rows), detail::columns(data.y, rows));
+      }
+      replica.forward();
+      replica.backward();
+      const std::string remedy = divergence_remedy(spec.training, t > 0);
+      detail::check_finite(replica, t, "is not finite. " + remedy);
+      loss = replica.loss();
+      if (t == 0) first_loss = loss;
+      if (has_diverged(loss, first_loss))
+        throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. {}", loss, remedy));
+      if (!full_batch && t < T) record.batch_loss.push_back(loss);
+      detail::record_state(plan, replica, observer, t, record);
     }
-    replica.forward();
-    replica.backward();
-    detail::check_finite(replica, t);
-    const double loss = replica.loss();
-    if (t == 0) first_loss = loss;
-    if (has_diverged(loss, first_loss))
-      throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. Lower optimizer.lr", loss));
-    if (!full_batch && t < T) record.batch_loss.push_back(loss);
-    if (detail::contains(plan.eval_steps, t)) {
-      const Eigen::MatrixXd f = full_batch ? replica.outputs() : replica.evaluate(data.x);
-      record.loss.push_back(loss_value(spec.training.loss, f, data.y));
-      record.accuracy.push_back(accuracy(f, data.y));
-      if (plan.keep_f) record.f.push_back(f);
-      if (spec.training.stop_at_loss > 0 && record.loss.back() <= spec.training.stop_at_loss) record.converged_at = t;
-    }
-    if (detail::contains(plan.test_steps, t)) {
-      const Eigen::MatrixXd f = replica.evaluate(data.x_test);
-      record.test_loss.push_back(loss_value(spec.training.loss, f, data.y_test));
-      record.test_accuracy.push_back(accuracy(f, data.y_test));
-    }
-    if (detail::contains(plan.observe_steps, t)) record.observables.push_back(observer.measure(replica));
-    if (detail::contains(plan.kernel_steps, t))
-      for (const auto& info : kernel_table)
-        for (const Recorded& one : recorded(info.name, plan.limit.depth))
-          record.kernels[one.key].push_back(Observer<B>::kernel(replica, one));
-    if (detail::contains(plan.distribution_steps, t))
-      for (const auto& info : distribution_table)
-        for (const Recorded& one : recorded(info.name, plan.limit.depth))
-          record.distributions[one.key].push_back(Observer<B>::distribution(replica, one));
     if (t < T && record.converged_at < 0) {
       if (plan.limit.flows) {
-        const FlowWork work = flow.advance(replica, flow_time(spec.training, t), flow_time(spec.training, t + 1),
-                                           [&] { detail::check_finite(replica, t); });
-        record.diagnostics["flow_evaluations"].push_back(work.evaluations);
-        record.diagnostics["flow_rejected"].push_back(work.rejected);
+        const FlowInterval interval{t, flow_time(spec.training, t), flow_time(spec.training, t + 1)};
+        const auto check = [&] {
+          detail::check_finite(replica, t,
+                               fmt::format("is not finite on the way from time {:g} to {:g}. {}", interval.from,
+                                           interval.to, divergence_remedy(spec.training, true)));
+        };
+        if (!flow.advance(replica, interval, check, pause)) break;
+        record.diagnostics["flow_evaluations"].push_back(flow.work().evaluations);
+        record.diagnostics["flow_rejected"].push_back(flow.work().rejected);
       } else {
         replica.update();
       }
@@ -187,7 +209,7 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
   if (!options.checkpoints) return;
   if (t > T || record.converged_at >= 0)
     options.checkpoints->finish(index, detail::finished(record, T));
-  else if (interrupted() && t > 0)
+  else if (interrupted() && (t > 0 || flow.inside()))
     options.checkpoints->between_steps(index, state, true);
   else if (t == 0)
     options.checkpoints->leave(index);

@@ -29,12 +29,13 @@ class QueryBasis {
   View coefficients() { return coefficients_; }
 
   /// Takes a block of P queries (sites, P): coefficients by block Gram-Schmidt with re-orthogonalisation, and new vectors for what
-  /// is left above `tolerance` times the RMS of the block. Smaller directions are dropped.
+  /// is left above `tolerance` times the RMS of the block. Smaller directions are dropped, and so are queries that are not finite:
+  /// a flow tries stages that overflow, and goes on without them.
   void ask(View query) {
     if (users_ == 0) return;
     const double size2 = mean_square(query), threshold = tolerance_ * std::sqrt(size2);
     project(query, coefficients_);
-    if (!(size2 > 0)) return;
+    if (!(size2 > 0) || !std::isfinite(size2)) return;
     auto residual = Matrix::uninitialized(sites_, query.cols);
     B::copy(query, residual);
     subtract(coefficients_, residual);

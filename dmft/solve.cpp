@@ -242,6 +242,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
         fmt::format("output.observables: {} left out: the samples differ from step to step under mini-batches "
                     "(training.batch = {})",
                     fmt::join(undefined, ", "), spec.training.batch));
+  if (std::string jumps = jumping_flow_warning(spec); !jumps.empty()) result.warnings.push_back(std::move(jumps));
   plan.kernel_steps = kernel_steps(spec);
   plan.distribution_steps = distribution_steps(spec);
   plan.observables = selected_observables(spec);
@@ -317,9 +318,11 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   }
   if (error) std::rethrow_exception(error);
   result.interrupted = options.interrupt != nullptr && *options.interrupt;
-  const bool failed =
-      std::any_of(records.begin(), records.end(), [](const Record& r) { return r.failure.has_value(); });
-  if (failed || result.interrupted) records = usable(std::move(records), failed);
+  const auto failed =
+      std::find_if(records.begin(), records.end(), [](const Record& r) { return r.failure.has_value(); });
+  const std::optional<NumericsError> failure = failed == records.end() ? std::nullopt : failed->failure;
+  if (failure || result.interrupted) records = usable(std::move(records), failure.has_value());
+  if (records.empty() && failure) throw NumericsError(*failure);  // no replica has recorded anything
   if (records.empty()) throw Error("interrupted before any step was finished");
   collect(plan, records, result);
   cut_step_lists(result);

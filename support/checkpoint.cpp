@@ -16,7 +16,8 @@ namespace moe {
 namespace {
 
 /// Layout of the state in the file: a change of it makes older checkpoints unreadable.
-constexpr int checkpoint_version = 1;
+constexpr int checkpoint_version = 2;
+constexpr const char* checkpoint_flag = "--checkpoint FILE";
 
 std::string job_group(int job) { return fmt::format("/job/{}", job); }
 
@@ -71,7 +72,7 @@ Checkpoints::Checkpoints(CheckpointOptions options, RunIdentity identity,
       on_problem_(std::move(on_problem)),
       last_(Clock::now()) {
   if (!options_.file.empty()) {
-    const H5Writer probe(options_.file);
+    const H5Writer probe(options_.file, checkpoint_flag);
   }  // a name that cannot be written is a fault at once
   if (options_.resume.empty()) return;
   resume_ = std::make_unique<H5Reader>(options_.resume);
@@ -144,7 +145,7 @@ void Checkpoints::leave(int job) {
 
 void Checkpoints::start_file() {
   try {
-    file_ = std::make_unique<H5Writer>(options_.file);
+    file_ = std::make_unique<H5Writer>(options_.file, checkpoint_flag);
     write_root_attributes(*file_, "checkpoint", identity_.program, *identity_.spec);
     file_->attribute("/", "checkpoint_version", std::int64_t{checkpoint_version});
     file_->attribute("/", "data", identity_.data);

@@ -6,7 +6,9 @@
 #include <charconv>
 #include <cstdio>
 #include <deque>
+#include <filesystem>
 #include <map>
+#include <system_error>
 
 #include "support/config.hpp"
 #include "support/config_keys.hpp"
@@ -43,6 +45,13 @@ std::string words_of(const Key& key, const Field& field) {
   if (const auto* names = std::get_if<EnumField>(&field)) return alternatives(names->names);
   if (key.words.empty() || key.words.size() > 12) return "";
   return alternatives(key.words);
+}
+
+/// However the two are written: ./a and a, by way of links or of "..".
+bool same_file(const std::string& a, const std::string& b) {
+  std::error_code unknown;
+  return std::filesystem::weakly_canonical(std::filesystem::absolute(a), unknown) ==
+         std::filesystem::weakly_canonical(std::filesystem::absolute(b), unknown);
 }
 
 /// "[model]" and its keys: flag, what it is, allowed words or range, default.
@@ -94,7 +103,7 @@ class CommandLine {
     text_option("--config", invocation.options.config_file);
     text_option("--out", invocation.options.out);
     text_option("--checkpoint", invocation.options.checkpoint.file);
-    text_option("--checkpoint-every", checkpoint_every_);
+    checkpoint_every_option_ = text_option("--checkpoint-every", checkpoint_every_);
     text_option("--resume", invocation.options.checkpoint.resume);
     text_option("--threads", threads_);
     text_option("--device", device_);
@@ -256,6 +265,13 @@ class CommandLine {
   void read_checkpoint_options() {
     CheckpointOptions& checkpoint = invocation.options.checkpoint;
     if (checkpoint.file.empty()) checkpoint.file = checkpoint.resume;
+    checkpoint.every_said = checkpoint_every_option_->count() > 0;
+    const std::string& out = invocation.options.out.empty() ? program_.default_out : invocation.options.out;
+    if (!checkpoint.file.empty() && same_file(checkpoint.file, out))
+      faults.add(fmt::format(
+          "command line: {} is the file of the result (--out) and of the checkpoint (--checkpoint, --resume), and one "
+          "would replace the other. Give them different names",
+          checkpoint.file));
     static const std::map<std::string, double> units = {{"", 1}, {"ms", 1e-3}, {"s", 1}, {"min", 60}, {"h", 3600}};
     const char *const begin = checkpoint_every_.data(), *const end = begin + checkpoint_every_.size();
     const auto read = std::from_chars(begin, end, checkpoint.every_s);
@@ -269,6 +285,7 @@ class CommandLine {
 
   const ProgramInfo& program_;
   CLI::App app_;
+  CLI::Option* checkpoint_every_option_ = nullptr;
   std::string checkpoint_every_ = "60s", threads_ = "0", device_ = "auto";
   std::vector<std::string> settings_, extras_;
   std::deque<FlagValue> values_;  // CLI11 keeps references to the texts

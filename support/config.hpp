@@ -17,6 +17,7 @@ struct CheckpointOptions {
   std::string file;     ///< to write; empty: none
   double every_s = 60;  ///< least time between two; 0: after every step
   std::string resume;   ///< to continue from; empty: from the start
+  bool every_said = false;
 };
 
 /// What a program was asked to do, beyond the run itself.

@@ -15,7 +15,8 @@ namespace moe {
 /// left under such names is removed. The last line of the file is a checksum over all bytes before (H5Reader::verify).
 class H5Writer {
  public:
-  explicit H5Writer(std::string path);
+  /// `flag`: with which a user chooses another name, for messages.
+  explicit H5Writer(std::string path, std::string flag = "--out FILE");
   ~H5Writer();
   H5Writer(const H5Writer&) = delete;
   H5Writer& operator=(const H5Writer&) = delete;

@@ -2,6 +2,8 @@
 /// stepper chosen at run time.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/numeric/odeint/stepper/adams_bashforth.hpp>
 #include <boost/numeric/odeint/stepper/adams_moulton.hpp>
@@ -16,6 +18,7 @@
 
 #include "support/archive.hpp"
 #include "support/cpu.hpp"
+#include "support/error.hpp"
 #include "support/run_spec.hpp"
 
 namespace moe {
@@ -132,65 +135,62 @@ inline FlowSpec flow_spec(const TrainingSpec& training) {
   return {training.stepper, training.step_size, training.rtol, training.atol};
 }
 
-/// Work that an integration took.
+/// Work that an interval took.
 struct FlowWork {
   int evaluations = 0;  ///< of the right-hand side
   int accepted = 0, rejected = 0;
+  void transfer(Archive& a) {
+    a("evaluations", evaluations);
+    a("accepted", accepted);
+    a("rejected", rejected);
+  }
+};
+
+/// From recorded state `step` to the next, by their times.
+struct FlowInterval {
+  int step = 0;
+  double from = 0, to = 1;
 };
 
 /// Advances a state along dw/dt = right-hand side. Steps never cross the end of an interval that was asked for, so that what is
-/// recorded there is a state of the integration itself.
+/// recorded there is a state of the integration itself. Between two steps within an interval the stepper can be saved with the state,
+/// and goes on bit for bit.
 template <class B>
 class FlowStepper {
  public:
   using State = ArrayList<B>;
-  /// derivative <- dw/dt at w.
+  /// derivative <- dw/dt at w. Throws NumericsError where that is not finite: dopri5 then tries a shorter step.
   using System = std::function<void(const State& w, State& derivative)>;
+  /// Called between two steps: true ends the call there.
+  using Pause = std::function<bool()>;
 
   explicit FlowStepper(const FlowSpec& spec) : spec_(spec), next_step_(spec.step_size) {}
 
-  /// w(from) -> w(to). Intervals of equal length keep the multistep method's history valid; forget() it when w was changed.
-  FlowWork advance(State& w, double from, double to, const System& system) {
-    namespace odeint = boost::numeric::odeint;
-    FlowWork work;
+  /// w(from) -> w(to). Intervals of equal length keep the multistep method's history valid; forget() it when w was changed. False
+  /// where `pause` ended it: called again with the same interval, it goes on there. Throws NumericsError of the system, or where the
+  /// tolerance asks for steps too short to be taken.
+  bool advance(State& w, const FlowInterval& interval, const System& system, const Pause& pause = {}) {
     const auto right_hand_side = [&](const State& x, State& dxdt, double) {
-      ++work.evaluations;
+      ++work_.evaluations;
       system(x, dxdt);
     };
-    if (spec_.stepper == Stepper::dopri5) {
-      using Errors = odeint::default_error_checker<double, ArrayAlgebra<B>, odeint::default_operations>;
-      odeint::controlled_runge_kutta<Dopri5, Errors> dopri5(Errors(spec_.atol, spec_.rtol));
-      right_hand_side(w, derivative_, from);
-      const double shortest = 1e-12 * std::max(std::abs(to), to - from);
-      for (double t = from; to - t > shortest;) {
-        double step = std::min(next_step_, to - t);
-        const bool cut = step < next_step_;
-        const bool accepted = dopri5.try_step(right_hand_side, w, derivative_, t, step) == odeint::success;
-        ++(accepted ? work.accepted : work.rejected);
-        if (!accepted || !cut || step > next_step_) next_step_ = step;
-        if (next_step_ < shortest)
-          throw Error("flow: the step that the tolerance asks for has become too short to be taken");
-      }
-      return work;
+    if (!inside_) {
+      work_ = {};
+      t_ = interval.from;
+      if (spec_.stepper == Stepper::dopri5) right_hand_side(w, derivative_, t_);
+      inside_ = true;
     }
-    const int steps = std::max(1, static_cast<int>(std::ceil((to - from) / spec_.step_size * (1 - 1e-12))));
-    const double step = (to - from) / steps;
-    for (int k = 0; k < steps; ++k, ++work.accepted) {
-      const double t = from + k * step;
-      if (spec_.stepper == Stepper::rk4) {
-        rk4_.do_step(right_hand_side, w, t, step);
-      } else {
-        // Predictor and corrector of Boost's adams_bashforth_moulton, which hides the derivatives that a checkpoint needs.
-        multistep_.do_step(right_hand_side, w, t, predicted_, step);
-        if (past_ + 1 < order)
-          w = predicted_;
-        else
-          corrector_.do_step(right_hand_side, w, predicted_, t + step, w, step, multistep_.step_storage());
-        ++past_;
-      }
+    while (inside_) {
+      inside_ = spec_.stepper == Stepper::dopri5 ? adaptive_step(w, interval, right_hand_side)
+                                                 : fixed_step(w, interval, right_hand_side);
+      if (inside_ && pause && pause()) return false;
     }
-    return work;
+    return true;
   }
+  /// Within an interval: advance() returned false, or the state that was loaded had been saved by `pause`.
+  bool inside() const { return inside_; }
+  /// Of the interval so far.
+  const FlowWork& work() const { return work_; }
 
   /// Past derivatives are no longer those of this state.
   void forget() {
@@ -199,6 +199,10 @@ class FlowStepper {
   }
 
   void transfer(Archive& a) {
+    a("inside", inside_);
+    a("work", work_);
+    a("time", t_);
+    if (inside_ && spec_.stepper == Stepper::dopri5) a("derivative", derivative_);
     a("next_step", next_step_);
     a("past", past_);
     std::vector<State> history(static_cast<std::size_t>(std::min(past_, order - 1)));
@@ -228,7 +232,62 @@ class FlowStepper {
   using Corrector = boost::numeric::odeint::adams_moulton<order, State, double, State, double, ArrayAlgebra<B>,
                                                           boost::numeric::odeint::default_operations, Never>;
 
+  /// One attempt of dopri5, within the interval. False once its end is reached.
+  template <class System>
+  bool adaptive_step(State& w, const FlowInterval& interval, System& right_hand_side) {
+    namespace odeint = boost::numeric::odeint;
+    using Errors = odeint::default_error_checker<double, ArrayAlgebra<B>, odeint::default_operations>;
+    odeint::controlled_runge_kutta<Dopri5, Errors> dopri5(Errors(spec_.atol, spec_.rtol));
+    const double shortest = 1e-12 * std::max(std::abs(interval.to), interval.to - interval.from);
+    double step = std::min(next_step_, interval.to - t_);
+    const bool cut = step < next_step_;
+    bool accepted = false;
+    try {
+      accepted = dopri5.try_step(right_hand_side, w, derivative_, t_, step) == odeint::success;
+    } catch (const NumericsError&) {  // a stage beyond all numbers: w, its derivative and t are what they were
+      step *= least_factor;
+      if (step < shortest) throw;
+    }
+    ++(accepted ? work_.accepted : work_.rejected);
+    if (!accepted || !cut || step > next_step_) next_step_ = step;
+    if (next_step_ < shortest)
+      throw NumericsError(
+          interval.step, "step of the flow",
+          fmt::format(
+              "has become too short to be taken at time {:g}: training.rtol = {:g} and training.atol = {:g} ask "
+              "for more than the numbers hold. Raise them, use sampling.precision = \"float64\", or fixed steps "
+              "(training.stepper = \"rk4\")",
+              t_, spec_.rtol, spec_.atol));
+    return interval.to - t_ > shortest;
+  }
+
+  /// One step of rk4 or abm; the interval has a whole number of them. False once its end is reached.
+  template <class System>
+  bool fixed_step(State& w, const FlowInterval& interval, System& right_hand_side) {
+    const double length = interval.to - interval.from;
+    const int steps = std::max(1, static_cast<int>(std::ceil(length / spec_.step_size * (1 - 1e-12))));
+    const double step = length / steps;
+    t_ = interval.from + work_.accepted * step;
+    if (spec_.stepper == Stepper::rk4) {
+      rk4_.do_step(right_hand_side, w, t_, step);
+    } else {
+      // Predictor and corrector of Boost's adams_bashforth_moulton, which hides the derivatives that a checkpoint needs.
+      multistep_.do_step(right_hand_side, w, t_, predicted_, step);
+      if (past_ + 1 < order)
+        w = predicted_;
+      else
+        corrector_.do_step(right_hand_side, w, predicted_, t_ + step, w, step, multistep_.step_storage());
+      ++past_;
+    }
+    return ++work_.accepted < steps;
+  }
+
+  static constexpr double least_factor = 0.2;  ///< by which the controller shortens a step at most
+
   FlowSpec spec_;
+  bool inside_ = false;
+  FlowWork work_;
+  double t_ = 0;  ///< of w, within an interval
   double next_step_;
   State derivative_, predicted_;
   Rk4 rk4_;

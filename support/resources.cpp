@@ -12,6 +12,8 @@
 #include <limits>
 #include <sstream>
 
+#include "support/error.hpp"
+
 namespace moe {
 namespace {
 
@@ -97,6 +99,15 @@ double free_disk(const std::string& path) {
   struct statvfs status {};
   if (::statvfs(folder.c_str(), &status) != 0 || status.f_blocks == 0) return infinite;
   return static_cast<double>(status.f_bavail) * static_cast<double>(status.f_frsize);
+}
+
+void require_disk(double bytes, const std::string& path, const std::string& what, const std::string& flag) {
+  const double free = free_disk(path);
+  if (bytes <= free) return;
+  throw IoError(fmt::format(
+      "io: {} will have about {}, and the file system of {} has {} left. Free some, or choose another place "
+      "with {}.",
+      what, bytes_text(bytes), path, bytes_text(free), flag));
 }
 
 void return_freed_memory() { malloc_trim(0); }

@@ -19,6 +19,9 @@ AvailableMemory available_memory(const std::string& proc = "/proc", const std::s
 /// Bytes that an unprivileged user may still write into the folder of `path`; infinite where the system does not say.
 double free_disk(const std::string& path);
 
+/// Throws IoError where the file system of `path` has no room for `bytes`. `what` is "the result", `flag` "--out FILE".
+void require_disk(double bytes, const std::string& path, const std::string& what, const std::string& flag);
+
 /// Hands what is freed at present back to the system, even where the C library was told to keep it (keep_freed_memory).
 void return_freed_memory();
 

@@ -16,6 +16,11 @@ inline double flow_time(const TrainingSpec& training, int t) {
   return training.time > 0 ? training.time * t / training.steps : t;
 }
 
+/// Time of recorded state t of any run: of gradient descent its number.
+inline double time_of(const TrainingSpec& training, int t) {
+  return training.dynamics == Dynamics::flow ? flow_time(training, t) : t;
+}
+
 /// "100 steps", "gradient flow to the time of 100 steps".
 inline std::string duration_text(const TrainingSpec& training) {
   if (training.dynamics == Dynamics::flow)
@@ -25,6 +30,33 @@ inline std::string duration_text(const TrainingSpec& training) {
 
 /// A loss from which no run comes back. `first`: loss of step 0.
 inline bool has_diverged(double loss, double first) { return loss > 1e6 * std::max(first, 1.0); }
+
+/// What to do about numbers that overflow or a loss that grows without end. `trained`: not before the first update.
+inline std::string divergence_remedy(const TrainingSpec& training, bool trained) {
+  if (!trained)
+    return "The network has not been trained yet: lower model.output_scale or model.init_scale, or the size of the "
+           "data";
+  if (training.dynamics == Dynamics::gd) return "Lower optimizer.lr";
+  if (training.stepper == Stepper::dopri5)
+    return fmt::format("A gradient flow does not do that: lower training.rtol = {:g} and training.atol = {:g}",
+                       training.rtol, training.atol);
+  return fmt::format("A gradient flow does not do that: lower training.step_size = {:g}", training.step_size);
+}
+
+/// What there is to say before a flow with error control whose right-hand side jumps; empty where it does not.
+inline std::string jumping_flow_warning(const RunSpec& spec) {
+  if (spec.training.dynamics != Dynamics::flow || spec.training.stepper != Stepper::dopri5) return "";
+  const bool relu = spec.model.activation == Activation::relu || spec.model.post_activation == Activation::relu;
+  const bool topk = spec.model.routing == Routing::topk;
+  if (!relu && !topk) return "";
+  return fmt::format(
+      "the gradient jumps where {} switches, and training.stepper = \"dopri5\" shortens its steps until every jump is "
+      "resolved: thousands of evaluations. training.stepper = \"rk4\" takes steps of training.step_size over "
+      "them (docs/results.md, gradient flow)",
+      relu && topk ? "a unit of relu or a choice of experts"
+      : relu       ? "a unit of relu"
+                   : "a choice of experts");
+}
 
 /// 0, every, 2 every, ... and always the last step T.
 inline std::vector<int> steps_every(int every, int T) {

@@ -272,9 +272,10 @@ int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
   check_flags(call.own);
-  if (!call.options.checkpoint.file.empty())
+  if (!call.options.checkpoint.file.empty() || call.options.checkpoint.every_said)
     throw moe::ConfigError(
-        {"--checkpoint, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and moe_train keep theirs, and "
+        {"--checkpoint, --checkpoint-every, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and "
+         "moe_train keep theirs, and "
          "compare their "
          "files with --limit FILE --networks FILE."});
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;

@@ -14,6 +14,7 @@
 #include "support/config.hpp"
 #include "support/observable.hpp"
 #include "support/progress.hpp"
+#include "support/resources.hpp"
 #include "support/schedule.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
@@ -161,6 +162,17 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
   return runs;
 }
 
+/// Until the result is complete, finished networks are kept as well, each as large as its rows of the result.
+void require_room(const moe::RunSpec& spec, const moe::Dataset& data, const std::string& out, const std::string& folder,
+                  bool folder_said) {
+  const double result = moe::network_file_bytes(spec, data);
+  if (!folder_said)
+    return moe::require_disk(2 * result, out, "the result, with the networks that are kept until it is complete,",
+                             "--out FILE");
+  moe::require_disk(result, out, "the result", "--out FILE");
+  moe::require_disk(result, folder, "what is kept of the networks until the result is complete", "--checkpoint FOLDER");
+}
+
 int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
@@ -189,7 +201,9 @@ int run(int argc, char** argv) {
                "(training.batch = {})\n",
                fmt::join(undefined, ", "), spec.training.batch);
 
+  if (const std::string jumps = moe::jumping_flow_warning(spec); !jumps.empty()) warn(jumps);
   moe::require_network_memory(spec, data, call.options.threads);
+  require_room(spec, data, out, folder, !checkpoint.file.empty());
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the training, not after it
   std::vector<std::vector<moe::NetworkRun>> runs;
   try {

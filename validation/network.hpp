@@ -108,7 +108,7 @@ struct TrainOptions {
   std::function<std::optional<NetworkRun>(int width, std::uint64_t seed)> stored;
   std::function<void(const NetworkRun&)> on_run;
   /// A run in progress, to be kept and continued bit for bit: `state` names all that it is. `resume` is called before the first step,
-  /// loads what there is and says whether there was anything; `keep` between two steps, and may save it. From the run's worker; what they
+  /// loads what there is and says whether there was anything; `keep` between two steps (of a flow also those of its stepper), and may save it. From the run's worker; what they
   /// throw ends the training.
   using State = std::function<void(Archive&)>;
   std::function<bool(int width, std::uint64_t seed, const State& state)> resume;

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
+#include "regimes/regime.hpp"
 #include "support/distribution.hpp"
 #include "support/observable.hpp"
 #include "support/result_file.hpp"
@@ -21,6 +23,9 @@ using Shape = std::vector<std::size_t>;
 using Names = std::vector<std::string>;
 
 std::size_t count(Index n) { return static_cast<std::size_t>(n); }
+
+/// Length of steps_every(every, T).
+double recorded_times(int every, int T) { return std::ceil(static_cast<double>(T) / std::max(1, every)) + 1; }
 
 /// Writes one group, with arrays over seeds whose rows may end early.
 class GroupWriter {
@@ -146,8 +151,38 @@ void write_weights(GroupWriter& group, const NetworkShape& s) {
 
 bool outputs_fit(const RunSpec& spec, const Dataset& data) {
   const double values = static_cast<double>(spec.network.seeds) *
-                        static_cast<double>(eval_steps(spec.training).size()) * static_cast<double>(data.y.size());
+                        recorded_times(eval_interval(spec.training), spec.training.steps) *
+                        static_cast<double>(data.y.size());
   return values * sizeof(double) <= static_cast<double>(optional_dataset_bytes);
+}
+
+double network_file_bytes(const RunSpec& spec, const Dataset& data) {
+  const int T = spec.training.steps, L = spec.model.depth;
+  const double P = spec.training.batch > 0 ? spec.training.batch : static_cast<double>(data.x.cols());
+  const double outputs = outputs_fit(spec, data) ? static_cast<double>(data.y.size()) : 0;
+  double numbers = recorded_times(eval_interval(spec.training), T) * (2 + outputs);  // of one seed
+  if (data.x_test.cols() > 0) numbers += recorded_times(test_interval(spec.training), T) * 2;
+  if (spec.training.batch > 0) numbers += T;
+  numbers += recorded_times(observe_interval(spec), T) *
+             static_cast<double>(recorded_all(selected_observables(spec), L).size());
+  const auto of_blocks = [&](const auto& table) {
+    double n = 0;
+    for (const ObservableInfo& info : table) n += static_cast<double>(recorded(info.name, L).size());
+    return n;
+  };
+  numbers += static_cast<double>(kernel_steps(spec).size()) * of_blocks(kernel_table) * P * P;
+  numbers += static_cast<double>(distribution_steps(spec).size()) * of_blocks(distribution_table) * distribution_bins;
+  double total = numbers * spec.network.seeds * static_cast<double>(spec.network.widths.size());
+  if (spec.output.weights)
+    for (const int width : spec.network.widths) {
+      const Sizes s = network_sizes(spec, width, static_cast<int>(data.x.rows()));
+      total += spec.network.seeds *
+               (s.N * s.D + s.L * (s.M * s.N + 2 * s.M * s.Ne * s.N) + static_cast<double>(data.y.rows()) * s.N);
+    }
+  for (const auto* m : {&data.x, &data.y})
+    if (static_cast<std::size_t>(m->size()) * sizeof(double) <= optional_dataset_bytes)
+      total += static_cast<double>(m->size());
+  return total * sizeof(double);
 }
 
 void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& data,

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <regex>
 
 #include "support/checkpoint.hpp"
 #include "support/config.hpp"
@@ -24,17 +25,29 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// Chooses the folder, for messages.
+constexpr const char* folder_flag = "--checkpoint FOLDER";
+
 [[noreturn]] void fail(const std::string& folder, const std::string& what, const std::string& reason) {
   throw IoError(
-      fmt::format("io: cannot keep runs in {}: {}: {}. Check permissions and free space, or choose another file with "
-                  "--out.",
-                  folder, what, reason));
+      fmt::format("io: cannot keep runs in {}: {}: {}. Check permissions and free space, or choose another folder with "
+                  "{}.",
+                  folder, what, reason, folder_flag));
 }
+
+/// Of states and finished runs in their files: a change of it makes older ones unreadable.
+constexpr int layout_version = 2;
 
 /// The group of a file that holds the run.
 constexpr const char* run_group = "/run";
 /// How names of files begin.
 constexpr const char *finished = "", *in_progress = "in_progress_";
+
+/// Files that this store makes, and what is left of one being written by a process that was killed.
+bool is_ours(const std::string& name) {
+  static const std::regex ours(R"((lock|(sweep|(in_progress_)?N[0-9]+_seed[0-9]+)\.h5(\.tmp-[0-9]+)?))");
+  return std::regex_match(name, ours);
+}
 
 std::string sweep_file(const std::string& folder) { return folder + "/sweep.h5"; }
 
@@ -43,6 +56,7 @@ std::string sweep_file(const std::string& folder) { return folder + "/sweep.h5";
 std::map<std::string, std::string> sweep_identity(const RunSpec& spec, const Dataset& data) {
   std::map<std::string, std::string> identity = identifying_values(spec);
   identity["version of the program"] = program_version();
+  identity["layout of what is kept"] = fmt::format("{}", layout_version);
   identity["checksum of the data"] = digest({&data.x, &data.y, &data.x_test, &data.y_test});
   for (const int width : spec.network.widths) {
     const NetworkConstants c = constants_at(spec, network_shape(spec, data, width));
@@ -76,14 +90,15 @@ RunStore::RunStore(std::string folder, const RunSpec& spec, const Dataset& data,
   if (lock_ < 0) fail(folder_, "making the file lock", std::strerror(errno));
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
     ::close(lock_);
-    throw IoError(fmt::format(
-        "io: another process keeps its runs in {}. Wait for it, or choose another file with --out.", folder_));
+    throw IoError(
+        fmt::format("io: another process keeps its runs in {}. Wait for it, or choose another folder with {}.", folder_,
+                    folder_flag));
   }
   try {
     const auto identity = sweep_identity(spec, data);
     const std::string path = sweep_file(folder_);
     if (!fs::exists(path)) {
-      H5Writer file(path);
+      H5Writer file(path, folder_flag);
       write_root_attributes(file, "sweep", "moe_train", spec);
       for (const auto& [key, value] : identity) file.attribute("/", key, value);
       file.commit();
@@ -107,9 +122,9 @@ RunStore::RunStore(std::string folder, const RunSpec& spec, const Dataset& data,
     if (std::any_of(differences.begin(), differences.end(), is_key)) std::erase_if(differences, std::not_fn(is_key));
     if (!differences.empty())
       throw ConfigError({fmt::format(
-          "{} holds runs of another configuration: {}. Give the same one to continue it, choose another file "
-          "with --out, or delete the folder.",
-          folder_, fmt::join(differences, "; "))});
+          "{} holds runs of another configuration: {}. Give the same one to continue it, choose another folder "
+          "with {}, or delete it.",
+          folder_, fmt::join(differences, "; "), folder_flag)});
   } catch (...) {
     ::close(lock_);
     throw;
@@ -124,6 +139,10 @@ std::string RunStore::path_of(const char* kind, int width, std::uint64_t seed) c
   return fmt::format("{}/{}N{}_seed{}.h5", folder_, kind, width, seed);
 }
 
+void RunStore::problem(const IoError& error, const std::string& consequence) const {
+  if (options_.on_problem) options_.on_problem(fmt::format("{} {}", error.what(), consequence));
+}
+
 std::unique_ptr<H5Reader> RunStore::whole(const std::string& path) const {
   if (!fs::exists(path)) return nullptr;
   try {
@@ -131,7 +150,7 @@ std::unique_ptr<H5Reader> RunStore::whole(const std::string& path) const {
     file->verify();
     return file;
   } catch (const IoError& error) {
-    if (options_.on_problem) options_.on_problem(fmt::format("{} Its network is trained anew.", error.what()));
+    problem(error, "Its network is trained anew.");
     return nullptr;
   }
 }
@@ -139,18 +158,22 @@ std::unique_ptr<H5Reader> RunStore::whole(const std::string& path) const {
 void RunStore::save(const NetworkRun& run) {
   const std::string path = path_of(finished, run.shape.N, run.seed);
   const std::string state = path_of(in_progress, run.shape.N, run.seed);
-  H5Writer file(path);
-  Archive archive(file, run_group);
-  const_cast<NetworkRun&>(run).transfer(
-      archive);  // one description for both ways; an archive that is written only reads it
-  file.attribute("/", "failed_step", std::int64_t{run.failure ? run.failure->step : -1});
-  if (run.failure) {
-    file.attribute("/", "failed_field", run.failure->field);
-    file.attribute("/", "failure", run.failure->detail);
+  try {
+    H5Writer file(path, folder_flag);
+    Archive archive(file, run_group);
+    const_cast<NetworkRun&>(run).transfer(
+        archive);  // one description for both ways; an archive that is written only reads it
+    file.attribute("/", "failed_step", std::int64_t{run.failure ? run.failure->step : -1});
+    if (run.failure) {
+      file.attribute("/", "failed_field", run.failure->field);
+      file.attribute("/", "failure", run.failure->detail);
+    }
+    file.commit();
+    std::error_code absent;
+    fs::remove(state, absent);
+  } catch (const IoError& error) {
+    problem(error, "The training goes on, with this network in memory: it is lost only if the program ends early.");
   }
-  file.commit();
-  std::error_code absent;
-  fs::remove(state, absent);
 }
 
 std::optional<NetworkRun> RunStore::load(int width, std::uint64_t seed) const {
@@ -186,12 +209,12 @@ void RunStore::keep(int width, std::uint64_t seed, const TrainOptions::State& st
     if (!now && std::chrono::duration<double>(Clock::now() - last->second).count() < options_.every_s) return;
   }
   try {
-    H5Writer file(path);
+    H5Writer file(path, folder_flag);
     Archive archive(file, run_group);
     state(archive);
     file.commit();
   } catch (const IoError& error) {
-    if (options_.on_problem) options_.on_problem(error.what());
+    problem(error, "The training goes on; should the program end early, this network continues from its last state.");
   }
   const std::lock_guard lock(mutex_);
   saved_[path] = Clock::now();
@@ -199,7 +222,9 @@ void RunStore::keep(int width, std::uint64_t seed, const TrainOptions::State& st
 
 void RunStore::remove() {
   std::error_code ignored;
-  fs::remove_all(folder_, ignored);
+  for (const auto& entry : fs::directory_iterator(folder_, ignored))
+    if (is_ours(entry.path().filename().string())) fs::remove(entry.path(), ignored);
+  fs::remove(folder_, ignored);  // only if nothing else is in it
 }
 
 }  // namespace moe

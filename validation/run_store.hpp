@@ -11,6 +11,7 @@
 #include <string>
 
 #include "data/dataset.hpp"
+#include "support/error.hpp"
 #include "support/run_spec.hpp"
 #include "validation/network.hpp"
 
@@ -28,7 +29,7 @@ class RunStore {
  public:
   struct Options {
     double every_s = 60;  ///< least time between two states of a network; 0: after every step
-    /// Hears of a file that is not whole, whose network begins anew, and of a state that could not be saved: the run goes on.
+    /// Hears of a file that is not whole, whose network begins anew, and of one that could not be written: the run goes on.
     std::function<void(const std::string&)> on_problem = {};
   };
 
@@ -48,7 +49,7 @@ class RunStore {
   /// Saves it when that is due or, with `now`, in any case. TrainOptions::keep.
   void keep(int width, std::uint64_t seed, const TrainOptions::State& state, bool now = false);
 
-  /// Deletes folder and runs: the result file is complete.
+  /// Deletes the runs, and the folder if nothing else is in it: the result file is complete.
   void remove();
 
   const std::string& folder() const { return folder_; }
@@ -56,6 +57,7 @@ class RunStore {
  private:
   using Clock = std::chrono::steady_clock;
   std::string path_of(const char* kind, int width, std::uint64_t seed) const;
+  void problem(const IoError& error, const std::string& consequence) const;
   /// The file, if it is there and whole.
   std::unique_ptr<H5Reader> whole(const std::string& path) const;
 

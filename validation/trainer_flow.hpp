@@ -25,14 +25,16 @@ class Flow {
     }
   }
 
-  /// Weights of time `from` -> weights of time `to`; `initial` are W(0). descend(slots, rates, first): into slots, which are zero, one
-  /// update of gradient descent with these learning rates at the present weights; `first`: gradients of these weights are there.
+  /// Weights of the interval's start -> weights of its end; `initial` are W(0). descend(slots, rates, first): into slots, which are
+  /// zero, one update of gradient descent with these learning rates at the present weights; `first`: gradients of these weights are
+  /// there. Between two steps `pause` is called; what it throws ends the training.
   template <class Descend>
-  FlowWork advance(Tensors<Real>& weights, Tensors<Real>& initial, double from, double to, const Descend& descend) {
+  void advance(Tensors<Real>& weights, Tensors<Real>& initial, const FlowInterval& interval, const Descend& descend,
+               const std::function<void()>& pause) {
     if (moved_.arrays.empty())
       for (const auto& w : weights.values) moved_.arrays.emplace_back(w.rows(), w.cols());
-    bool first = true;
-    const FlowWork work = stepper_.advance(moved_, from, to, [&](const State& at, State& derivative) {
+    bool first = !inside();
+    const auto right_hand_side = [&](const State& at, State& derivative) {
       if (!first) set(weights, initial, at);
       derivative.arrays.resize(num_tensors);
       for (std::size_t t = 0; t < num_tensors; ++t) {
@@ -48,10 +50,15 @@ class Flow {
           },
           rate_, first);
       first = false;
+    };
+    stepper_.advance(moved_, interval, right_hand_side, [&] {
+      pause();
+      return false;
     });
     set(weights, initial, moved_);
-    return work;
   }
+  /// Loaded within an interval, where `weights` are those of some stage.
+  bool inside() const { return stepper_.inside(); }
 
   void transfer(Archive& a) {
     a("moved", moved_);

@@ -62,22 +62,34 @@ class Run {
       options_.on_resume(run.shape.N, state_.step);
     try {
       for (const int T = spec_.training.steps; state_.step <= T; ++state_.step) {
-        if (options_.keep && state_.step > 0) options_.keep(run.shape.N, run.seed, state);
         set_operation_threads(team.share());
-        pass();
-        record();
-        if (state_.step == T || run.converged_at >= 0) break;
-        if (state_.step == 0) keep_initial_tensors();
-        const double loss = last_loss_;
+        if (!flow_ || !flow_->inside()) {  // else this state was recorded before the run ended on its way to the next
+          if (options_.keep && state_.step > 0) options_.keep(run.shape.N, run.seed, state);
+          pass();
+          record();
+          if (state_.step == T || run.converged_at >= 0) break;
+          if (state_.step == 0) keep_initial_tensors();
+          state_.loss = last_loss_;
+        }
         if (flow_)
-          flow();
+          flow([&] {
+            if (options_.keep) options_.keep(run.shape.N, run.seed, state);
+            set_operation_threads(team.share());
+          });
         else
           step_.update([this](Tensor t) { return state_.slot(t); }, samples(), forward_, backward_,
                        [this](Tensor t) { return rule(t); });
-        if (options_.on_step) options_.on_step(state_.step + 1, loss);
+        if (options_.on_step) options_.on_step(state_.step + 1, state_.loss);
       }
     } catch (const NumericsError& failure) {
-      state_.run.failure = failure;
+      const TrainingSpec& training = spec_.training;
+      const std::string place = moving_
+                                    ? fmt::format(" on the way from time {:g} to {:g}", time_of(training, failure.step),
+                                                  time_of(training, failure.step + 1))
+                                    : "";
+      state_.run.failure.emplace(
+          failure.step, failure.field,
+          fmt::format("{}{}. {}", failure.detail, place, divergence_remedy(training, moving_ || failure.step > 0)));
     }
     state_.first = {};
     state_.second = {};
@@ -116,19 +128,23 @@ class Run {
     step_.backward(state_.weights, forward_, network::loss_gradient(spec_.training.loss, f_, targets()), t, backward_);
   }
 
-  /// The weights of the next recorded time.
-  void flow() {
+  /// The weights of the next recorded time; `pause` is called between two steps of the stepper.
+  void flow(const std::function<void()>& pause) {
     const TrainingSpec& training = spec_.training;
-    flow_->advance(state_.weights, state_.initial, flow_time(training, state_.step),
-                   flow_time(training, state_.step + 1),
-                   [this](const auto& slot, const PerTensor<Real>& rate, bool first) {
-                     if (!first) pass();
-                     step_.update(slot, samples(), forward_, backward_, [&](Tensor t) {
-                       Rule<Real> descent;
-                       descent.lr = rate[t];
-                       return descent;
-                     });
-                   });
+    moving_ = true;
+    const FlowInterval interval{state_.step, flow_time(training, state_.step), flow_time(training, state_.step + 1)};
+    flow_->advance(
+        state_.weights, state_.initial, interval,
+        [this](const auto& slot, const PerTensor<Real>& rate, bool first) {
+          if (!first) pass();
+          step_.update(slot, samples(), forward_, backward_, [&](Tensor t) {
+            Rule<Real> descent;
+            descent.lr = rate[t];
+            return descent;
+          });
+        },
+        pause);
+    moving_ = false;
   }
 
   /// Everything that is recorded of the state before the update.
@@ -137,8 +153,7 @@ class Run {
     const int t = state_.step;
     if (t == 0) state_.first_loss = last_loss_;
     if (has_diverged(last_loss_, state_.first_loss))
-      throw NumericsError(t, "loss",
-                          fmt::format("has grown to {:.3g}; a smaller optimizer.lr usually helps", last_loss_));
+      throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges", last_loss_));
     if (mini_batches() && t < spec_.training.steps) run.batch_loss.push_back(last_loss_);
     if (contains(eval_at_, t)) {
       const Eigen::MatrixXd f = mini_batches() ? outputs(x_) : f_;
@@ -202,9 +217,7 @@ class Run {
   }
 
   double require_loss(double loss) const {
-    if (!std::isfinite(loss))
-      throw NumericsError(state_.step, "loss",
-                          fmt::format("the loss is {}; a smaller optimizer.lr usually helps", loss));
+    if (!std::isfinite(loss)) throw NumericsError(state_.step, "loss", fmt::format("is {}", loss));
     return loss;
   }
 
@@ -220,6 +233,7 @@ class Run {
 
   TrainingState<Real> state_;
   std::optional<Flow<Real>> flow_;
+  bool moving_ = false;  ///< between two recorded states of a flow
   HostMatrix<Real> x_, x_test_;
   HostMatrix<Real> batch_x_;  ///< samples of the present step, mini-batches only
   Eigen::MatrixXd batch_y_;

@@ -33,6 +33,7 @@ template <class Real>
 struct TrainingState {
   int step = 0;           ///< updates made
   double first_loss = 0;  ///< at step 0, on its samples
+  double loss = 0;        ///< of the state before the present update
   Tensors<Real> weights;  ///< W(t)
   Tensors<Real> first;    ///< velocities or first moments; empty where the rule has none
   Tensors<Real> second;   ///< second moments; likewise
@@ -45,6 +46,7 @@ struct TrainingState {
   void transfer(Archive& a) {
     a("step", step);
     a("first_loss", first_loss);
+    a("loss", loss);
     for (const auto& [name, tensors] :
          {std::pair{"weights", &weights}, {"first", &first}, {"second", &second}, {"initial", &initial}})
       for (std::size_t t = 0; t < num_tensors; ++t) a(fmt::format("{}/{}", name, tensor_names[t]), tensors->values[t]);

@@ -345,9 +345,7 @@ class Step {
     if (sum == 0) return;
     Index bad = 0;
     for (Index k = 0; k < values.size(); ++k) bad += std::isfinite(values.data[k]) ? 0 : 1;
-    throw NumericsError(
-        step, field,
-        fmt::format("{} of {} entries are NaN or infinite; a smaller optimizer.lr usually helps", bad, values.size()));
+    throw NumericsError(step, field, fmt::format("{} of {} entries are NaN or infinite", bad, values.size()));
   }
 
   Model model_;

@@ -82,6 +82,9 @@ std::optional<std::vector<NetworkRun>> train(RunSpec spec, const Dataset& data, 
     if (interrupted) throw Interrupted{};
     progress.advance(cost, fmt::format("{}N = {}, loss {:.4f}", name, N, loss));
   };
+  options.keep = [](int, std::uint64_t, const TrainOptions::State&) {  // also within a long interval of a flow
+    if (interrupted) throw Interrupted{};
+  };
   try {
     return train_networks(spec, data, threads, options).at(0);
   } catch (const Interrupted&) {
@@ -126,15 +129,7 @@ void require_resources(const RunSpec& spec, const Dataset& data, int threads, co
   const MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, threads));
   require_memory(estimate, spec, limit);
   require_network_memory(spec, data, threads);
-  constexpr double observables = 50;  // numbers a step beside the outputs
-  const double values = observables + (outputs_fit(spec, data) ? static_cast<double>(data.y.size()) : 0);
-  const double networks = static_cast<double>(spec.network.widths.size()) * spec.network.seeds *
-                          (spec.training.steps + 1.0) * sizeof(double) * values;
-  if (const double free = free_disk(out); estimate.output + networks > free)
-    throw IoError(fmt::format(
-        "io: the result will have about {}, and the file system of {} has {} left. Free some, or choose another file "
-        "with --out.",
-        bytes_text(estimate.output + networks), out, bytes_text(free)));
+  require_disk(estimate.output + network_file_bytes(spec, data), out, "the result", "--out FILE");
 }
 
 ValidationRun run_validation(RunSpec spec, const Dataset& data, const ProgramOptions& options,

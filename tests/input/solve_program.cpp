@@ -36,6 +36,13 @@ void check_refused(const ProgramRun& run, int status, const std::vector<std::str
   CHECK_FALSE(contains(run.text, "solving"));
 }
 
+/// Failed on its way, saying every piece.
+void check_says(const ProgramRun& run, const std::vector<std::string>& pieces) {
+  CAPTURE(run.text);
+  CHECK(run.status == 1);
+  for (const std::string& piece : pieces) CHECK(contains(run.text, piece));
+}
+
 }  // namespace
 
 TEST_CASE("dmft_solve: the small run of these tests is sound") {
@@ -169,6 +176,66 @@ TEST_CASE("dmft_solve: a run that diverges names step and field, status 1, and k
   const std::size_t kept = file.read("/limit/loss").values.size();
   CHECK(kept >= 1);
   CHECK(kept < 51);
+}
+
+TEST_CASE("programs: what would overwrite its own result, or asks for checkpoints nowhere, is refused, status 2") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "a.h5", other_way = folder / "../" + folder.path().filename().string() + "/a.h5";
+  for (const char* name : {"dmft_solve", "moe_train"})
+    for (const char* flag : {"--checkpoint", "--resume"})
+      for (const std::string& same : {out, other_way})
+        check_refused(run_program(name, with({"--out", out, flag, same})), 2, {same, "--out", "different names"});
+  check_refused(run_program("dmft_solve", with({"--checkpoint", "limit.h5"})), 2, {"limit.h5", "different names"});
+  check_refused(run_program("dmft_solve", with({"--out", out, "--checkpoint-every", "10s"})), 2,
+                {"--checkpoint-every", "--checkpoint FILE"});
+  check_refused(run_program("dmft_validate", with({"--out", out, "--checkpoint-every", "10s"})), 2,
+                {"--checkpoint-every", "keeps nothing"});
+  CHECK(folder.file_count() == 0);
+}
+
+TEST_CASE("programs: a checkpoint that cannot be written is refused before the run with the flag that chose it") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "a.h5";
+  ProgramRun run = run_program("dmft_solve", with({"--out", out, "--checkpoint", folder / "none/run.ckpt"}));
+  check_refused(run, 1, {folder / "none", "does not exist", "--checkpoint FILE"});
+  CHECK_FALSE(contains(run.text, "--out"));
+  write_bytes(folder / "file", "kept");
+  run = run_program("moe_train", with({"--out", out, "--checkpoint", folder / "file"}));
+  check_refused(run, 1, {folder / "file", "--checkpoint FOLDER"});
+  CHECK_FALSE(contains(run.text, "--out"));
+  CHECK(read_bytes(folder / "file") == "kept");
+}
+
+TEST_CASE("dmft_solve: the table of a flow has times, that of gradient descent has steps") {
+  const TemporaryFolder folder;
+  const std::vector<std::string> flow = {"--dynamics", "flow", "--time", "6", "--steps", "4", "--out", folder / "a.h5"};
+  const ProgramRun timed = run_program("dmft_solve", with(flow)),
+                   stepped = run_program("dmft_solve", with({"--out", folder / "a.h5"}));
+  CAPTURE(timed.text);
+  CHECK(contains(timed.text, "    time  "));
+  for (const char* row : {"\n       0  ", "\n     1.5  ", "\n     4.5  ", "\n       6  "})
+    CHECK(contains(timed.text, row));
+  CHECK_FALSE(contains(timed.text, "\n       4  "));
+  CAPTURE(stepped.text);
+  CHECK(contains(stepped.text, "    step  "));
+  CHECK(contains(stepped.text, "\n       3  "));
+}
+
+TEST_CASE("programs: what overflows says step, field and what helps against it [at the start, rate, step of a flow]") {
+  const TemporaryFolder folder;
+  const auto run = [&](const char* name, std::vector<std::string> more) {
+    more.insert(more.end(), {"--out", folder / "a.h5", "--widths", "16", "--seeds", "1", "--activation", "identity"});
+    return run_program(name, with(more));
+  };
+  for (const char* name : {"dmft_solve", "moe_train"}) {
+    ProgramRun start = run(name, {"--set", "model.output_scale=1e30"});
+    check_says(start, {"at step 0", "model.output_scale"});
+    CHECK_FALSE(contains(start.text, "optimizer.lr"));
+    check_says(run(name, {"--lr", "1e6", "--steps", "50"}), {"at step ", "Lower optimizer.lr"});
+    for (const char* stepper : {"rk4", "abm"})
+      check_says(run(name, {"--lr", "1e4", "--steps", "3", "--time", "60", "--dynamics", "flow", "--stepper", stepper}),
+                 {"on the way from time ", "at step ", "training.step_size = 1"});
+  }
 }
 
 TEST_CASE("programs: a data set that is not installed is told with what to type") {

@@ -4,11 +4,13 @@
 
 #include <boost/numeric/odeint/stepper/runge_kutta4.hpp>
 #include <cmath>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "dmft/replica.hpp"
 #include "support/config.hpp"
+#include "support/ode.hpp"
 #include "tests/limit_fixture.hpp"
 #include "tests/temporary_folder.hpp"
 
@@ -272,4 +274,95 @@ TEST_CASE(
   CHECK(contains(message_of<moe::ConfigError>([&] { moe::solve_limit(s, d); }), "sampling.form"));
   s.sampling.form = moe::Form::automatic;  // bases, then
   CHECK(moe::solve_limit(s, d).diagnostics.at("dense_fraction").back() == 0);
+}
+
+TEST_CASE(
+    "flow: a stepper that pauses anywhere within an interval, is saved and loaded, goes on bit for bit [rk4, abm, "
+    "dopri5]") {
+  using B = moe::Cpu<double>;
+  using State = moe::ArrayList<B>;
+  const auto rotate = [](const State& w, State& d) {  // a nonlinear pendulum
+    d.arrays.resize(1);
+    if (d.arrays[0].empty()) d.arrays[0] = B::Matrix(2, 1);
+    d.arrays[0](0, 0) = w.arrays[0](1, 0);
+    d.arrays[0](1, 0) = -std::sin(w.arrays[0](0, 0));
+  };
+  const auto start = [] {
+    State w;
+    w.arrays.emplace_back(2, 1);
+    w.arrays[0](0, 0) = 1;
+    return w;
+  };
+  const moe::FlowInterval intervals[] = {{0, 0, 1.5}, {1, 1.5, 3}};
+  for (const auto stepper : {moe::Stepper::rk4, moe::Stepper::abm, moe::Stepper::dopri5}) {
+    const moe::FlowSpec spec{stepper, 0.1, 1e-8, 1e-8};
+    State whole = start();
+    moe::FlowStepper<B> undisturbed(spec);
+    int evaluations[2] = {};
+    for (const auto& interval : intervals) {
+      CHECK(undisturbed.advance(whole, interval, rotate));
+      evaluations[interval.step] = undisturbed.work().evaluations;
+    }
+    const TemporaryFolder folder;
+    State w = start();
+    auto now = std::make_unique<moe::FlowStepper<B>>(spec);
+    int pauses = 0;
+    for (const auto& interval : intervals) {
+      while (!now->advance(w, interval, rotate, [] { return true; })) {
+        ++pauses;
+        CHECK(now->inside());
+        const auto state = [&](moe::Archive a) {
+          a("stepper", *now);
+          a("w", w);
+        };
+        {
+          moe::H5Writer file(folder / "state.h5");
+          state(moe::Archive(file, "/run"));
+          file.commit();
+        }
+        now = std::make_unique<moe::FlowStepper<B>>(spec);
+        w = State();
+        const moe::H5Reader file(folder / "state.h5");
+        state(moe::Archive(file, "/run"));
+      }
+      CHECK(now->work().evaluations == evaluations[interval.step]);
+    }
+    CHECK(pauses > 10);
+    CHECK(w.arrays[0](0, 0) == whole.arrays[0](0, 0));
+    CHECK(w.arrays[0](1, 0) == whole.arrays[0](1, 0));
+  }
+}
+
+TEST_CASE("flow: a first attempt that overflows is made again with a shorter step [dopri5; float32; dense, bases]") {
+  const moe::Dataset d = limit_fixture::data(5, 5, 1);
+  for (const auto form : {moe::Form::dense, moe::Form::bases}) {
+    const auto end = [&](double first) {
+      moe::RunSpec s = flow("II", "mssp", moe::Stepper::dopri5, first);
+      s.optimizer.lr = 100;
+      s.training.time = 1;
+      s.training.rtol = s.training.atol = 1e-4;
+      s.sampling.precision = moe::Precision::float32;
+      s.sampling.form = form;
+      s.output.kernels_at = {1};
+      moe::LimitResult r = moe::solve_limit(s, d);
+      REQUIRE_MESSAGE(!r.failure, r.failure->what());
+      return r;
+    };
+    const moe::LimitResult careful = end(1e-3), rash = end(1);
+    CHECK(rash.diagnostics.at("flow_rejected").back() > careful.diagnostics.at("flow_rejected").back());
+    CHECK(rash.loss.mean.back() < 1e-6 * rash.loss.mean.front());
+    if (form == moe::Form::bases) continue;  // other stages, other bases: other draws
+    int compared = 0;
+    for (const auto& [name, kernels] : careful.kernels) {
+      // Errors of steps, each within the tolerance, add up; a step takes six evaluations.
+      const double size = kernels.back().cwiseAbs().maxCoeff(),
+                   allowed = careful.diagnostics.at("flow_evaluations").back() / 6 * 1e-4 * size,
+                   off = (kernels.back() - rash.kernels.at(name).back()).cwiseAbs().maxCoeff();
+      if (size < 1e-6) continue;  // of backward fields, which vanish with the residual
+      ++compared;
+      INFO(name, ": off by ", off, ", allowed ", allowed);
+      CHECK(off <= allowed);
+    }
+    CHECK(compared >= 2);
+  }
 }

@@ -330,8 +330,8 @@ TEST_CASE(
   };
   ProgramRun run = with({"--resume", folder / "none.ckpt"});
   CHECK_MESSAGE((run.status == 1 && contains(run.text, "none.ckpt")), run.text);
-  REQUIRE(with({}).status == 0);
-  run = with({"--resume", folder / "a.h5"});
+  REQUIRE(with({"--out", folder / "b.h5"}).status == 0);
+  run = with({"--resume", folder / "b.h5"});
   CHECK_MESSAGE((run.status == 1 && contains(run.text, "is not a checkpoint")), run.text);
   REQUIRE(with({"--checkpoint", folder / "run.ckpt", "--checkpoint-every", "0"}).status == 0);
   run = with({"--resume", folder / "run.ckpt", "--lr", "0.7"});
@@ -339,5 +339,70 @@ TEST_CASE(
   for (const char* time : {"1 fortnight", "-1s", "", "nan"}) {
     run = with({"--checkpoint", folder / "run.ckpt", std::string("--checkpoint-every=") + time});
     CHECK_MESSAGE((run.status == 2 && contains(run.text, "checkpoint-every")), run.text);
+  }
+}
+
+TEST_CASE(
+    "a gradient flow that is killed, or asked to end, between two recorded states goes on from within [SIGKILL, "
+    "SIGTERM; "
+    "dmft_solve, moe_train]") {
+  // One interval alone: without states from within it nothing would be kept.
+  const std::vector<std::string> flow = {"--source",    "gaussian",
+                                         "--dimension", "8",
+                                         "--train",     "12",
+                                         "--test",      "0",
+                                         "--steps",     "1",
+                                         "--time",      "200",
+                                         "--lr",        "0.01",
+                                         "--optimizer", "sgd",
+                                         "--dynamics",  "flow",
+                                         "--stepper",   "abm",
+                                         "--step-size", "0.05",
+                                         "--threads",   "1",
+                                         "--widths",    "48",
+                                         "--seeds",     "1",
+                                         "--neurons",   "48",
+                                         "--quiet",     "--replicas",
+                                         "1",           "--observables",
+                                         "none"};
+  for (const std::string name : {"dmft_solve", "moe_train"}) {
+    CAPTURE(name);
+    const TemporaryFolder folder;
+    const bool limit = name == "dmft_solve";
+    const std::string out = folder / "a.h5", undisturbed = folder / "b.h5", kept = folder / "kept",
+                      state = limit ? kept : kept + "/in_progress_N48_seed0.h5",
+                      loss = limit ? "/limit/loss" : "/network/N48/loss",
+                      progress = limit ? "/job/0/flow/stepper" : "/run/flow/stepper";
+    const auto with = [&](std::vector<std::string> more) {
+      more.insert(more.begin(), flow.begin(), flow.end());
+      return more;
+    };
+    REQUIRE(run_program(name, with({"--out", undisturbed})).status == 0);
+    double time = 0;
+    for (const int signal : {SIGKILL, SIGTERM, SIGKILL}) {
+      std::vector<std::string> arguments = {"--out", out, "--checkpoint", kept, "--checkpoint-every", "10ms"};
+      if (limit && fs::exists(kept)) arguments.insert(arguments.end(), {"--resume", kept});
+      RunningProgram program(name, with(arguments));
+      const auto reached = [&] {
+        return fs::exists(state)
+                   ? steps_kept_safely([&] { return moe::H5Reader(state).read(progress + "/time").values[0]; })
+                   : -1;
+      };
+      for (int k = 0; k < 2000 && reached() <= time; ++k) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      program.send(signal);
+      const ProgramRun ended = program.wait();
+      CAPTURE(ended.text);
+      REQUIRE(ended.status == (limit && signal == SIGTERM ? 1 : 128 + signal));
+      const moe::H5Reader file(state);
+      file.verify();
+      CHECK(file.read(progress + "/inside").values[0] == 1);
+      CHECK(file.read(progress + "/time").values[0] > time);
+      CHECK(file.read(progress + "/time").values[0] < 200);
+      time = file.read(progress + "/time").values[0];
+    }
+    const ProgramRun rest = run_program(name, {"--resume", kept, "--out", out});
+    CAPTURE(rest.text);
+    REQUIRE(rest.status == 0);
+    CHECK(moe::H5Reader(out).read(loss).values == moe::H5Reader(undisturbed).read(loss).values);
   }
 }

@@ -12,6 +12,7 @@
 #include "support/hdf5.hpp"
 #include "tests/network_fixture.hpp"
 #include "tests/program.hpp"
+#include "validation/network_file.hpp"
 #include "validation/run_store.hpp"
 
 namespace {
@@ -96,7 +97,7 @@ TEST_CASE(
   const ProgramRun other = run_program("moe_train", command(out, {"--lr", "0.04", "--gate", "softmax"}));
   CHECK(other.status == 2);
   for (const char* part : {"optimizer.lr = 0.05 there, 0.04 here", "model.gate = \"sigmoid\" there, \"softmax\" here",
-                           "networks.h5.runs", "--out"})
+                           "networks.h5.runs", "--checkpoint FOLDER"})
     CHECK_MESSAGE(contains(other.text, part), part << " is missing in: " << other.text);
   for (const char* part : {"training.steps", "expert_in at N"}) CHECK_FALSE(contains(other.text, part));
   CHECK(finished_runs(out) >= 2);
@@ -305,4 +306,84 @@ TEST_CASE("a stored run comes back as it was, a failure too; two processes do no
   CHECK(loaded->failure->what() == std::string(run.failure->what()));
   store.remove();
   CHECK(folder.file_count() == 0);
+}
+
+TEST_CASE("a sweep that is complete deletes its own files from the folder, and nothing else that lies there") {
+  const moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 3);
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const TemporaryFolder folder;
+  write_bytes(folder / "thesis.tex", "kept");
+  fs::create_directories(folder / "data");
+  moe::RunStore store(folder.path().string(), spec, data, {});
+  int number = 7;
+  store.keep(
+      16, 5, [&](moe::Archive& a) { a("number", number); }, true);
+  store.save(moe::train_network(spec, data, 16, 4));
+  write_bytes(folder / "N16_seed6.h5.tmp-999999999", "left by a process that was killed");
+  CHECK(folder.file_count() == 7);
+  store.remove();
+  CHECK(folder.file_count() == 2);
+  CHECK(read_bytes(folder / "thesis.tex") == "kept");
+}
+
+TEST_CASE("a network that cannot be kept is told with what follows from it, and the training goes on [full disk]") {
+  const moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 3);
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const TemporaryFolder folder;
+  std::vector<std::string> told;
+  moe::RunStore store(folder / "runs", spec, data, {0, [&](const std::string& problem) { told.push_back(problem); }});
+  // A file of these names cannot be written where a folder has them.
+  fs::create_directories(folder / "runs/in_progress_N16_seed4.h5/x");
+  fs::create_directories(folder / "runs/N16_seed4.h5/x");
+  const auto state = [](moe::Archive&) {};
+  store.keep(16, 4, state, true);
+  store.save(moe::train_network(spec, data, 16, 4));
+  REQUIRE(told.size() == 2);
+  for (const std::string& problem : told)
+    for (const char* part : {"cannot write", "N16_seed4.h5", "--checkpoint FOLDER", "The training goes on"})
+      CHECK_MESSAGE(contains(problem, part), problem);
+  CHECK_MESSAGE(contains(told[0], "continues from its last state"), told[0]);
+  CHECK_MESSAGE(contains(told[1], "lost only if the program ends early"), told[1]);
+}
+
+TEST_CASE("moe_train: the size that the result will have is foretold, and refused where the disk has less") {
+  for (const bool batches : {false, true}) {
+    moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 60);
+    spec.network.widths = {16, 24};
+    spec.network.seeds = 2;
+    spec.output.kernels_at = {0, 30};
+    spec.output.distributions_at = {0, 60};
+    spec.output.weights = true;
+    spec.model.depth = 2;
+    if (batches) spec.training.batch = 16;
+    const moe::Dataset data = network_fixture::data(48, 5, 3);
+    const TemporaryFolder folder;
+    moe::write_network_file(folder / "a.h5", "test", spec, data, moe::train_networks(spec, data, 1));
+    const double foretold = moe::network_file_bytes(spec, data),
+                 is = static_cast<double>(fs::file_size(folder / "a.h5"));
+    INFO("foretold ", foretold, ", is ", is);
+    // Numbers alone; a data set's head has a kilobyte or two, and there are about a hundred of them.
+    CHECK(is > foretold);
+    CHECK(is < foretold + 250e3);
+    CHECK(foretold > 500e3);
+  }
+  const ProgramRun run = run_program("moe_train", {"--steps", "2000000000", "--widths", "64", "--out", "/tmp/a.h5"});
+  CHECK_MESSAGE((run.status == 1 && contains(run.text, "will have about") && contains(run.text, "--out FILE")),
+                run.text);
+}
+
+TEST_CASE("a sweep of another version of the program, or whose states have another layout, is refused with both") {
+  const moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 3);
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const TemporaryFolder folder;
+  { const moe::RunStore store(folder / "runs", spec, data, {}); }
+  const auto identity = moe::sweep_identity(spec, data);
+  for (const char* key : {"version of the program", "layout of what is kept"}) {
+    REQUIRE(identity.contains(key));
+    moe::H5Writer file(folder / "runs/sweep.h5");
+    for (const auto& [name, value] : identity) file.attribute("/", name, name == key ? "0.0.7" : value);
+    file.commit();
+    const std::string refused = message_of<moe::ConfigError>([&] { moe::RunStore(folder / "runs", spec, data, {}); });
+    CHECK_MESSAGE(contains(refused, std::string(key) + " = 0.0.7 there, " + identity.at(key) + " here"), refused);
+  }
 }

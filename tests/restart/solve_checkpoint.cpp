@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "support/checkpoint.hpp"
+#include "support/config.hpp"
+#include "support/result_file.hpp"
 #include "tests/limit_fixture.hpp"
 #include "tests/temporary_folder.hpp"
 
@@ -286,6 +288,33 @@ TEST_CASE("checkpoint: of another configuration, data or program it is refused w
   CHECK(contains(refusal(s, moved), "checksum of the data"));
   CHECK(contains(refusal(s, d, "moe_train"), "the program was test and is moe_train"));
   CHECK(moe::checkpoint_config(files.file).optimizer.lr == 0.3);
+}
+
+TEST_CASE("checkpoint: of another version of the program, or another layout, it is refused with both") {
+  const moe::Dataset d = samples();
+  const moe::RunSpec s = spec_of(cases[0]);
+  const moe::RunIdentity identity = moe::solve_identity(s, d, "test");
+  const TemporaryFolder folder;
+  const std::string path = folder / "run.ckpt";
+  const auto refusal = [&](const std::string& version, std::int64_t layout) {
+    moe::H5Writer file(path);
+    for (const auto& [key, value] : {std::pair<const char*, std::string>{"kind", "checkpoint"},
+                                     {"program", "test"},
+                                     {"version", version},
+                                     {"config", moe::print_config(s)},
+                                     {"data", identity.data},
+                                     {"constants", identity.constants}})
+      file.attribute("/", key, value);
+    file.attribute("/", "checkpoint_version", layout);
+    file.commit();
+    return message_of<moe::ConfigError>([&] { moe::Checkpoints({"", 60, path}, identity); });
+  };
+  const std::string old = refusal("0.0.7", 1);
+  CHECK_MESSAGE(contains(old, "its version was 0.0.7 and is " + moe::program_version()), old);
+  CHECK_MESSAGE(contains(old, "the layout of checkpoints was 1 and is "), old);
+  std::int64_t layout = 1;
+  while (layout < 100 && !refusal(moe::program_version(), layout).empty()) ++layout;
+  CHECK_MESSAGE(layout < 100, "no layout is accepted");
 }
 
 TEST_CASE("checkpoint: what was not said counts as what it comes to [observe_every, eval_every under mini-batches]") {
