@@ -1,6 +1,7 @@
 /// bench_cost: what the answer of a default solve costs by finite networks instead (docs/benchmarks.md).
-///   bench_cost [CASE...]     cases: II-mssp-sgd II-mssp-adam III-mssp-sgd; without arguments: all
+///   bench_cost [CASE...]     cases: REGIME-PARAM-OPTIMIZER of the table in main; without arguments: all
 ///
+/// Both compute the training loss alone: no test set, no observables.
 /// Networks of a few widths are trained on all cores. Their mean loss at step t is fitted as a + c/N + d/N^2, the variance over
 /// seeds as s/N, and the time of one seed as a power of N from the two largest widths. To be as good as the solve, whose standard
 /// error at step t is e, networks need
@@ -13,6 +14,8 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -25,8 +28,10 @@
 namespace {
 
 struct Case {
-  const char *name, *regime, *optimizer;
+  const char *regime, *param, *optimizer;
   std::vector<int> widths, seeds;
+
+  std::string name() const { return fmt::format("{}-{}-{}", regime, param, optimizer); }
 };
 
 /// One width: losses of its seeds and the wall time of one seed with all cores at work.
@@ -73,31 +78,30 @@ struct Need {
 
 moe::RunSpec spec_of(const Case& c, const std::string& more) {
   return moe::read_config_text(
-      fmt::format("[model]\nregime = '{}'\nparam = 'mssp'\n[optimizer]\nname = '{}'\n{}", c.regime, c.optimizer, more),
+      fmt::format("[model]\nregime = '{}'\nparam = '{}'\n[optimizer]\nname = '{}'\n[data]\ntest = 0\n[output]\n"
+                  "observables = 'none'\n{}",
+                  c.regime, c.param, c.optimizer, more),
       "bench");
 }
 
 void compare(const Case& c) {
   const moe::RunSpec solve = spec_of(c, "");
   const moe::LimitResult limit = moe::solve_limit(solve, moe::load_dataset(solve));
-  fmt::print("\nregime {}, mssp, {}: default solve {:.1f} s, {} neurons, {} replicas\n", c.regime, c.optimizer,
-             limit.seconds, limit.counts.neurons, limit.replicas);
+  fmt::print("\n{}: default solve {:.1f} s, {} neurons, {} replicas\n", c.name(), limit.seconds, limit.counts.neurons,
+             limit.replicas);
 
   std::vector<Trained> trained;
   for (std::size_t k = 0; k < c.widths.size(); ++k) {
-    const moe::RunSpec spec = spec_of(
-        c, fmt::format("[data]\ntest = 0\n[network]\nwidths = [{}]\nseeds = {}\n[output]\nobservables = 'none'\n",
-                       c.widths[k], c.seeds[k]));
+    const moe::RunSpec spec =
+        spec_of(c, fmt::format("[network]\nwidths = [{}]\nseeds = {}\n", c.widths[k], c.seeds[k]));
     const moe::Dataset data = moe::load_dataset(spec);
     moe::TrainOptions options;
     options.keep_outputs = false;
     Trained w;
     w.N = c.widths[k];
-    w.seconds = bench::seconds_of([&] {
-                  for (auto& run : moe::train_networks(spec, data, 0, options).front())
-                    w.loss.push_back(std::move(run.loss));
-                }) /
-                c.seeds[k];
+    std::vector<std::vector<moe::NetworkRun>> runs;
+    w.seconds = bench::seconds_of([&] { runs = moe::train_networks(spec, data, 0, options); }) / c.seeds[k];
+    for (auto& run : runs.front()) w.loss.push_back(std::move(run.loss));
     fmt::print("  N = {:>4}: {:>3} seeds, {:.3f} s each\n", c.widths[k], c.seeds[k], w.seconds);
     trained.push_back(std::move(w));
   }
@@ -156,12 +160,17 @@ void compare(const Case& c) {
 
 int main(int argc, char** argv) {
   try {
-    const std::vector<Case> cases = {{"II-mssp-sgd", "II", "sgd", {64, 128, 256, 512}, {96, 64, 32, 16}},
-                                     {"II-mssp-adam", "II", "adam", {64, 128, 256, 512}, {96, 64, 32, 12}},
-                                     {"III-mssp-sgd", "III", "sgd", {32, 64, 128, 256}, {96, 64, 32, 12}}};
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);
+    const std::vector<Case> cases = {{"II", "mssp", "sgd", {64, 128, 256, 512}, {96, 64, 32, 16}},
+                                     {"II", "mssp", "adam", {64, 128, 256, 512}, {96, 64, 32, 12}},
+                                     {"II", "mup", "sgd", {64, 128, 256, 512}, {96, 64, 32, 16}},
+                                     {"III", "mssp", "sgd", {32, 64, 128, 256}, {96, 64, 32, 12}}};
     const std::vector<std::string> wanted(argv + 1, argv + argc);
+    for (const std::string& name : wanted)
+      if (std::none_of(cases.begin(), cases.end(), [&](const Case& c) { return c.name() == name; }))
+        throw std::runtime_error(fmt::format("no case \"{}\"; cases are written like \"{}\"", name, cases[0].name()));
     for (const Case& c : cases)
-      if (wanted.empty() || std::find(wanted.begin(), wanted.end(), c.name) != wanted.end()) compare(c);
+      if (wanted.empty() || std::find(wanted.begin(), wanted.end(), c.name()) != wanted.end()) compare(c);
     return 0;
   } catch (const std::exception& e) {
     fmt::print(stderr, "bench_cost: {}\n", e.what());

@@ -260,13 +260,29 @@ class Operator {
     B::gemm(Op::plain, Op::plain, 1, raw, change, 0, images);
   }
 
-  /// Covariance of the fresh part of answers to queries x outside the basis, with averages `gram`: s_chi^2 gram less what is returned.
-  Eigen::MatrixXd variance_left(Side& from, Side& to, View x, const Eigen::MatrixXd& gram) {
-    if (from.variance == 0 || from.known == 0) return to.variance * gram;
-    const double each = from.variance / static_cast<double>(from.sites());
-    Eigen::MatrixXd left = (to.variance - each * static_cast<double>(from.known - from.listed)) * gram;
-    if (from.listed > 0) left -= each * static_cast<double>(from.listed) * from.population->gram_outside_list(x);
+  /// Covariance of the fresh part of answers to queries x outside the basis, with averages `gram`: s_chi^2 gram less what is returned,
+  /// which is s_beta^2/S_from for each vector of the basis, but of listed ones only for what of x lies outside the list.
+  Eigen::MatrixXd variance_left(const Side& from, const Side& to, View x, const Eigen::MatrixXd& gram) {
+    Eigen::MatrixXd left = (to.variance - returned(from, from.known)) * gram;
+    if (returned(from, from.listed) > 0) {
+      Matrix overlap = from.population->list_overlap(x);
+      if (!overlap.empty())
+        left += returned(from, from.listed) * static_cast<double>(overlap.rows()) * B::gram(overlap);
+    }
     return left;
+  }
+  /// Its trace, without the products.
+  double total_variance_left(const Side& from, const Side& to, View x, double gram_trace) {
+    double left = (to.variance - returned(from, from.known)) * gram_trace;
+    if (returned(from, from.listed) > 0) {
+      Matrix overlap = from.population->list_overlap(x);
+      left += returned(from, from.listed) * sum_of_squares<B>(overlap);
+    }
+    return left;
+  }
+  /// Variance that `vectors` sampled averages <be_j, x~> return.
+  static double returned(const Side& from, Index vectors) {
+    return from.variance / static_cast<double>(from.sites()) * static_cast<double>(vectors);
   }
 
   /// Theta (rank of zt, rank of xt) keeps its entries when the bases grow.
@@ -361,7 +377,7 @@ class Operator {
     double restore = 1;
     if (to.population->matching()) {
       const double found = 1 - static_cast<double>(from.known) / static_cast<double>(to.sites());
-      const double wanted = variance_left(from, to, residual, gram).trace() / (to.variance * gram.trace());
+      const double wanted = total_variance_left(from, to, residual, gram.trace()) / (to.variance * gram.trace());
       if (wanted > 0 && found > 0) restore = std::sqrt(wanted / found);
     }
     accumulate<B>(g, static_cast<Real>(restore), init);

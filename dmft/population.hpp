@@ -59,13 +59,11 @@ class Population {
     return true;
   }
 
-  /// (k, k): averages over sites of products of vectors (sites, k) less their components along listed draws.
-  Eigen::MatrixXd gram_outside_list(View vectors) {
-    Eigen::MatrixXd gram = B::gram(vectors);
-    if (drawn_.cols() == 0) return gram;
+  /// (listed, k): components of vectors (sites, k) along the listed draws, averages over sites.
+  Matrix list_overlap(View vectors) {
     auto overlap = Matrix::uninitialized(drawn_.cols(), vectors.cols);
     B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), drawn_, vectors, 0, overlap);
-    return gram - static_cast<double>(overlap.rows()) * B::gram(overlap);
+    return overlap;
   }
 
   void transfer(Archive& a) {

@@ -4,6 +4,7 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -105,7 +106,9 @@ struct Cpu {
     const bool by_rows = m >= n;
     const Index extent = by_rows ? m : n;
     const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-    const Index pieces = std::clamp<Index>(std::min<Index>(static_cast<Index>(flops / 4e6), extent / 128), 1, 16);
+    const auto most = static_cast<std::size_t>(
+        std::clamp<Index>(std::min<Index>(static_cast<Index>(flops / 4e6), extent / 128), 1, 16));
+    const auto pieces = static_cast<Index>(std::bit_floor(most));  // equal shares for 2, 4, ... threads
     const Index step = ((extent + pieces - 1) / pieces + 15) / 16 * 16;
 #pragma omp parallel for schedule(static) if (pieces > 1)
     for (Index first = 0; first < extent; first += step) {
@@ -120,21 +123,30 @@ struct Cpu {
 
   /// E^T E / rows with double accumulation, on the host: small, (cols, cols).
   static Eigen::MatrixXd gram(View E) {
-    const Index P = E.cols, block = 1024, blocks = (E.rows + block - 1) / block;
-    constexpr Index lanes = 8;  // fixed number of partial sums, whatever the number of threads
-    std::vector<Eigen::MatrixXd> partial(lanes, Eigen::MatrixXd::Zero(P, P));
-#pragma omp parallel for schedule(static) if (E.size() > detail::parallel_threshold)
-    for (Index lane = 0; lane < lanes; ++lane) {
-      for (Index b = lane; b < blocks; b += lanes) {
-        const Index first = b * block, count = std::min(block, E.rows - first);
-        const Eigen::Map<const Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>, 0, Eigen::OuterStride<>> piece(
-            E.data + first, count, P, Eigen::OuterStride<>(E.ld));
-        const Eigen::MatrixXd wide = piece.template cast<double>();
-        partial[static_cast<std::size_t>(lane)].template selfadjointView<Eigen::Lower>().rankUpdate(wide.transpose());
+    const Index P = E.cols, block = 256, blocks = (E.rows + block - 1) / block;
+    const Index lanes = std::min<Index>(blocks, 8);  // partial sums, whatever the number of threads
+    std::vector<Eigen::MatrixXd> partial(static_cast<std::size_t>(lanes));
+    Eigen::MatrixXd total(P, P);
+#pragma omp parallel if (E.size() > detail::parallel_threshold)
+    {
+#pragma omp for schedule(static, 1)
+      for (Index lane = 0; lane < lanes; ++lane) {
+        Eigen::MatrixXd& sum = partial[static_cast<std::size_t>(lane)];
+        sum = Eigen::MatrixXd::Zero(P, P);
+        for (Index b = lane; b < blocks; b += lanes) {
+          const Index first = b * block, count = std::min(block, E.rows - first);
+          const Eigen::Map<const Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>, 0, Eigen::OuterStride<>> piece(
+              E.data + first, count, P, Eigen::OuterStride<>(E.ld));
+          const Eigen::MatrixXd wide = piece.template cast<double>();
+          sum.template selfadjointView<Eigen::Lower>().rankUpdate(wide.transpose());
+        }
+      }
+#pragma omp for schedule(static)
+      for (Index j = 0; j < P; ++j) {
+        total.col(j).setZero();
+        for (const Eigen::MatrixXd& sum : partial) total.col(j).tail(P - j) += sum.col(j).tail(P - j);
       }
     }
-    Eigen::MatrixXd total = Eigen::MatrixXd::Zero(P, P);
-    for (const auto& p : partial) total += p;
     total = total.template selfadjointView<Eigen::Lower>();
     return total / static_cast<double>(E.rows);
   }
