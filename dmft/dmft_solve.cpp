@@ -98,24 +98,27 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
 }
 
 /// Refuses what this machine cannot hold, in memory or in the folder of the result.
-moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data, int threads,
-                                      const std::string& out, bool quiet) {
+moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data,
+                                      const moe::ProgramOptions& options, const std::string& out) {
   moe::Faults faults;
   std::vector<std::string> warnings;  // solve_limit reports them
   const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
   if (spec.sampling.method == moe::Method::iterate)
     for (const std::string& fault : moe::iteration_faults(spec)) faults.add(fault);
+  if (const std::string fault = moe::device_fault(spec, options.device); !fault.empty()) faults.add(fault);
   faults.throw_if_any();
   if (spec.sampling.method == moe::Method::iterate) {
-    const moe::IterationMemory memory = moe::iteration_memory(spec, limit, moe::step_shape(spec, data), threads);
-    if (!quiet)
+    const moe::IterationMemory memory =
+        moe::iteration_memory(spec, limit, moe::step_shape(spec, data), options.threads);
+    if (!options.quiet)
       fmt::print(stderr, "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}, sampling {}\n",
                  memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
                  moe::bytes_text(memory.sampling));
     return {};
   }
-  moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, threads));
-  moe::require_memory(estimate, spec, limit);
+  moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, options.threads));
+  if (options.device != moe::Device::cuda)
+    moe::require_memory(estimate, spec, limit);  // else solve_limit asks the card
   moe::require_disk(estimate.output, out, "the result", "--out FILE");
   return estimate;
 }
@@ -134,7 +137,7 @@ int run(int argc, char** argv) {
 
   { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
-  const moe::MemoryEstimate memory = require_resources(spec, data, call.options.threads, out, call.options.quiet);
+  const moe::MemoryEstimate memory = require_resources(spec, data, call.options, out);
   const bool iterates = spec.sampling.method == moe::Method::iterate;
   if (iterates && !(checkpoint.file.empty() && checkpoint.resume.empty()))
     throw moe::ConfigError(
@@ -155,6 +158,7 @@ int run(int argc, char** argv) {
   options.checkpoints = &checkpoints;
   options.on_resume = [&](int, int steps) { progress.skip(steps); };
   options.threads = call.options.threads;
+  options.device = call.options.device;
   options.interrupt = &interrupted;
   options.on_step = [&](int, int step, double loss) {
     progress.advance(1, fmt::format("{} {} loss {:.4f}", iterates ? "iteration" : "step", step, loss));

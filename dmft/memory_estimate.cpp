@@ -248,8 +248,8 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   return e;
 }
 
-void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpec& limit) {
-  const AvailableMemory available = available_memory();
+void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpec& limit,
+                    const AvailableMemory& available) {
   if (e.total() <= available.bytes) return;
   const double fitting = std::floor((available.bytes - e.common) / e.per_replica);
   std::vector<std::string> remedies;
@@ -272,6 +272,15 @@ void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpe
       records ? fmt::format("the records of {} steps and {} replicas", spec.training.steps, spec.sampling.replicas)
               : e.items.front().name + ", of every replica",
       bytes_text(records ? e.common : e.items.front().bytes), fmt::join(remedies, "; or "))});
+}
+
+void require_gpu_memory(MemoryEstimate& e, const RunSpec& spec, const LimitSpec& limit, const AvailableMemory& card) {
+  e.concurrent = std::clamp(std::floor(card.bytes / e.per_replica), 1.0, e.concurrent);
+  MemoryEstimate on_card = e, on_host = e;
+  on_card.common = 0;
+  on_host.per_replica = 0;
+  require_memory(on_card, spec, limit, card);
+  require_memory(on_host, spec, limit);
 }
 
 }  // namespace moe

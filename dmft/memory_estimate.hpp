@@ -7,6 +7,7 @@
 
 #include "data/dataset.hpp"
 #include "dmft/replica.hpp"
+#include "support/resources.hpp"
 #include "support/run_spec.hpp"
 
 namespace moe {
@@ -44,7 +45,13 @@ struct MemoryEstimate {
 MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes);
 
 /// Throws ConfigError with the largest array, what is needed, what there is, and what reduces it, when the estimate
-/// exceeds what the machine has.
-void require_memory(const MemoryEstimate& estimate, const RunSpec& spec, const LimitSpec& limit);
+/// exceeds what is available.
+void require_memory(const MemoryEstimate& estimate, const RunSpec& spec, const LimitSpec& limit,
+                    const AvailableMemory& available = available_memory());
+
+/// The same for a run whose replicas are on the GPU and whose records are on the host. Lowers `estimate.concurrent` to as many replicas
+/// as the card holds at once, one at least.
+void require_gpu_memory(MemoryEstimate& estimate, const RunSpec& spec, const LimitSpec& limit,
+                        const AvailableMemory& card);
 
 }  // namespace moe

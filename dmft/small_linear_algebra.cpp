@@ -26,8 +26,15 @@ Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double thre
   const Eigen::VectorXd& w = eigen.eigenvalues();  // ascending
   Eigen::Index count = 0;
   while (count < w.size() && count < room && w[w.size() - 1 - count] > threshold * threshold) ++count;
-  const Eigen::VectorXd roots = w.tail(count).cwiseSqrt().cwiseInverse();
-  return (eigen.eigenvectors().rightCols(count) * roots.asDiagonal()).rowwise().reverse();
+  Eigen::MatrixXd vectors = eigen.eigenvectors().rightCols(count).rowwise().reverse();
+  // Weights without a pattern, golden-ratio numbers in (1/2, 3/2): that no eigenvector in sight is orthogonal to them.
+  const Eigen::VectorXd weights = Eigen::VectorXd::NullaryExpr(
+      w.size(), [](Eigen::Index k) { return 0.5 + std::fmod(0.6180339887498949 * static_cast<double>(k + 1), 1.0); });
+  for (Eigen::Index k = 0; k < count; ++k) {
+    const double sign = weights.dot(vectors.col(k)) < 0 ? -1 : 1;
+    vectors.col(k) *= sign / std::sqrt(w[w.size() - 1 - k]);
+  }
+  return vectors;
 }
 
 }  // namespace moe

@@ -12,7 +12,9 @@ Eigen::MatrixXd symmetric_power(const Eigen::MatrixXd& symmetric, double power);
 Eigen::MatrixXd semidefinite_root(const Eigen::MatrixXd& symmetric);
 
 /// Directions to add for a block of residuals: columns of the result (P, k) make new vectors of mean square one out of the
-/// residuals. Eigenvectors of their Gram matrix whose root eigenvalue exceeds `threshold`, largest first, at most `room`.
+/// residuals. Eigenvectors of their Gram matrix whose root eigenvalue exceeds `threshold`, largest first, at most `room`. Their signs
+/// are chosen by a fixed functional: left to the eigensolver, the sign of a block of rank one is that of rounding errors, and with
+/// it the random numbers that meet the new vector, so that two devices or libraries would draw different samples.
 Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double threshold, Eigen::Index room);
 
 }  // namespace moe

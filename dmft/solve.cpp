@@ -11,7 +11,9 @@
 
 #include "dmft/kernel_iteration.hpp"
 #include "dmft/march.hpp"
+#include "dmft/march_gpu.hpp"
 #include "dmft/memory_estimate.hpp"
+#include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
@@ -21,6 +23,11 @@ namespace moe {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+AvailableMemory gpu_memory() {
+  const gpu::Device card = gpu::device();
+  return {card.free_bytes, "the memory of " + card.name};
+}
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -225,7 +232,16 @@ RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::
           fmt::format("{}", fmt::join(numbers, " "))};
 }
 
+std::string device_fault(const RunSpec& spec, Device device) {
+  if (device != Device::cuda) return "";
+  if (spec.sampling.method == Method::iterate)
+    return "--device cuda: kernel iteration runs on the CPU. Say --device cpu, or use sampling.method = \"sweep\"";
+  const gpu::Device card = gpu::device();
+  return card.present ? "" : fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not);
+}
+
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options) {
+  if (const std::string fault = device_fault(spec, options.device); !fault.empty()) throw ConfigError({fault});
   if (spec.sampling.method == Method::iterate) return solve_by_iteration(spec, data, options);
   const auto start = Clock::now();
   keep_freed_memory();
@@ -233,7 +249,12 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   Faults faults;
   Plan plan{&spec, &data, limit_spec(spec, step_shape(spec, data), faults, result.warnings), {}, {}, {}, {}, {}, true};
   faults.throw_if_any();
-  require_memory(memory_estimate(plan.limit, solve_sizes(spec, data, options.threads)), spec, plan.limit);
+  MemoryEstimate memory = memory_estimate(plan.limit, solve_sizes(spec, data, options.threads));
+  const bool on_gpu = options.device == Device::cuda;
+  if (on_gpu)
+    require_gpu_memory(memory, spec, plan.limit, gpu_memory());
+  else
+    require_memory(memory, spec, plan.limit);
   plan.eval_steps = eval_steps(spec.training);
   if (data.x_test.cols() > 0) plan.test_steps = test_steps(spec.training);
   plan.observe_steps = observe_steps(spec);
@@ -286,7 +307,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   const int replicas = spec.sampling.replicas;
   const int all =
       options.threads > 0 ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int workers = std::min(all, replicas);
+  const int workers = std::min({all, replicas, static_cast<int>(memory.concurrent)});
   std::vector<Record> records(static_cast<std::size_t>(replicas));
   std::atomic<int> next{0};
   std::atomic<bool> stop{false};
@@ -301,7 +322,9 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
         for (int k = next++; k < replicas && !stop; k = next++) {
           Record& record = records[static_cast<std::size_t>(k)];
           try {
-            if (spec.sampling.precision == Precision::float32)
+            if (on_gpu)
+              march_on_gpu(plan, k, options, stop, record);
+            else if (spec.sampling.precision == Precision::float32)
               march<Cpu<float>>(plan, k, options, stop, record);
             else
               march<Cpu<double>>(plan, k, options, stop, record);

@@ -52,6 +52,7 @@ struct LimitResult {
 
 struct SolveOptions {
   int threads = 0;                                                  ///< 0: all cores
+  Device device = Device::cpu;                                      ///< cuda: the sweep alone; automatic: cpu
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
   std::function<void(int replica, int steps)> on_resume;  ///< thread-safe listener: a checkpoint knows these steps
   Checkpoints* checkpoints = nullptr;                     ///< one job per replica
@@ -64,6 +65,9 @@ StepShape step_shape(const RunSpec& spec, const Dataset& data);
 /// The units in which a replica works, out of description, parameterization and shape of a step. Faults: tables without a limit,
 /// combinations that cannot run.
 LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings);
+
+/// Why a solve cannot run on the GPU though the run is a good one; empty if it can, and for other devices.
+std::string device_fault(const RunSpec& spec, Device device);
 
 /// What a checkpoint of this solve belongs to.
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);

@@ -20,6 +20,12 @@ namespace moe {
 
 class Archive;
 
+/// An array in other memory than the host's, saved as the host's array is: checkpoints do not know where they were made.
+template <class M>
+concept DeviceArray = requires(const M& m) {
+  M::from_host(m.to_host().view());
+};
+
 /// Has a member `void transfer(Archive& a)` that names every field of its state once: a("theta", theta_); ...
 template <class T>
 concept Transferable = requires(T& value, Archive& a) {
@@ -63,8 +69,16 @@ class Archive {
     m = HostMatrix<Real>::uninitialized(static_cast<Index>(array.shape[1]), static_cast<Index>(array.shape[0]));
     for (std::size_t k = 0; k < array.values.size(); ++k) m.data()[k] = static_cast<Real>(array.values[k]);
   }
-  template <class Real>
-  void field(const std::string& path, std::vector<HostMatrix<Real>>& list) {
+  template <DeviceArray M>
+  void field(const std::string& path, M& m) {
+    decltype(m.to_host()) host;
+    if (!loading()) host = m.to_host();
+    field(path, host);
+    if (loading()) m = M::from_host(host);
+  }
+  template <class M>
+  requires requires { M::uninitialized(0, 0); }
+  void field(const std::string& path, std::vector<M>& list) {
     auto count = static_cast<std::int64_t>(list.size());
     field(path + "/count", count);
     list.resize(static_cast<std::size_t>(count));

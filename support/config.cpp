@@ -8,6 +8,7 @@
 
 #include "support/config_keys.hpp"
 #include "support/config_reader.hpp"
+#include "support/gpu.hpp"
 #include "support/nearest.hpp"
 #include "support/toml_text.hpp"
 
@@ -221,8 +222,9 @@ void refuse_unavailable(const RunSpec& spec, Faults& faults) {
 }
 
 void refuse_unavailable(Device device, const std::string& place, Faults& faults) {
-  if (device == Device::cuda)
-    faults.add("device", "cuda", place, "is not available in this version", "Use --device cpu or --device auto");
+  if (device != Device::cuda) return;
+  if (const gpu::Device card = gpu::device(); !card.present)
+    faults.add("device", "cuda", place, "is not available: " + card.why_not, "Use --device cpu or --device auto");
 }
 
 std::string print_config(const RunSpec& spec) {

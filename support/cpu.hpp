@@ -9,13 +9,12 @@
 #include <vector>
 
 #include "support/matrix.hpp"
+#include "support/op.hpp"
 #include "support/outer_product.hpp"
 #include "support/random.hpp"
 #include "support/vector_math.hpp"
 
 namespace moe {
-
-enum class Op { plain, transposed };
 
 /// Asks the C library to keep freed arrays instead of handing them back to the system: steps allocate the same scratch again and
 /// again, and fresh pages cost as much as the arithmetic on them. Once per process.

@@ -12,7 +12,8 @@
 #include <boost/numeric/odeint/stepper/runge_kutta_dopri5.hpp>
 #include <cmath>
 #include <functional>
-#include <limits>
+#include <iterator>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -48,20 +49,68 @@ struct ArrayList {
   void transfer(Archive& a) { a("arrays", arrays); }
 };
 
-/// The stepper algebra of Boost.Odeint: op(out element, in elements...) over all arrays, `out` growing to the largest of them.
+namespace detail {
+/// Element (i, j), zero outside of the window.
+template <bool inside, class View>
+MOE_HD inline double element(const View& v, Index i, Index j) {
+  return inside || (i < v.rows && j < v.cols) ? static_cast<double>(v(i, j)) : 0.0;
+}
+/// out = sum_k weight_k in_k
+template <class View, int count, bool inside>
+struct WeightedSum {
+  View out;
+  View in[count];
+  double weight[count];
+  MOE_HD void operator()(Index i, Index j) const {
+    double sum = weight[0] * element<inside>(in[0], i, j);
+    for (int k = 1; k < count; ++k) sum += weight[k] * element<inside>(in[k], i, j);
+    out(i, j) = static_cast<std::remove_reference_t<decltype(out(i, j))>>(sum);
+  }
+};
+/// error becomes |error| / (absolute + relative (of_state |x| + of_slope |dx/dt|))
+template <class View, bool inside>
+struct RelativeError {
+  View error;
+  View in[2];  ///< x, dx/dt
+  double absolute, relative, of_state, of_slope;
+  MOE_HD void operator()(Index i, Index j) const {
+    const double size =
+        of_state * std::abs(element<inside>(in[0], i, j)) + of_slope * std::abs(element<inside>(in[1], i, j));
+    error(i, j) = static_cast<std::remove_reference_t<decltype(error(i, j))>>(
+        std::abs(static_cast<double>(error(i, j))) / (absolute + relative * size));
+  }
+};
+/// out = |in|, infinite for what is not finite.
+template <class View>
+struct Magnitude {
+  using Real = std::remove_reference_t<decltype(*View::data)>;
+  View in, out;
+  MOE_HD void operator()(Index i, Index j) const {
+    const Real v = in(i, j);
+    out(i, j) = v - v == Real(0) ? std::abs(v) : Real(HUGE_VAL);
+  }
+};
+}  // namespace detail
+
+/// The stepper algebra of Boost.Odeint over all arrays, `out` growing to the largest of them. Its operations are weighted sums, whose
+/// weights are found by asking them for unit vectors, and the relative error: formulas that run on every device.
 template <class B>
 struct ArrayAlgebra {
   using Real = typename B::Real;
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
+  /// out = op(in...)
   template <class Op, class Out, class... In>
-  static void apply(Op op, Out& out, const In&... in) {
+  static void apply(const Op& op, Out& out, const In&... in) {
     out.arrays.resize(std::max({out.arrays.size(), in.arrays.size()...}));
     for (std::size_t k = 0; k < out.arrays.size(); ++k) {
       grow(out.arrays[k], std::max({out.arrays[k].rows(), rows(in, k)...}),
            std::max({out.arrays[k].cols(), cols(in, k)...}));
-      each(op, out.arrays[k], view(in, k)...);
+      const View to = out.arrays[k], from[] = {view(in, k)...};
+      const bool equal = std::all_of(std::begin(from), std::end(from),
+                                     [&](const View& v) { return v.rows == to.rows && v.cols == to.cols; });
+      equal ? map<true>(op, to, from) : map<false>(op, to, from);
     }
   }
   template <class S1, class S2, class Op>
@@ -92,12 +141,14 @@ struct ArrayAlgebra {
   /// Largest magnitude; infinite when an element is not finite, so that an error estimate cannot pass as small.
   static double norm_inf(const ArrayList<B>& s) {
     double largest = 0;
-    for (const Matrix& m : s.arrays)
-      for (Index k = 0; k < m.size(); ++k) {
-        const double size = std::abs(static_cast<double>(m.data()[k]));
-        if (!std::isfinite(size)) return std::numeric_limits<double>::infinity();
-        largest = std::max(largest, size);
-      }
+    for (const Matrix& m : s.arrays) {
+      if (m.empty()) continue;
+      auto sizes = Matrix::uninitialized(m.rows(), m.cols());
+      auto top = Matrix::uninitialized(1, m.cols());
+      B::each(m.rows(), m.cols(), detail::Magnitude<View>{m.view(), sizes});
+      B::column_maxima(sizes, top);
+      largest = std::max(largest, B::download(top).maxCoeff());
+    }
     return largest;
   }
 
@@ -111,16 +162,24 @@ struct ArrayAlgebra {
     if (!m.empty()) B::copy(m, bigger.view().row_range(0, m.rows()).columns(0, m.cols()));
     m = std::move(bigger);
   }
-  template <class Op, class... Views>
-  static void each(Op op, View out, Views... in) {
-    if (((in.rows == out.rows && in.cols == out.cols) && ...)) {
-      B::each(out.rows, out.cols, [=](Index i, Index j) { op(out(i, j), std::as_const(in(i, j))...); });
-      return;
+  template <bool inside, class Op, std::size_t count>
+  static void map(const Op& op, View out, const View (&in)[count]) {
+    detail::WeightedSum<View, static_cast<int>(count), inside> sum{out, {}, {}};
+    for (std::size_t k = 0; k < count; ++k) {
+      double unit[count] = {};
+      unit[k] = 1;
+      sum.in[k] = in[k];
+      [&]<std::size_t... n>(std::index_sequence<n...>) { op(sum.weight[k], std::as_const(unit[n])...); }
+      (std::make_index_sequence<count>());
     }
-    const auto padded = [](const View& v, Index i, Index j) {
-      return i < v.rows && j < v.cols ? v(i, j) : typename B::Real(0);
-    };
-    B::each(out.rows, out.cols, [=](Index i, Index j) { op(out(i, j), padded(in, i, j)...); });
+    B::each(out.rows, out.cols, sum);
+  }
+  template <bool inside>
+  static void map(const boost::numeric::odeint::default_operations::rel_error<double>& op, View out,
+                  const View (&in)[2]) {
+    B::each(
+        out.rows, out.cols,
+        detail::RelativeError<View, inside>{out, {in[0], in[1]}, op.m_eps_abs, op.m_eps_rel, op.m_a_x, op.m_a_dxdt});
   }
 };
 

@@ -13,7 +13,7 @@ namespace moe {
 namespace {
 
 /// Follows strings and comments through TOML text as far as it takes to tell where characters beyond ASCII are allowed. On
-/// text that is no TOML it may lose its way only where toml++ has stopped before.
+/// text that is no TOML it may lose its way.
 class TomlScanner {
  public:
   explicit TomlScanner(std::string_view text) : text_(text) {
@@ -156,17 +156,45 @@ std::optional<std::string> unsafe_toml(std::string_view text, const std::string&
   return std::nullopt;
 }
 
+namespace {
+
+/// The text with every byte beyond ASCII as two hexadecimal digits: TOML where the text is TOML, as far as unsafe_toml() allows it, for
+/// strings and comments take both.
+std::string in_ascii(std::string_view text) {
+  if (text.substr(0, 3) == "\xEF\xBB\xBF") text.remove_prefix(3);
+  std::string ascii;
+  for (const char c : text)
+    if (const auto byte = static_cast<unsigned char>(c); byte >= 0x80)
+      ascii += fmt::format("{:02x}", byte);
+    else
+      ascii += c;
+  return ascii;
+}
+
+std::optional<toml::table> parsed(std::string_view text, const std::string& place, std::string& fault) {
+  try {
+    return toml::parse(text, place);
+  } catch (const toml::parse_error& error) {
+    fault = fmt::format("{}:{}: {}. Correct the TOML there", place, error.source().begin.line, error.description());
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
 std::optional<toml::table> parse_toml(std::string_view text, const std::string& place, Faults& faults) {
+  // toml++ 3.3 runs into undefined behaviour at some characters beyond ASCII where it sees neither string nor comment. The scanner knows
+  // where these are in valid text: the grammar is checked first, without such characters.
+  std::string fault;
+  const bool valid = parsed(in_ascii(text), place, fault).has_value();
   if (const auto unsafe = unsafe_toml(text, place)) {
     faults.add(*unsafe);
     return std::nullopt;
   }
-  try {
-    return toml::parse(text, place);
-  } catch (const toml::parse_error& error) {
-    faults.add(fmt::format("{}:{}: {}. Correct the TOML there", place, error.source().begin.line, error.description()));
-    return std::nullopt;
-  }
+  std::optional<toml::table> table;
+  if (valid) table = parsed(text, place, fault);
+  if (!table) faults.add(fault);
+  return table;
 }
 
 std::optional<toml::table> read_toml_file(const std::string& path, const std::string& what, Faults& faults) {

@@ -252,7 +252,7 @@ int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::s
 }
 
 /// Flags that ask for different things.
-void check_flags(const Flags& flags) {
+void check_flags(const Flags& flags, moe::Device device) {
   moe::Faults faults;
   const auto has = [&](const char* flag) { return flags.contains(flag); };
   if (has("--limit") != has("--networks"))
@@ -260,6 +260,8 @@ void check_flags(const Flags& flags) {
                            has("--limit") ? "--limit" : "--networks", has("--limit") ? "--networks" : "--limit"));
   if (has("--force") && !has("--limit"))
     faults.add("command line: --force is about files: it needs --limit and --networks");
+  if (device == moe::Device::cuda)
+    faults.add("--device cuda: limits and networks are compared on the CPU. Say --device cpu or leave it out.");
   if (has("--sweep-loss") && !has("--lr-sweep")) faults.add("command line: --sweep-loss belongs to --lr-sweep");
   const int asked =
       (has("--limit") || has("--networks") ? 1 : 0) + (has("--lr-sweep") ? 1 : 0) + (has("--coordinate-check") ? 1 : 0);
@@ -271,7 +273,7 @@ void check_flags(const Flags& flags) {
 int run(int argc, char** argv) {
   const moe::Invocation call = moe::parse_command_line(program, argc, argv);
   if (call.exit_code >= 0) return call.exit_code;
-  check_flags(call.own);
+  check_flags(call.own, call.options.device);
   if (!call.options.checkpoint.file.empty() || call.options.checkpoint.every_said)
     throw moe::ConfigError(
         {"--checkpoint, --checkpoint-every, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and "

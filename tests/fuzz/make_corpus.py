@@ -75,3 +75,7 @@ for name, version, options in (("plain", "earliest", {}), ("deflate", "latest", 
         file.attrs["format_version"] = 1
     seed("hdf5", name, path.read_bytes())
     path.unlink()
+
+# Text that is no TOML: toml++ has left the string in which a scanner of quotes still is.
+seed("config", "lost_string", b"-e=++t[\"\\+zneuronsa\xef\xbb\xb7iz")
+seed("parameterization", "lost_string", b";e =2\"k0\0\0.'.=\xcc\x90\x04ula, n=\xd5\x90\x04nk")

@@ -206,3 +206,16 @@ TEST_CASE("population: drawn vectors are exactly orthonormal with matching, up t
     CHECK((all.leftCols(100).transpose() * all.rightCols(20) / 200.0).cwiseAbs().maxCoeff() > 0.05);
   }
 }
+
+TEST_CASE("directions of a block do not depend on rounding errors of its averages, their signs included") {
+  const Eigen::RowVector3d targets(1, -1, -1);  // rank one: three in ten of the eigensolver's signs are the noise's
+  const Eigen::MatrixXd gram = targets.transpose() * targets;
+  const Eigen::MatrixXd first = moe::new_directions(gram, 1e-6, 10);
+  REQUIRE(first.cols() == 1);
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
+    const Eigen::MatrixXd noise = 1e-16 * gram.norm() * operator_fixture::gaussian(3, 3, seed, 3);
+    const Eigen::MatrixXd again = moe::new_directions(gram + noise + noise.transpose(), 1e-6, 10);
+    REQUIRE(again.cols() == 1);
+    CHECK((again - first).norm() <= 1e-14 * first.norm());
+  }
+}

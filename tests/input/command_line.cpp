@@ -13,6 +13,7 @@
 
 #include "support/config.hpp"
 #include "support/config_keys.hpp"
+#include "support/gpu.hpp"
 #include "tests/temporary_folder.hpp"
 
 using namespace moe;
@@ -192,7 +193,10 @@ TEST_CASE("options of the program itself") {
   CHECK(only({"--threads", "-1"}, {"threads = -1", "0 to 65536"}));
   CHECK(only({"--threads", "two"}, {"threads = two"}));
   CHECK(only({"--device", "gpu"}, {"device = gpu", "auto, cpu or cuda"}));
-  CHECK(only({"--device", "cuda"}, {"device = cuda", "not available"}));
+  if (!moe::gpu::device().present)
+    CHECK(only({"--device", "cuda"}, {"device = cuda", "not available", "CUDA", "--device cpu"}));
+  else
+    CHECK(parse({"--device", "cuda"}).options.device == Device::cuda);
 }
 
 TEST_CASE("faults of the command line come together with those of the file") {

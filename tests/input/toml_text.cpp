@@ -43,6 +43,17 @@ TEST_CASE("a character beyond ASCII outside quotes and comments is refused with 
   CHECK(unsafe("a\u0085").find("t.toml:1:2: U+0085 stands") == 0);
 }
 
+TEST_CASE(
+    "text that is no TOML is refused without its characters beyond ASCII, whatever looks like a quote before them") {
+  // Found by fuzzing: toml++ has left the string in which the scanner still is, and runs into undefined behaviour at U+FEF7.
+  for (const char* text : {"-e=++t[\"\\+zneuronsa\xEF\xBB\xB7iz", ";e =2\"k0.'.=\xCC\x90\x04ula, n=\xD5\x90\x04nk"}) {
+    Faults faults;
+    CHECK(!parse_toml(text, "t.toml", faults));
+    REQUIRE(faults.list().size() == 1);
+    CHECK(faults.list()[0].find("t.toml:1") == 0);
+  }
+}
+
 TEST_CASE("characters beyond ASCII inside quotes and comments are read") {
   CHECK(parsed_string("a = \"gr\u00F6\u00DFe\" # \u00E9") == "gr\u00F6\u00DFe");
   CHECK(parsed_string("a = '\u00E9\\'") == "\u00E9\\");

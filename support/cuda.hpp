@@ -1,0 +1,343 @@
+/// The GPU backend: the operations of support/cpu.hpp on arrays in GPU memory, with kernels of our own around cuBLAS. Sums are split
+/// by shape alone and added in a fixed order. Files that nvcc compiles include this, and the test that runs it on the host.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "support/gpu_matrix.hpp"
+#include "support/random.hpp"
+
+namespace moe {
+inline namespace MOE_DEVICE_SPACE {
+
+namespace kernels {
+
+inline constexpr unsigned sum_threads = 256;
+/// Rows whose sum is one block's work.
+inline constexpr Index sum_rows = 8192;
+
+template <class F>
+MOE_KERNEL void each_kernel(Index rows, Index cols, Index row_blocks, Index column_blocks, F f) {
+  const Place at = place();
+  const Index i = at.block % row_blocks * at.threads_x + at.x;
+  if (i >= rows) return;
+  for (Index j = at.block / row_blocks * at.threads_y + at.y; j < cols; j += column_blocks * at.threads_y) f(i, j);
+}
+
+/// Sum over the threads of a block; thread 0 has it.
+MOE_DEVICE inline double sum_of_block(double value) {
+  MOE_SHARED double values[sum_threads];
+  const unsigned me = place().thread();
+  values[me] = value;
+  meet();
+  for (unsigned half = sum_threads / 2; half > 0; half /= 2) {
+    if (me < half) values[me] += values[me + half];
+    meet();
+  }
+  const double total = values[0];
+  meet();
+  return total;
+}
+
+/// partial(piece, j) = sum of f(i, j) over piece `piece` of column j's rows.
+template <class F>
+MOE_KERNEL void column_pieces_kernel(Index rows, Index pieces, F f, double* partial) {
+  const Place at = place();
+  const Index piece = at.block % pieces, j = at.block / pieces;
+  const Index last = (piece + 1) * sum_rows < rows ? (piece + 1) * sum_rows : rows;
+  double s = 0;
+  for (Index i = piece * sum_rows + at.x; i < last; i += sum_threads) s += static_cast<double>(f(i, j));
+  s = sum_of_block(s);
+  if (at.x == 0) partial[piece + j * pieces] = s;
+}
+
+/// out[block] = sum of the `count` numbers of this block.
+template <class Out>
+MOE_KERNEL void sum_kernel(const double* numbers, Index count, Out* out, Index out_step) {
+  const Place at = place();
+  double s = 0;
+  for (Index k = at.x; k < count; k += sum_threads) s += numbers[at.block * count + k];
+  s = sum_of_block(s);
+  if (at.x == 0) out[at.block * out_step] = static_cast<Out>(s);
+}
+
+template <class Real>
+MOE_KERNEL void column_maxima_kernel(GpuView<Real> values, GpuView<Real> out) {
+  MOE_SHARED Real largest[sum_threads];
+  const Place at = place();
+  const Index j = at.block;
+  Real mine = values(0, j);
+  for (Index i = at.x; i < values.rows; i += sum_threads) mine = values(i, j) > mine ? values(i, j) : mine;
+  largest[at.x] = mine;
+  meet();
+  for (unsigned half = sum_threads / 2; half > 0; half /= 2) {
+    if (at.x < half && largest[at.x + half] > largest[at.x]) largest[at.x] = largest[at.x + half];
+    meet();
+  }
+  if (at.x == 0) out(0, j) = largest[0];
+}
+
+/// Unsigned numbers in the order of floating-point ones, -0 = 0.
+MOE_DEVICE inline std::uint32_t ordered_bits(float value) {
+  union {
+    float real;
+    std::uint32_t bits;
+  } u = {value + 0.0F};
+  return u.bits ^ (u.bits >> 31 != 0 ? 0xFFFFFFFFU : 0x80000000U);
+}
+MOE_DEVICE inline std::uint64_t ordered_bits(double value) {
+  union {
+    double real;
+    std::uint64_t bits;
+  } u = {value + 0.0};
+  return u.bits ^ (u.bits >> 63 != 0 ? ~std::uint64_t{0} : std::uint64_t{1} << 63);
+}
+
+/// One column a block: the count-th largest value by its bytes from the highest on (radix selection), then who is above it, and of
+/// those equal to it as many as are missing, in the order of rows.
+template <class Real>
+MOE_KERNEL void select_kernel(GpuView<Real> values, Index count, GpuView<Real> mask) {
+  using Key = decltype(ordered_bits(Real()));
+  constexpr int bits = static_cast<int>(sizeof(Key)) * 8;
+  MOE_SHARED unsigned histogram[256], scan[sum_threads];
+  MOE_SHARED Key found;
+  MOE_SHARED Index missing, taken;
+  const Place at = place();
+  const Index j = at.block, rows = values.rows;
+  if (at.x == 0) {
+    found = 0;
+    missing = count;
+    taken = 0;
+  }
+  for (int shift = bits - 8; shift >= 0; shift -= 8) {
+    histogram[at.x] = 0;
+    meet();
+    const Key above = shift + 8 == bits ? 0 : found >> (shift + 8);
+    for (Index i = at.x; i < rows; i += sum_threads) {
+      const Key key = ordered_bits(values(i, j));
+      if ((shift + 8 == bits ? Key{0} : static_cast<Key>(key >> (shift + 8))) == above)
+        count_one(histogram[static_cast<unsigned>(key >> shift) & 255U]);
+    }
+    meet();
+    if (at.x == 0) {
+      unsigned byte = 255;
+      while (byte > 0 && static_cast<Index>(histogram[byte]) < missing) missing -= histogram[byte--];
+      found |= static_cast<Key>(byte) << shift;
+    }
+    meet();
+  }
+  for (Index first = 0; first < rows; first += sum_threads) {
+    const Index i = first + at.x;
+    const Key key = i < rows ? ordered_bits(values(i, j)) : Key{0};
+    const bool equal = i < rows && key == found;
+    scan[at.x] = equal ? 1 : 0;
+    meet();
+    for (unsigned reach = 1; reach < sum_threads; reach *= 2) {
+      const unsigned before = at.x >= reach ? scan[at.x - reach] : 0;
+      meet();
+      scan[at.x] += before;
+      meet();
+    }
+    if (i < rows) mask(i, j) = key > found || (equal && taken + scan[at.x] <= missing) ? Real(1) : Real(0);
+    meet();
+    if (at.x == 0) taken += scan[sum_threads - 1];
+    meet();
+  }
+}
+
+/// Tiles of z x^T: 4 x 8 entries in the registers of each thread, 32 rows and 8 columns apart, so that neighbours touch neighbours.
+template <class Real>
+struct GpuTile {
+  static constexpr unsigned threads_x = 32, threads_y = 8;
+  static constexpr int per_x = 4, per_y = 8, depth = 16;
+  static constexpr int rows = static_cast<int>(threads_x) * per_x, cols = static_cast<int>(threads_y) * per_y;
+};
+
+template <class Real, class Rule>
+MOE_KERNEL void entrywise_kernel(GpuView<Real> z, GpuView<Real> x, Index row_tiles, Rule rule) {
+  using Tile = GpuTile<Real>;
+  constexpr int threads = static_cast<int>(Tile::threads_x * Tile::threads_y);
+  MOE_SHARED Real zs[Tile::depth][Tile::rows], xs[Tile::depth][Tile::cols];
+  const Place at = place();
+  const int tx = static_cast<int>(at.x), ty = static_cast<int>(at.y), me = static_cast<int>(at.thread());
+  const Index i0 = at.block % row_tiles * Tile::rows, j0 = at.block / row_tiles * Tile::cols;
+  Real g[Tile::per_y][Tile::per_x] = {};
+  for (Index p0 = 0; p0 < z.cols; p0 += Tile::depth) {
+    for (int k = me; k < Tile::depth * Tile::rows; k += threads) {
+      const Index i = i0 + k % Tile::rows, p = p0 + k / Tile::rows;
+      zs[k / Tile::rows][k % Tile::rows] = i < z.rows && p < z.cols ? z(i, p) : Real(0);
+    }
+    for (int k = me; k < Tile::depth * Tile::cols; k += threads) {
+      const Index j = j0 + k % Tile::cols, p = p0 + k / Tile::cols;
+      xs[k / Tile::cols][k % Tile::cols] = j < x.rows && p < z.cols ? x(j, p) : Real(0);
+    }
+    meet();
+    for (int p = 0; p < Tile::depth; ++p) {
+      Real a[Tile::per_x];
+      for (int m = 0; m < Tile::per_x; ++m) a[m] = zs[p][tx + m * static_cast<int>(Tile::threads_x)];
+      for (int n = 0; n < Tile::per_y; ++n) {
+        const Real b = xs[p][ty + n * static_cast<int>(Tile::threads_y)];
+        for (int m = 0; m < Tile::per_x; ++m) g[n][m] += a[m] * b;
+      }
+    }
+    meet();
+  }
+  for (int n = 0; n < Tile::per_y; ++n)
+    for (int m = 0; m < Tile::per_x; ++m) {
+      const Index i = i0 + tx + m * static_cast<int>(Tile::threads_x);
+      const Index j = j0 + ty + n * static_cast<int>(Tile::threads_y);
+      if (i < z.rows && j < x.rows) rule(g[n][m], i, j);
+    }
+}
+
+template <class Real>
+struct DrawNormals {
+  GpuView<Real> out;
+  StreamKey key;
+  Index pairs;
+  MOE_DEVICE void operator()(Index pair, Index j) const {
+    Real two[2];
+    normal_pair(key, static_cast<std::uint64_t>(pair + j * pairs), two);
+    out(2 * pair, j) = two[0];
+    if (2 * pair + 1 < out.rows) out(2 * pair + 1, j) = two[1];
+  }
+};
+
+template <class Real>
+struct Widen {
+  GpuView<Real> from;
+  GpuView<double> to;
+  MOE_DEVICE void operator()(Index i, Index j) const { to(i, j) = static_cast<double>(from(i, j)); }
+};
+
+/// values *= factor; what is not a number becomes zero too where the factor is.
+template <class Real>
+struct Scale {
+  GpuView<Real> values;
+  Real factor;
+  MOE_DEVICE void operator()(Index i, Index j) const {
+    values(i, j) = factor == Real(0) ? Real(0) : factor * values(i, j);
+  }
+};
+
+}  // namespace kernels
+
+template <class RealT>
+struct Cuda {
+  using Real = RealT;
+  using Matrix = GpuMatrix<Real>;
+  using View = GpuView<Real>;
+
+  /// f(i, j) for every element, i fastest. f must not depend on the order.
+  template <class F>
+  static void each(Index rows, Index cols, const F& f) {
+    if (rows == 0 || cols == 0) return;
+    Extent block{256, 1};
+    while (block.x > 1 && static_cast<Index>(block.x) / 2 >= rows) block = {block.x / 2, block.y * 2};
+    const Index row_blocks = (rows + block.x - 1) / block.x;
+    const Index column_blocks = std::min<Index>((cols + block.y - 1) / block.y, 65535);
+    launch("each", kernels::each_kernel<F>, row_blocks * column_blocks, block, rows, cols, row_blocks, column_blocks,
+           f);
+  }
+
+  /// Sum of f(i, j) over all elements, in double.
+  template <class F>
+  static double sum(Index rows, Index cols, const F& f) {
+    if (rows == 0 || cols == 0) return 0;
+    const Index pieces = (rows + kernels::sum_rows - 1) / kernels::sum_rows;
+    auto partial = GpuMatrix<double>::uninitialized(pieces * cols + 1, 1);
+    double *numbers = partial.view().data, *total = numbers + pieces * cols;
+    launch("sum", kernels::column_pieces_kernel<F>, pieces * cols, {kernels::sum_threads}, rows, pieces, f, numbers);
+    launch("sum of sums", kernels::sum_kernel<double>, 1, {kernels::sum_threads}, static_cast<const double*>(numbers),
+           pieces * cols, total, Index{1});
+    return GpuMatrix<double>::to_host({total, 1, 1, 1})(0, 0);
+  }
+
+  /// out(0, j) = sum_i f(i, j), in double inside a column.
+  template <class F>
+  static void column_sums(Index rows, Index cols, const F& f, View out) {
+    if (cols == 0) return;
+    const Index pieces = std::max<Index>(1, (rows + kernels::sum_rows - 1) / kernels::sum_rows);
+    auto partial = GpuMatrix<double>::uninitialized(pieces, cols);
+    double* numbers = partial.view().data;
+    launch("column sums", kernels::column_pieces_kernel<F>, pieces * cols, {kernels::sum_threads}, rows, pieces, f,
+           numbers);
+    launch("column sums of sums", kernels::sum_kernel<Real>, cols, {kernels::sum_threads},
+           static_cast<const double*>(numbers), pieces, out.data, out.ld);
+  }
+
+  /// out(0, j) = max_i values(i, j).
+  static void column_maxima(View values, View out) {
+    launch("column maxima", kernels::column_maxima_kernel<Real>, values.cols, {kernels::sum_threads}, values, out);
+  }
+
+  /// C = alpha op(A) op(B) + beta C.
+  static void gemm(Op a, Op b, double alpha, View A, View B, double beta, View C) {
+    const Index m = C.rows, n = C.cols, k = a == Op::plain ? A.cols : A.rows;
+    if (m == 0 || n == 0) return;
+    if (k == 0) return each(m, n, kernels::Scale<Real>{C, static_cast<Real>(beta)});
+    device::gemm(a, b, m, n, k, static_cast<Real>(alpha), A.data, A.ld, B.data, B.ld, static_cast<Real>(beta), C.data,
+                 C.ld);
+  }
+
+  /// E^T E / rows with double accumulation, on the host: small, (cols, cols).
+  static Eigen::MatrixXd gram(View E) {
+    const Index P = E.cols;
+    GpuMatrix<double> total(P, P);
+    const Index rows = std::min(E.rows, std::max<Index>(kernels::sum_rows, (Index{1} << 22) / std::max<Index>(1, P)));
+    auto scratch = GpuMatrix<double>::uninitialized(rows, P);
+    for (Index first = 0; first < E.rows; first += rows) {
+      const Index count = std::min(rows, E.rows - first);
+      const GpuView<double> wide = scratch.view().row_range(0, count);
+      Cuda<double>::each(count, P, kernels::Widen<Real>{E.row_range(first, count), wide});
+      Cuda<double>::gemm(Op::transposed, Op::plain, 1, wide, wide, 1, total);
+    }
+    return Cuda<double>::download(total) / static_cast<double>(E.rows);
+  }
+
+  /// Standard normals: element (i, j) depends on the key and i + j * (rows rounded up to even) only; the CPU's, up to rounding.
+  static void normal(View out, const StreamKey& key) {
+    const Index pairs = (out.rows + 1) / 2;
+    each(pairs, out.cols, kernels::DrawNormals<Real>{out, key, pairs});
+  }
+
+  /// mask(i, j) = 1 for the `count` largest values of column j, 0 elsewhere; exact ties go to the lower index.
+  static void select_largest(View values, Index count, View mask) {
+    launch("select largest", kernels::select_kernel<Real>, values.cols, {kernels::sum_threads}, values, count, mask);
+  }
+
+  static void copy(View from, View to) { copy_on_device(from, to); }
+
+  /// Small host matrices to and from the device.
+  static void upload(const Eigen::MatrixXd& from, View to) {
+    auto host = HostMatrix<Real>::uninitialized(to.rows, to.cols);
+    for (Index j = 0; j < to.cols; ++j)
+      for (Index i = 0; i < to.rows; ++i) host(i, j) = static_cast<Real>(from(i, j));
+    copy_on_device(Matrix::from_host(host).view(), to);
+  }
+  static Eigen::MatrixXd download(View from) {
+    const HostMatrix<Real> host = Matrix::to_host(from);
+    Eigen::MatrixXd to(from.rows, from.cols);
+    for (Index j = 0; j < from.cols; ++j)
+      for (Index i = 0; i < from.rows; ++i) to(i, j) = static_cast<double>(host(i, j));
+    return to;
+  }
+
+  /// rule(g, i, j) for every entry g of the outer product z x^T, z (rows, P), x (cols, P), which is never stored as a whole: what the
+  /// rule reads and writes at (i, j) passes once.
+  template <std::size_t count, class Rule>
+  static void entrywise_update(View z, View x, const View (&)[count], const Rule& rule) {
+    using Tile = kernels::GpuTile<Real>;
+    const Index row_tiles = (z.rows + Tile::rows - 1) / Tile::rows,
+                column_tiles = (x.rows + Tile::cols - 1) / Tile::cols;
+    launch("entrywise update", kernels::entrywise_kernel<Real, Rule>, row_tiles * column_tiles,
+           {Tile::threads_x, Tile::threads_y}, z, x, row_tiles, rule);
+  }
+};
+
+}  // namespace MOE_DEVICE_SPACE
+}  // namespace moe

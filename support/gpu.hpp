@@ -1,0 +1,41 @@
+/// What the GPU backend asks of the machine: memory, copies, products. gpu_cuda.cu answers with the CUDA runtime and cuBLAS; a build
+/// without CUDA links gpu_absent.cpp, which has no device. Every call is checked; failures throw BackendError.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "support/matrix.hpp"
+#include "support/op.hpp"
+
+namespace moe::gpu {
+
+/// The device of this process, or why there is none: "this build has no CUDA (configured with DMFT_CUDA=OFF)".
+struct Device {
+  bool present = false;
+  std::string name, why_not;
+  double free_bytes = 0, total_bytes = 0;
+};
+Device device();
+
+enum class Direction { to_device, to_host, on_device };
+
+/// Work is queued in the order of the calls, on a stream of the calling thread; copies to the host wait for it.
+void* allocate(std::size_t bytes);
+void release(void* p) noexcept;
+void zero(void* p, std::size_t bytes);
+/// `height` pieces of `width` bytes; a pitch is the distance between the beginnings of two.
+void copy(Direction direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+          std::size_t width, std::size_t height);
+void synchronise();
+
+/// C = alpha op(A) op(B) + beta C, column-major, C (m, n), inner dimension k. Single precision is IEEE, never TF32.
+void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
+          float beta, float* C, Index ldc);
+void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B, Index ldb,
+          double beta, double* C, Index ldc);
+
+/// After the launch of a kernel.
+void check_launch(const char* kernel);
+
+}  // namespace moe::gpu

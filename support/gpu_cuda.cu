@@ -1,0 +1,146 @@
+/// support/gpu.hpp by the CUDA runtime and cuBLAS. Work of one host thread goes to its own stream (cudaStreamPerThread); memory comes
+/// from the device's pool, which keeps what is freed: a step allocates the same scratch again and again.
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+#include <fmt/format.h>
+
+#include <cstdint>
+
+#include "support/error.hpp"
+#include "support/gpu.hpp"
+#include "support/resources.hpp"
+
+namespace moe::gpu {
+
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw BackendError(
+        fmt::format("cuda: {} failed: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
+}
+void check(cublasStatus_t status, const char* what, Index m, Index n, Index k) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw BackendError(fmt::format("cuda: {} of {} x {} x {} failed: {} ({})", what, m, n, k,
+                                   cublasGetStatusString(status), cublasGetStatusName(status)));
+}
+
+/// Once per process: the pool of the device keeps what is freed.
+void keep_freed() {
+  static const bool done = [] {
+    cudaMemPool_t pool = nullptr;
+    int current = 0;
+    check(cudaGetDevice(&current), "cudaGetDevice");
+    check(cudaDeviceGetDefaultMemPool(&pool, current), "cudaDeviceGetDefaultMemPool");
+    std::uint64_t all = UINT64_MAX;
+    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "cudaMemPoolSetAttribute");
+    return true;
+  }();
+  static_cast<void>(done);
+}
+
+/// cuBLAS of the calling thread, on its stream.
+class Blas {
+ public:
+  Blas() {
+    check(cublasCreate(&handle_), "cublasCreate", 0, 0, 0);
+    check(cublasSetStream(handle_, cudaStreamPerThread), "cublasSetStream", 0, 0, 0);
+    check(cublasSetMathMode(handle_, CUBLAS_DEFAULT_MATH), "cublasSetMathMode", 0, 0, 0);
+  }
+  ~Blas() { cublasDestroy(handle_); }
+  Blas(const Blas&) = delete;
+  Blas& operator=(const Blas&) = delete;
+  operator cublasHandle_t() const { return handle_; }
+
+ private:
+  cublasHandle_t handle_ = nullptr;
+};
+cublasHandle_t blas() {
+  thread_local const Blas mine;
+  return mine;
+}
+
+cublasOperation_t operation(Op op) { return op == Op::plain ? CUBLAS_OP_N : CUBLAS_OP_T; }
+
+}  // namespace
+
+Device device() {
+  Device found;
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    found.why_not = fmt::format("no CUDA device was found: {}", status == cudaSuccess ? "the driver knows none"
+                                                                : status == cudaErrorInsufficientDriver
+                                                                    ? "no NVIDIA driver, or one older than this build"
+                                                                    : cudaGetErrorString(status));
+    cudaGetLastError();  // not a fault of what comes later
+    return found;
+  }
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, current), "cudaGetDeviceProperties");
+  std::size_t available = 0, total = 0;
+  check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+  found.present = true;
+  found.name = properties.name;
+  found.free_bytes = static_cast<double>(available);
+  found.total_bytes = static_cast<double>(total);
+  return found;
+}
+
+void* allocate(std::size_t bytes) {
+  keep_freed();
+  void* p = nullptr;
+  const cudaError_t status = cudaMallocAsync(&p, bytes, cudaStreamPerThread);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    std::size_t available = 0, total = 0;
+    check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
+    throw BackendError(
+        fmt::format("cuda: no room for an array of {} in GPU memory: {} of {} are free. Lower sampling.neurons or the "
+                    "samples of a step",
+                    bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(available)),
+                    bytes_text(static_cast<double>(total))));
+  }
+  check(status, "cudaMallocAsync");
+  return p;
+}
+
+void release(void* p) noexcept {
+  if (p != nullptr) cudaFreeAsync(p, cudaStreamPerThread);
+}
+
+void zero(void* p, std::size_t bytes) { check(cudaMemsetAsync(p, 0, bytes, cudaStreamPerThread), "cudaMemsetAsync"); }
+
+void copy(Direction direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+          std::size_t width, std::size_t height) {
+  if (width == 0 || height == 0) return;
+  const cudaMemcpyKind kind = direction == Direction::to_device ? cudaMemcpyHostToDevice
+                              : direction == Direction::to_host ? cudaMemcpyDeviceToHost
+                                                                : cudaMemcpyDeviceToDevice;
+  if (height == 1)
+    check(cudaMemcpyAsync(to, from, width, kind, cudaStreamPerThread), "cudaMemcpyAsync");
+  else
+    check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, height, kind, cudaStreamPerThread),
+          "cudaMemcpy2DAsync");
+  // Host arrays may be gone, or are read, as soon as this returns.
+  if (direction != Direction::on_device) synchronise();
+}
+
+void synchronise() { check(cudaStreamSynchronize(cudaStreamPerThread), "a kernel or copy"); }
+
+void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
+          float beta, float* C, Index ldc) {
+  check(cublasSgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
+        "cublasSgemm", m, n, k);
+}
+void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B, Index ldb,
+          double beta, double* C, Index ldc) {
+  check(cublasDgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
+        "cublasDgemm", m, n, k);
+}
+
+void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }
+
+}  // namespace moe::gpu

@@ -1,0 +1,115 @@
+// One body for the GPU and for the host that stands in for it: the time step on the GPU backend against the CPU's, step by step.
+// Including files define MOE_DEVICE_NAME and on_device(check).
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "dmft/march_template.hpp"
+#include "support/cuda.hpp"
+#include "tests/limit_fixture.hpp"
+
+namespace gpu_march {
+inline namespace MOE_DEVICE_SPACE {
+
+struct Case {
+  const char *regime, *param;
+  moe::OptimizerKind optimizer;
+  moe::Routing routing;
+  moe::Gate gate;
+  moe::Loss loss;
+  moe::Activation activation = moe::Activation::tanh;
+  int depth = 1;
+};
+
+inline moe::RunSpec run_of(const Case& c) {
+  moe::RunSpec s = limit_fixture::spec(c.regime, c.param, c.optimizer, 0.3, 20);
+  s.model.routing = c.routing;
+  s.model.gate = c.gate;
+  s.model.activation = c.activation;
+  s.model.depth = c.depth;
+  if (c.depth > 1) {
+    s.model.norm = moe::Norm::rms;
+    s.model.residual = true;
+  }
+  s.training.loss = c.loss;
+  s.sampling.neurons = 48;
+  return s;
+}
+
+/// Outputs (C, P) at t = 0 .. 20, and last those of inputs that are not trained on.
+template <class B>
+std::vector<Eigen::MatrixXd> outputs(const moe::RunSpec& spec, const moe::Dataset& data,
+                                     const Eigen::MatrixXd& others) {
+  moe::Faults faults;
+  std::vector<std::string> warnings;
+  const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
+  faults.throw_if_any();
+  moe::Replica<B> replica(limit, data.x.rows(), data.y.rows(), data.x.cols(), 0);
+  replica.set_batch(data.x, data.y);
+  std::vector<Eigen::MatrixXd> f;
+  for (int t = 0; t <= spec.training.steps; ++t) {
+    replica.forward();
+    replica.backward();
+    f.push_back(replica.outputs());
+    if (t < spec.training.steps) replica.update();
+  }
+  f.push_back(replica.evaluate(others));
+  return f;
+}
+
+inline double largest(const Eigen::MatrixXd& m) { return m.size() == 0 ? 0 : m.cwiseAbs().maxCoeff(); }
+
+/// What rounding may do is measured: the CPU's answer to targets moved by a relative `push`, in units of the push, times the
+/// rounding of a sum of as many terms as there are sites. Observables and kernels of the last step go through the same test.
+template <class Real>
+void check(const Case& c) {
+  const moe::RunSpec spec = run_of(c);
+  const int C = c.loss == moe::Loss::mse ? 1 : 3;
+  const moe::Dataset data = limit_fixture::data(5, 6, C);
+  moe::Dataset pushed = data;
+  const double push = 1e-6;
+  pushed.x *= 1 + push;
+  const Eigen::MatrixXd others = limit_fixture::data(4, 6, C, 9).x;
+  const auto cpu = outputs<moe::Cpu<double>>(spec, data, others),
+             moved = outputs<moe::Cpu<double>>(spec, pushed, others);
+  const auto gpu = outputs<moe::Cuda<Real>>(spec, data, others);
+  INFO(std::string(c.regime), " ", std::string(c.param), " optimizer ", static_cast<int>(c.optimizer), " routing ",
+       static_cast<int>(c.routing), " depth ", c.depth);
+  REQUIRE(gpu.size() == cpu.size());
+  double response = 0;
+  for (std::size_t t = 0; t < cpu.size(); ++t) {
+    response = std::max(response, largest(cpu[t] - moved[t]) / push);
+    const double allowed = 100 * std::numeric_limits<Real>::epsilon() * (response + largest(cpu[t]) + 1);
+    const double found = largest(gpu[t] - cpu[t]);
+    INFO("t = ", t, ", size ", largest(cpu[t]), ", response ", response);
+    CHECK(found <= allowed);
+    CHECK(std::isfinite(found));
+  }
+  CHECK(largest(cpu[20] - cpu[0]) > 0.05);  // it has learned
+}
+
+inline const std::vector<Case> cases = {
+    {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse},
+    {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::topk, moe::Gate::softmax, moe::Loss::cross_entropy},
+    {"II", "mup", moe::OptimizerKind::adam, moe::Routing::soft, moe::Gate::softmax, moe::Loss::mse,
+     moe::Activation::gelu},
+    {"III", "mssp", moe::OptimizerKind::adam, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::cross_entropy},
+    {"III", "mup", moe::OptimizerKind::momentum, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse},
+    {"I", "mssp", moe::OptimizerKind::adamw, moe::Routing::soft, moe::Gate::softmax, moe::Loss::cross_entropy,
+     moe::Activation::relu},
+    {"I", "mup", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse},
+    {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse,
+     moe::Activation::tanh, 2}};
+
+}  // namespace MOE_DEVICE_SPACE
+}  // namespace gpu_march
+
+TEST_CASE(MOE_DEVICE_NAME ": twenty steps are the CPU's within their rounding [float64]") {
+  on_device([] {
+    for (const gpu_march::Case& c : gpu_march::cases) gpu_march::check<double>(c);
+  });
+}

@@ -1,0 +1,14 @@
+// Kernels of the GPU backend on the GPU; without one the cases say so and pass.
+#include "support/gpu.hpp"
+
+#define MOE_DEVICE_NAME "GPU kernels on the device"
+static void on_device(void (*check)());
+
+#include "tests/backend/gpu_operations.hpp"
+
+static void on_device(void (*check)()) {
+  if (const moe::gpu::Device card = moe::gpu::device(); card.present)
+    check();
+  else
+    MESSAGE("skipped: ", card.why_not);
+}
