@@ -208,7 +208,8 @@ TEST_CASE("population: drawn vectors are exactly orthonormal with matching, up t
 }
 
 TEST_CASE("directions of a block do not depend on rounding errors of its averages, their signs included") {
-  const Eigen::RowVector3d targets(1, -1, -1);  // rank one: three in ten of the eigensolver's signs are the noise's
+  Eigen::MatrixXd targets = Eigen::MatrixXd::Constant(1, 3, -1);
+  targets(0, 0) = 1;  // rank one: three in ten of the eigensolver's signs are the noise's
   const Eigen::MatrixXd gram = targets.transpose() * targets;
   const Eigen::MatrixXd first = moe::new_directions(gram, 1e-6, 10);
   REQUIRE(first.cols() == 1);
