@@ -168,7 +168,7 @@ int main(int argc, char** argv) {
     const std::vector<std::string> wanted(argv + 1, argv + argc);
     for (const std::string& name : wanted)
       if (std::none_of(cases.begin(), cases.end(), [&](const Case& c) { return c.name() == name; }))
-        throw std::runtime_error(fmt::format("no case \"{}\"; cases are written like \"{}\"", name, cases[0].name()));
+        throw std::runtime_error(fmt::format(R"(no case "{}"; cases are written like "{}")", name, cases[0].name()));
     for (const Case& c : cases)
       if (wanted.empty() || std::find(wanted.begin(), wanted.end(), c.name()) != wanted.end()) compare(c);
     return 0;

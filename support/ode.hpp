@@ -13,6 +13,7 @@
 #include <cmath>
 #include <functional>
 #include <iterator>
+#include <limits>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -86,8 +87,8 @@ struct Magnitude {
   using Real = std::remove_reference_t<decltype(*View::data)>;
   View in, out;
   MOE_HD void operator()(Index i, Index j) const {
-    const Real v = in(i, j);
-    out(i, j) = v - v == Real(0) ? std::abs(v) : Real(HUGE_VAL);
+    const Real size = std::abs(in(i, j));
+    out(i, j) = size <= std::numeric_limits<Real>::max() ? size : Real(HUGE_VAL);
   }
 };
 }  // namespace detail
