@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -126,6 +127,7 @@ void run_blocks(Index blocks, Extent extent, const std::function<void()>& thread
 namespace device {
 void* allocate(std::size_t bytes) {
   void* p = std::malloc(bytes);
+  if (p == nullptr) throw std::bad_alloc();
   std::memset(p, 0xFF, bytes);
   return p;
 }
@@ -133,7 +135,7 @@ void release(void* p) noexcept { std::free(p); }
 void zero(void* p, std::size_t bytes) { std::memset(p, 0, bytes); }
 void copy(Direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
           std::size_t height) {
-  for (std::size_t k = 0; k < height; ++k)
+  for (std::size_t k = 0; k < height && width > 0; ++k)
     std::memcpy(static_cast<char*>(to) + k * to_pitch, static_cast<const char*>(from) + k * from_pitch, width);
 }
 void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
