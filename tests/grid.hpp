@@ -8,6 +8,7 @@
 
 #include "data/dataset.hpp"
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "tests/limit_fixture.hpp"
 
 namespace grid {
@@ -88,7 +89,7 @@ inline moe::RunSpec spec(const Case& c) {
   return s;
 }
 
-inline std::string file() { return std::string(MOE_SOURCE_DIR) + "/tests/data/grid/grid.h5"; }
+inline std::string file() { return source_folder() + "/tests/data/grid/grid.h5"; }
 
 /// Six inputs of dimension five, and the targets of the case's loss.
 inline moe::Dataset data(const Case& c) {

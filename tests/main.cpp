@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/folders.hpp"
+
 namespace {
 
 /// Counts of the finished run; doctest's context keeps them to itself.
@@ -40,6 +42,9 @@ bool long_tests_wanted() {
 }
 
 }  // namespace
+
+std::string source_folder() { return MOE_SOURCE_DIR; }
+std::string program_folder() { return MOE_BINARY_DIR; }
 
 int main(int argc, char** argv) {
   doctest::Context context;

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/folders.hpp"
 #include "tests/temporary_folder.hpp"
 
 struct ProgramRun {
@@ -25,7 +26,7 @@ class RunningProgram {
   /// `prepare` runs in the child before the program starts.
   RunningProgram(const std::string& name, std::vector<std::string> arguments, const std::function<void()>& prepare = {})
       : log_(folder_ / "log") {
-    arguments.insert(arguments.begin(), std::string(MOE_BINARY_DIR) + "/" + name);
+    arguments.insert(arguments.begin(), program_folder() + "/" + name);
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);

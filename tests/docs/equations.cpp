@@ -10,11 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "tests/folders.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path source_root = MOE_SOURCE_DIR;
+const fs::path source_root = source_folder();
 
 std::string contents(const fs::path& path) {
   std::ifstream in(path);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/folders.hpp"
 #include "tests/program.hpp"
 
 namespace {
@@ -25,11 +26,11 @@ ProgramRun run_command(const std::string& command, const std::string& folder) {
 }  // namespace
 
 TEST_CASE("every call of moe_param in README runs") {
-  std::istringstream in(read_bytes(std::string(MOE_SOURCE_DIR) + "/README.md"));
+  std::istringstream in(read_bytes(source_folder() + "/README.md"));
   int calls = 0;
   for (std::string line; std::getline(in, line);) {
     if (!line.starts_with("    ./run moe_param ")) continue;
-    const ProgramRun run = run_command(line.substr(10), MOE_SOURCE_DIR);
+    const ProgramRun run = run_command(line.substr(10), source_folder());
     CHECK_MESSAGE(run.status == 0, line << "\n" << run.text);
     ++calls;
   }
@@ -38,7 +39,7 @@ TEST_CASE("every call of moe_param in README runs") {
 
 TEST_CASE("every example of docs/parameterizations.md is what moe_param prints") {
   const TemporaryFolder folder;
-  std::istringstream in(read_bytes(std::string(MOE_SOURCE_DIR) + "/docs/parameterizations.md"));
+  std::istringstream in(read_bytes(source_folder() + "/docs/parameterizations.md"));
   int examples = 0, files = 0;
   std::string line, command, expected;
   bool inside = false, file = false;

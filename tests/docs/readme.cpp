@@ -9,6 +9,7 @@
 #include <string>
 
 #include "support/config_keys.hpp"
+#include "tests/folders.hpp"
 
 namespace {
 
@@ -48,7 +49,7 @@ std::set<std::string> documented_keys(const std::string& readme) {
 }
 
 TEST_CASE("README lists the configuration keys that exist, all of them and no other") {
-  const auto documented = documented_keys(contents(fs::path(MOE_SOURCE_DIR) / "README.md"));
+  const auto documented = documented_keys(contents(fs::path(source_folder()) / "README.md"));
   std::set<std::string> existing;
   for (const auto& key : moe::config_keys()) existing.insert(key.path);
   CHECK(existing.size() > 50);
@@ -58,9 +59,9 @@ TEST_CASE("README lists the configuration keys that exist, all of them and no ot
 }
 
 TEST_CASE("README lists the programs that were built") {
-  const std::string readme = contents(fs::path(MOE_SOURCE_DIR) / "README.md");
+  const std::string readme = contents(fs::path(source_folder()) / "README.md");
   int programs = 0;
-  for (const auto& entry : fs::directory_iterator(MOE_BINARY_DIR)) {
+  for (const auto& entry : fs::directory_iterator(program_folder())) {
     const std::string name = entry.path().filename().string();
     if (!entry.is_regular_file() || name == "moe_tests") continue;
     ++programs;

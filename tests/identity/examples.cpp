@@ -13,11 +13,12 @@
 #include <vector>
 
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "tests/temporary_folder.hpp"
 
 namespace {
 
-const std::string examples = std::string(MOE_SOURCE_DIR) + "/examples/";
+const std::string examples = source_folder() + "/examples/";
 
 /// A stand-in for the package dataset-fashion-mnist: its four files with `n` samples of arithmetic noise.
 void write_images(const TemporaryFolder& folder, std::uint32_t n) {
@@ -37,8 +38,8 @@ void write_images(const TemporaryFolder& folder, std::uint32_t n) {
 
 /// Exit status of a built program; what it says goes to `log`.
 int run(const std::string& program, const std::string& arguments, const std::string& log) {
-  const int status = std::system(
-      ("'" + std::string(MOE_BINARY_DIR) + "/" + program + "' " + arguments + " >'" + log + "' 2>&1").c_str());
+  const int status =
+      std::system(("'" + program_folder() + "/" + program + "' " + arguments + " >'" + log + "' 2>&1").c_str());
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
 }
 
@@ -85,8 +86,8 @@ TEST_CASE("every example runs, limit and networks, two steps of small counts thr
 TEST_CASE("every script of examples/ runs in small [examples]") {
   const TemporaryFolder folder, images;
   write_images(images, 140);
-  const std::string log = folder / "log", out = folder / "out", source = MOE_SOURCE_DIR;
-  const std::string programs = "MOE_DMFT_BIN='" MOE_BINARY_DIR "' ", data = images.path().string();
+  const std::string log = folder / "log", out = folder / "out", source = source_folder();
+  const std::string programs = "MOE_DMFT_BIN='" + program_folder() + "' ", data = images.path().string();
   const std::map<std::string, std::pair<std::string, std::vector<std::string>>> commands = {
       {"readme_figures.sh",
        {"'" + examples + "readme_figures.sh' '" + out + "' --steps 2 --train 64 --set data.path='" + data +

@@ -9,6 +9,8 @@
 #include <sstream>
 #include <string>
 
+#include "tests/folders.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -48,7 +50,7 @@ std::set<std::string> words_of(const std::string& code) {
 }  // namespace
 
 TEST_CASE("no source outside of tests names a parameterization") {
-  const fs::path root = MOE_SOURCE_DIR;
+  const fs::path root = source_folder();
   std::set<std::string> names;
   for (const auto& entry : fs::directory_iterator(root / "parameterizations"))
     if (entry.path().extension() == ".toml") names.insert(entry.path().stem().string());

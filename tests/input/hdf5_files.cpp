@@ -6,13 +6,14 @@
 #include <random>
 
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "tests/temporary_folder.hpp"
 
 using namespace moe;
 
 namespace {
 
-const std::string foreign = MOE_SOURCE_DIR "/tests/data/hdf5/foreign.h5";
+const std::string foreign = source_folder() + "/tests/data/hdf5/foreign.h5";
 
 std::string small_file(const TemporaryFolder& folder) {
   const std::string path = folder / "good.h5";
@@ -136,7 +137,7 @@ TEST_CASE("HDF5 files with changed bytes are read or refused, never fatal [60 mu
 // loop. Other versions may refuse them by themselves.
 TEST_CASE("files on which the HDF5 library itself crashes or hangs are refused, and stay refused") {
   for (const char* name : {"crashes_library.h5", "hangs_library.h5"}) {
-    const std::string path = std::string(MOE_SOURCE_DIR "/tests/data/hdf5/") + name;
+    const std::string path = source_folder() + "/tests/data/hdf5/" + name;
     CHECK_FALSE(read_everything(path));
   }
   const TemporaryFolder folder;

@@ -8,6 +8,7 @@
 #include "data/dataset.hpp"
 #include "data/jpeg_image.hpp"
 #include "data/source.hpp"
+#include "tests/folders.hpp"
 #include "tests/temporary_folder.hpp"
 
 using namespace moe;
@@ -52,7 +53,7 @@ void write_files(const TemporaryFolder& folder, const Files& files) {
   for (const auto& [name, bytes] : files) write_bytes(folder / name, bytes);
 }
 
-const std::string images = MOE_SOURCE_DIR "/tests/data/images/";
+const std::string images = source_folder() + "/tests/data/images/";
 
 Files tiny_files() {
   Files files;

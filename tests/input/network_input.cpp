@@ -9,6 +9,7 @@
 
 #include "support/hdf5.hpp"
 #include "support/observable.hpp"
+#include "tests/folders.hpp"
 #include "tests/network_fixture.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
@@ -37,8 +38,7 @@ bool mentions(const std::string& text, const std::string& part) { return text.fi
 }  // namespace
 
 TEST_CASE("network.init_from with other sizes names the dataset and both shapes, all datasets at once") {
-  const std::string path =
-      std::string(MOE_SOURCE_DIR) + "/tests/data/networks/II_mssp_adam_soft.h5";  // N = 32, M = 12, N_e = 8
+  const std::string path = source_folder() + "/tests/data/networks/II_mssp_adam_soft.h5";  // N = 32, M = 12, N_e = 8
   const auto text = config_fault(
       [&] { moe::read_weights(path, {.N = 32, .M = 10, .Ne = 8, .K = 10, .D = 20, .C = 4}, "run.toml:9"); });
   CHECK(mentions(text, "router has shape (12, 32)"));

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "tests/program.hpp"
 
 namespace {
@@ -299,7 +300,7 @@ TEST_CASE("dmft_solve refuses a user's table without a limit in the words of moe
       {"[any.any.expert_out]\nstd = {M = 1, Ne = -0.5}\n", "II",
        "the forward answers of the initial expert_out grow as N^0.5"},
       {"[any.any.expert_in]\nstd = {}\n", "III", "the forward answers of the initial expert_in grow as N^0.5"}};
-  const std::string shipped = read_bytes(std::string(MOE_SOURCE_DIR) + "/parameterizations/mssp.toml");
+  const std::string shipped = read_bytes(source_folder() + "/parameterizations/mssp.toml");
   for (const auto& fault : faults) {
     std::string entry = fault.entry;
     const std::size_t end_of_header = entry.find(']');
@@ -333,7 +334,7 @@ TEST_CASE(
     "dmft_solve solves a user's table: other constants are scales of MSSP, an abc-shifted table is MSSP [every regime "
     "and rule]") {
   const TemporaryFolder folder;
-  const std::string shipped = read_bytes(std::string(MOE_SOURCE_DIR) + "/parameterizations/mssp.toml");
+  const std::string shipped = read_bytes(source_folder() + "/parameterizations/mssp.toml");
   const auto edited = [&](const char* name, const std::vector<std::pair<std::string, std::string>>& edits) {
     std::string text = shipped;
     for (const auto& [from, to] : edits) {

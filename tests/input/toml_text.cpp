@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "support/toml_text.hpp"
+#include "tests/folders.hpp"
 
 using namespace moe;
 
@@ -91,7 +92,7 @@ TEST_CASE("TOML comes in through one function only") {
   namespace fs = std::filesystem;
   int read = 0;
   for (const char* folder : {"support", "parameterizations", "regimes", "data", "dmft", "validation"}) {
-    for (const auto& entry : fs::recursive_directory_iterator(fs::path(MOE_SOURCE_DIR) / folder)) {
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(source_folder()) / folder)) {
       if (entry.path().extension() != ".cpp" && entry.path().extension() != ".hpp") continue;
       std::ostringstream text;
       text << std::ifstream(entry.path()).rdbuf();

@@ -4,14 +4,15 @@
 #include <cstdlib>
 #include <string>
 
+#include "tests/folders.hpp"
 #include "tests/temporary_folder.hpp"
 
 namespace {
 
 void run_python_tests(const std::string& file) {
   const TemporaryFolder folder;
-  const std::string log = folder / "log", source = MOE_SOURCE_DIR;
-  const std::string command = "MOE_DMFT_BIN='" MOE_BINARY_DIR "' MOE_SOURCE='" + source + "' '" + source +
+  const std::string log = folder / "log", source = source_folder();
+  const std::string command = "MOE_DMFT_BIN='" + program_folder() + "' MOE_SOURCE='" + source + "' '" + source +
                               "/validation/python/python' '" + source + "/tests/python/" + file + "' >'" + log +
                               "' 2>&1";
   const int status = std::system(command.c_str());

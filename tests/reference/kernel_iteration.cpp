@@ -7,11 +7,12 @@
 #include "dmft/kernel_iteration.hpp"
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 
 namespace {
 
 void compare(const std::string& name, int steps, const moe::BatchCounts& batch) {
-  const std::string stem = std::string(MOE_SOURCE_DIR) + "/tests/data/limits/" + name;
+  const std::string stem = source_folder() + "/tests/data/limits/" + name;
   moe::RunSpec spec = moe::read_config(stem + ".toml");
   spec.training.steps = steps;
   spec.sampling.seed = 1;

@@ -10,6 +10,7 @@
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "support/observable.hpp"
+#include "tests/folders.hpp"
 
 namespace {
 
@@ -38,7 +39,7 @@ struct Worst {
 };
 
 void compare(const std::string& name, int neurons, moe::Precision precision = moe::Precision::float32) {
-  const std::string stem = std::string(MOE_SOURCE_DIR) + "/tests/data/limits/" + name;
+  const std::string stem = source_folder() + "/tests/data/limits/" + name;
   moe::RunSpec spec = moe::read_config(stem + ".toml");
   spec.sampling.replicas = 8;
   spec.sampling.seed = 1;

@@ -15,6 +15,7 @@
 #include "regimes/regime.hpp"
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "validation/network.hpp"
 #include "validation/reference_model.hpp"
 #include "validation/reference_observables.hpp"
@@ -28,7 +29,7 @@ using moe::H5Array;
 using moe::H5Reader;
 using moe::NetworkRun;
 
-const std::string folder = std::string(MOE_SOURCE_DIR) + "/tests/data/networks/";
+const std::string folder = source_folder() + "/tests/data/networks/";
 const std::string names[] = {"I_mup_sgd_soft", "II_mssp_adam_soft", "III_mssp_sgd_soft", "III_mup_sgd_topk"};
 
 // Twenty steps of rounding at 1e-16, amplified by training: measured 1e-14 to 1e-12.
@@ -192,7 +193,7 @@ TEST_CASE("network gates and expert outputs match the original implementation [i
 
 TEST_CASE("moe_train writes the same numbers into its result file [four networks, exit status 0]") {
   namespace fs = std::filesystem;
-  const std::string program = std::string(MOE_BINARY_DIR) + "/moe_train";
+  const std::string program = program_folder() + "/moe_train";
   REQUIRE_MESSAGE(fs::exists(program), program << " is not built");
   const fs::path out = fs::temp_directory_path() / fmt::format("moe_train_reference_{}.h5", ::getpid());
   for (const std::string& name : names) {

@@ -10,6 +10,7 @@
 
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "tests/network_fixture.hpp"
 #include "tests/program.hpp"
 #include "validation/network_file.hpp"
@@ -259,13 +260,13 @@ TEST_CASE("moe_train: runs of another table under the same name are refused with
   const TemporaryFolder folder;
   const std::string table = folder / "mine.toml";
   moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 3);
-  const std::string text = read_bytes(std::string(MOE_SOURCE_DIR) + "/parameterizations/mssp.toml");
+  const std::string text = read_bytes(source_folder() + "/parameterizations/mssp.toml");
   write_bytes(table, text);
   spec.model.param = table;
   const moe::Dataset data = network_fixture::data(8, 5, 3);
   { const moe::RunStore store(folder / "runs", spec, data, {}); }
   CHECK(message_of<moe::ConfigError>([&] { moe::RunStore(folder / "runs", spec, data, {}); }).empty());
-  write_bytes(table, read_bytes(std::string(MOE_SOURCE_DIR) + "/parameterizations/mup.toml"));
+  write_bytes(table, read_bytes(source_folder() + "/parameterizations/mup.toml"));
   const std::string refused = message_of<moe::ConfigError>([&] { moe::RunStore(folder / "runs", spec, data, {}); });
   CHECK_MESSAGE(contains(refused, "expert_out at N = 16"), refused);
   CHECK_FALSE(contains(refused, "model.param"));

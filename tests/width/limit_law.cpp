@@ -10,6 +10,7 @@
 #include "dmft/march.hpp"
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
+#include "tests/folders.hpp"
 #include "tests/limit_fixture.hpp"
 #include "validation/network.hpp"
 #include "validation/statistics.hpp"
@@ -164,8 +165,8 @@ TEST_CASE(
   compare_far_from_neutral({"III", "mssp", adamw, Routing::topk, Gate::sigmoid, 12, 0.1}, moe::Activation::gelu, 300);
 }
 TEST_CASE("plain sweep has the law of finite networks with shared experts in regime I [sgd topk, N=24]") {
-  compare({"I", MOE_SOURCE_DIR "/tests/data/tables/shared_in_every_regime.toml", sgd, Routing::topk, Gate::sigmoid, 24,
-           0.7},
+  compare({"I", source_folder() + "/tests/data/tables/shared_in_every_regime.toml", sgd, Routing::topk, Gate::sigmoid,
+           24, 0.7},
           500);
 }
 TEST_CASE("plain sweep has the law of finite networks with a zero readout [II mssp sgd, residual, N=24]") {

@@ -1,0 +1,9 @@
+/// Where this build's sources and programs are. Functions of main.cpp, so that only that file depends on the places.
+#pragma once
+
+#include <string>
+
+/// The folder of CMakeLists.txt, without a slash at its end.
+std::string source_folder();
+/// The folder of the built programs, without a slash at its end.
+std::string program_folder();
