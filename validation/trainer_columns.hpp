@@ -1,9 +1,11 @@
-/// Small products on columns of equal length, without packing: what experts that see a few tokens each are made of. Columns are given
-/// by pointers, so that the tokens of an expert are neither gathered nor scattered. Sums run in an order that depends on the lengths
-/// alone.
+/// The three products of a tensor W whose columns are the units and whose rows are the N neurons: what units answer to the columns
+/// of a field, what they make of a field together, and what they learn. Columns of a field are given by pointers, so that the tokens
+/// of an expert are neither gathered nor scattered. Tiles of sums stay in registers; the small operand is packed for them, and lines
+/// of the large one are fetched ahead. Sums run in an order that depends on the shapes alone.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -12,12 +14,14 @@
 
 namespace moe::trainer::columns {
 
+// A tile is panel_vectors vectors of rows by panel_columns columns, as many sums as the registers carry: 32 of them with AVX-512,
+// else 16.
 #ifdef __AVX512F__
-inline constexpr int vector_bytes = 64;
+inline constexpr int vector_bytes = 64, panel_vectors = 4, panel_columns = 6, dot_columns = 4, dot_tokens = 6;
 #elif defined __AVX__
-inline constexpr int vector_bytes = 32;
+inline constexpr int vector_bytes = 32, panel_vectors = 2, panel_columns = 6, dot_columns = 4, dot_tokens = 2;
 #else
-inline constexpr int vector_bytes = 16;
+inline constexpr int vector_bytes = 16, panel_vectors = 2, panel_columns = 6, dot_columns = 4, dot_tokens = 2;
 #endif
 
 template <class Real>
@@ -34,6 +38,12 @@ template <class Real>
 using Vector = typename Simd<Real>::Vector;
 template <class Real>
 inline constexpr Index lanes = vector_bytes / sizeof(Real);
+/// Rows of a whole panel.
+template <class Real>
+inline constexpr Index panel_rows = panel_vectors* lanes<Real>;
+/// Numbers in a line of the caches.
+template <class Real>
+inline constexpr Index line = 64 / sizeof(Real);
 
 template <class Real>
 Vector<Real> load(const Real* p) {
@@ -58,6 +68,35 @@ template <class F>
 void in_pieces(Index total, Index most, F&& f) {
   const Index pieces = (total + most - 1) / most;
   for (Index k = 0; k < pieces; ++k) f(k * total / pieces, (k + 1) * total / pieces - k * total / pieces);
+}
+
+/// Memory that grows, for operands packed again and again.
+template <class Real>
+class Scratch {
+ public:
+  Real* of(Index count) {
+    if (values_.size() < count) values_ = HostMatrix<Real>::uninitialized(count, 1);
+    return values_.data();
+  }
+
+ private:
+  HostMatrix<Real> values_;
+};
+
+/// Copies `there` of `width` numbers, whole vectors, and fills the rest with zeros.
+template <class Real>
+void copy_padded(const Real* from, Index there, Index width, Real* to) {
+  if (there == width) {
+    for (Index n = 0; n < width; n += lanes<Real>) store(to + n, load(from + n));
+  } else {
+    std::fill(std::copy_n(from, there, to), to + width, Real(0));
+  }
+}
+
+/// Vectors of the panel that begins `rows` rows before the end.
+template <class Real>
+Index vectors_of(Index rows) {
+  return std::min<Index>(panel_vectors, (rows + lanes<Real> - 1) / lanes<Real>);
 }
 
 namespace detail {
@@ -87,34 +126,58 @@ void dot_tile(Index n, Real scale, const Real* w, Index ldw, const Real* const* 
     }
 }
 
-/// The V vectors of rows from `row` on of sum_k x_k c_kj, for J columns; c packed with j fastest.
-template <int V, int J, class Real, class Finish>
-void combine_tile(Index terms, const Real* const* x, Index row, const Real* c, const Finish& finish) {
+/// out(:, j) = sum_k a(:, k) c(k, j), out (V vectors, J). a (V vectors, terms); c(k, j) = c[k J + j] where packed, else c[k + j ldc],
+/// and then c(k, j) of `next` are fetched on the way.
+template <int V, int J, bool packed, class Real>
+void tile(Index terms, const Real* a, const Real* c, Index ldc, const Real* next, Real* out) {
   constexpr Index L = lanes<Real>;
-  Vector<Real> sum[V][J] = {};
-  for (Index k = 0; k < terms; ++k) {
-    Vector<Real> a[V];
-    for (int v = 0; v < V; ++v) a[v] = load(x[k] + row + v * L);
-    for (int j = 0; j < J; ++j)
-      for (int v = 0; v < V; ++v) sum[v][j] += a[v] * c[k * J + j];
+  Vector<Real> sum[J][V] = {};
+  const auto add = [&](Index k) {
+    Vector<Real> row[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) row[v] = load(a + (k * V + v) * L);
+#pragma GCC unroll 6
+    for (int j = 0; j < J; ++j) {
+      const Real factor = packed ? c[k * J + j] : c[k + j * ldc];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[j][v] += row[v] * factor;
+    }
+  };
+  if constexpr (packed) {
+    for (Index k = 0; k < terms; ++k) add(k);
+  } else {
+    for (Index first = 0; first < terms; first += line<Real>) {
+      if (next != nullptr)
+        for (int j = 0; j < J; ++j) __builtin_prefetch(next + first + j * ldc);
+      for (Index k = first, last = std::min(terms, first + line<Real>); k < last; ++k) add(k);
+    }
   }
-  for (int j = 0; j < J; ++j) {
-    Real values[V * L];
-    for (int v = 0; v < V; ++v) store(values + v * L, sum[v][j]);
-    finish(j, row, values, std::integral_constant<Index, V * L>{});
-  }
+  for (int j = 0; j < J; ++j)
+    for (int v = 0; v < V; ++v) store(out + (j * V + v) * L, sum[j][v]);
 }
+
+template <bool packed, class Real>
+void any_tile(Index vectors, Index columns, Index terms, const Real* a, const Real* c, Index ldc, const Real* next,
+              Real* out) {
+  with_constant<panel_vectors>(vectors, [&](auto V) {
+    with_constant<panel_columns>(columns, [&](auto J) { tile<V(), J(), packed>(terms, a, c, ldc, next, out); });
+  });
+}
+
+template <class Real>
+using TileValues = std::array<Real, static_cast<std::size_t>(panel_rows<Real>* panel_columns)>;
 
 }  // namespace detail
 
-/// out(q, t) = scale sum_n W(n, q) x_t(n), all q < count. W (n, count), leading dimensions ldw and ldo.
+/// out(q, t) = scale sum_n W(n, q) x_t(n), all q < count. W (n, count), leading dimensions ldw and ldo. For a few columns and tokens:
+/// nothing is packed.
 template <class Real>
 void dots(Index n, Real scale, const Real* w, Index ldw, Index count, const Real* const* x, Index tokens, Real* out,
           Index ldo) {
-  in_pieces(count, 4, [&](Index q, Index Q) {
-    in_pieces(tokens, 6, [&](Index t, Index T) {
-      with_constant<4>(Q, [&](auto Qc) {
-        with_constant<6>(T, [&](auto Tc) {
+  in_pieces(count, dot_columns, [&](Index q, Index Q) {
+    in_pieces(tokens, dot_tokens, [&](Index t, Index T) {
+      with_constant<dot_columns>(Q, [&](auto Qc) {
+        with_constant<dot_tokens>(T, [&](auto Tc) {
           detail::dot_tile<Qc(), Tc()>(n, scale, w + q * ldw, ldw, x + t, out + q + t * ldo, ldo);
         });
       });
@@ -122,30 +185,140 @@ void dots(Index n, Real scale, const Real* w, Index ldw, Index count, const Real
   });
 }
 
-/// Rows [first, last) of sum_k scale x_k(n) c(k, j), for j < count: finish(j, row, values, n) takes n of them from `row` on.
-/// c(k, j) = c[k * by_term + j * by_column].
-template <class Real, class Finish>
-void combine(Index first, Index last, const Real* const* x, Index terms, Real scale, const Real* c, Index by_term,
-             Index by_column, Index count, const Finish& finish) {
-  constexpr Index L = lanes<Real>;
-  thread_local std::vector<Real> packed;
-  in_pieces(count, 6, [&](Index j0, Index J) {
-    packed.resize(static_cast<std::size_t>(terms * J));
-    for (Index k = 0; k < terms; ++k)
-      for (Index j = 0; j < J; ++j)
-        packed[static_cast<std::size_t>(k * J + j)] = scale * c[k * by_term + (j0 + j) * by_column];
-    const auto shifted = [&](Index j, Index row, Real* values, auto n) { finish(j0 + j, row, values, n); };
-    with_constant<6>(J, [&](auto Jc) {
-      Index row = first;
-      for (; row + 4 * L <= last; row += 4 * L) detail::combine_tile<4, Jc()>(terms, x, row, packed.data(), shifted);
-      for (; row + L <= last; row += L) detail::combine_tile<1, Jc()>(terms, x, row, packed.data(), shifted);
-      for (; row < last; ++row)
-        for (Index j = 0; j < J; ++j) {
-          Real value = 0;
-          for (Index k = 0; k < terms; ++k) value += x[k][row] * packed[static_cast<std::size_t>(k * J + j)];
-          shifted(j, row, &value, std::integral_constant<Index, 1>{});
-        }
+/// Numbers of x_t(n) packed for answers(): panels of tokens, in each the tokens of one n beside each other.
+template <class Real>
+Index token_panels_size(Index n, Index tokens) {
+  return n * ((tokens + lanes<Real> - 1) / lanes<Real>)*lanes<Real>;
+}
+/// Packs rows [first, last) of n.
+template <class Real>
+void pack_tokens(Index n, Index first, Index last, const Real* const* x, Index tokens, Real* packed) {
+  for (Index t = 0; t < tokens; t += panel_rows<Real>) {
+    const Index width = vectors_of<Real>(tokens - t) * lanes<Real>, there = std::min(width, tokens - t);
+    Real* const panel = packed + t * n;
+    for (Index j = 0; j < there; ++j)
+      for (Index k = first; k < last; ++k) panel[k * width + j] = x[t + j][k];
+    for (Index j = there; j < width; ++j)
+      for (Index k = first; k < last; ++k) panel[k * width + j] = 0;
+  }
+}
+
+/// out(q, t) = scale sum_n W(n, q) x_t(n), all q < count; x packed by pack_tokens().
+template <class Real>
+void answers(Index n, Real scale, const Real* w, Index ldw, Index count, const Real* packed, Index tokens, Real* out,
+             Index ldo) {
+  constexpr Index most_columns = 8 * panel_columns, block = 1024;  // columns of one block stay in the second cache
+  constexpr Index most_tokens = 128 / panel_rows<Real> * panel_rows<Real>;
+  thread_local Scratch<Real> scratch;
+  Real* const sums = scratch.of(most_columns * most_tokens);
+  detail::TileValues<Real> values;
+  in_pieces(count, most_columns, [&](Index q0, Index Q) {
+    for (Index t0 = 0; t0 < tokens; t0 += most_tokens) {
+      const Index t1 = std::min(tokens, t0 + most_tokens);
+      for (Index n0 = 0; n0 < n; n0 += block) {
+        const Index terms = std::min(block, n - n0);
+        in_pieces(Q, panel_columns, [&](Index q, Index J) {
+          const Real* const columns = w + (q0 + q) * ldw + n0;
+          const Real* next = t0 == 0 && q0 + q + 2 * J <= count ? columns + J * ldw : nullptr;
+          for (Index t = t0; t < t1; t += panel_rows<Real>, next = nullptr) {
+            const Index vectors = vectors_of<Real>(tokens - t), width = vectors * lanes<Real>;
+            detail::any_tile<false>(vectors, J, terms, packed + t * n + n0 * width, columns, ldw, next, values.data());
+            for (Index k = 0; k < std::min(width, tokens - t); ++k)
+              for (Index j = 0; j < J; ++j) {
+                Real& sum = sums[(t - t0 + k) * most_columns + q + j];
+                sum = values[static_cast<std::size_t>(j * width + k)] + (n0 == 0 ? Real(0) : sum);
+              }
+          }
+        });
+      }
+      for (Index t = t0; t < t1; ++t)
+        for (Index q = 0; q < Q; ++q) out[q0 + q + t * ldo] = scale * sums[(t - t0) * most_columns + q];
+    }
+  });
+}
+
+/// Rows [first, last) of the columns x_k packed for learn(): panels of rows, in each the terms one after another. Room for
+/// `terms` columns of last - first rows rounded up to a vector.
+template <class Real>
+void pack_rows(Index first, Index last, const Real* const* x, Index terms, Real* packed) {
+  for (Index row = first; row < last; row += panel_rows<Real>) {
+    const Index width = vectors_of<Real>(last - row) * lanes<Real>, there = std::min(width, last - row);
+    Real* panel = packed + (row - first) * terms;
+    for (Index k = 0; k < terms; ++k, panel += width) copy_padded(x[k] + row, there, width, panel);
+  }
+}
+template <class Real>
+Index row_panels_size(Index rows, Index terms) {
+  return (rows + lanes<Real> - 1) / lanes<Real> * lanes<Real> * terms;
+}
+
+/// c (terms, columns), c(k, j) = c[k * by_term + j * by_column], packed as tiles read it: groups of columns as in_pieces() makes them, in
+/// each the columns of one term beside each other.
+template <class Real>
+void pack_factors(Real scale, const Real* c, Index by_term, Index by_column, Index terms, Index columns, Real* packed) {
+  in_pieces(columns, panel_columns, [&](Index j0, Index J) {
+    Real* const group = packed + j0 * terms;
+    const Real* const from = c + j0 * by_column;
+    with_constant<panel_columns>(J, [&](auto columns_of_group) {
+      constexpr Index n = columns_of_group();
+      for (Index k = 0; k < terms; ++k)
+        for (Index j = 0; j < n; ++j) group[k * n + j] = scale * from[k * by_term + j * by_column];
     });
+  });
+}
+
+/// y_j(n) += scale sum_k W(n, k) c(k, j) for rows n of [first, last); c (terms, tokens) with leading dimension ldc.
+template <class Real>
+void collect(Index first, Index last, const Real* w, Index ldw, Index terms, Real scale, const Real* c, Index ldc,
+             Index tokens, Real* const* y) {
+  constexpr Index block = 128;
+  thread_local Scratch<Real> panel_scratch, factor_scratch;
+  detail::TileValues<Real> values;
+  Real* const panel = panel_scratch.of(panel_rows<Real> * block);
+  Real* const factors = factor_scratch.of(block * tokens);
+  const Index groups = (tokens + panel_columns - 1) / panel_columns, ahead = (block + groups - 1) / groups;
+  for (Index k0 = 0; k0 < terms; k0 += block) {
+    const Index K = std::min(block, terms - k0);
+    pack_factors(scale, c + k0, 1, ldc, K, tokens, factors);
+    for (Index row = first; row < last; row += panel_rows<Real>) {
+      const Index vectors = vectors_of<Real>(last - row), width = vectors * lanes<Real>;
+      const Index there = std::min(width, last - row);
+      for (Index k = 0; k < K; ++k) copy_padded(w + (k0 + k) * ldw + row, there, width, panel + k * width);
+      // The next panel of these columns, else the first of the next ones.
+      const bool more = row + panel_rows<Real> < last;
+      const Real* const next = more ? w + k0 * ldw + row + panel_rows<Real> : w + (k0 + block) * ldw + first;
+      const Index lines = more ? K : std::min(block, terms - k0 - block);
+      Index fetched = 0;
+      in_pieces(tokens, panel_columns, [&](Index j0, Index J) {
+        for (const Index end = std::min(lines, fetched + ahead); fetched < end; ++fetched)
+          for (Index n = 0; n < panel_rows<Real>; n += line<Real>) __builtin_prefetch(next + fetched * ldw + n);
+        detail::any_tile<true>(vectors, J, K, panel, factors + j0 * K, 0, static_cast<const Real*>(nullptr),
+                               values.data());
+        for (Index j = 0; j < J; ++j) {
+          Real* const to = y[j0 + j] + row;
+          const Real* const sum = values.data() + j * width;
+#pragma omp simd
+          for (Index n = 0; n < there; ++n) to[n] += sum[n];
+        }
+      });
+    }
+  }
+}
+
+/// Columns of sum_k x_k(n) c(k, j), made, used and forgotten in cache: finish(j, row, values, n) takes n of them from `row` on,
+/// fetch(j, row) may ask for what the next column needs there. x of `rows` rows packed by pack_rows(), c by pack_factors().
+template <class Real, class Fetch, class Finish>
+void combine(Index rows, const Real* packed, Index terms, const Real* factors, Index columns, const Fetch& fetch,
+             const Finish& finish) {
+  detail::TileValues<Real> values;
+  in_pieces(columns, panel_columns, [&](Index j0, Index J) {
+    for (Index row = 0; row < rows; row += panel_rows<Real>) {
+      const Index vectors = vectors_of<Real>(rows - row), width = vectors * lanes<Real>;
+      for (Index j = j0 + J, end = std::min(columns, j0 + 2 * J); j < end; ++j) fetch(j, row);
+      detail::any_tile<true>(vectors, J, terms, packed + row * terms, factors + j0 * terms, 0,
+                             static_cast<const Real*>(nullptr), values.data());
+      for (Index j = 0; j < J; ++j) finish(j0 + j, row, values.data() + j * width, std::min(width, rows - row));
+    }
   });
 }
 

@@ -2,6 +2,8 @@
 /// with top-K every expert multiplies the columns of its own tokens, and experts without tokens do nothing.
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -18,27 +20,48 @@ struct Products {
   using View = HostView<Real>;
 
   /// out = scale W^T X; W (N, cols), X (N, P), out (cols, P).
-  static void answer(View W, Real scale, View X, View out) { B::gemm(Op::transposed, Op::plain, scale, W, X, 0, out); }
+  static void answer(View W, Real scale, View X, View out) {
+    const std::vector<Real*> x = columns_of(X);
+    thread_local columns::Scratch<Real> scratch;
+    Real* const packed = scratch.of(columns::token_panels_size<Real>(X.rows, X.cols));
+    const Index strip = 64;
+#pragma omp parallel if (worth_a_team(W, X.cols))
+    {
+#pragma omp for schedule(static)
+      for (Index n = 0; n < X.rows; n += strip)
+        columns::pack_tokens(X.rows, n, std::min(X.rows, n + strip), x.data(), X.cols, packed);
+#pragma omp for schedule(static)
+      for (Index j = 0; j < W.cols; j += piece)
+        columns::answers(W.rows, scale, &W(0, j), W.ld, std::min(piece, W.cols - j), packed, X.cols, &out(j, 0),
+                         out.ld);
+    }
+  }
   /// Y = scale W C + keep Y; C (cols, P), Y (N, P).
   static void collect(View W, Real scale, View C, Real keep, View Y) {
-    B::gemm(Op::plain, Op::plain, scale, W, C, keep, Y);
+    const std::vector<Real*> y = columns_of(Y);
+    const Index strip = strip_of(Y.rows);
+#pragma omp parallel for schedule(static) if (worth_a_team(W, C.cols))
+    for (Index first = 0; first < Y.rows; first += strip) {
+      const Index last = std::min(Y.rows, first + strip);
+      start_from(keep, first, last, Y);
+      columns::collect(first, last, W.data, W.ld, W.cols, scale, C.data, C.ld, C.cols, y.data());
+    }
   }
   /// One update of a tensor from its gradient scale L C^T; L (N, P), C (cols, P).
   static void learn(const Rule<Real>& rule, const Slot<Real>& slot, Real scale, View L, View C) {
-    switch (rule.kind) {
-      case OptimizerKind::sgd: B::gemm(Op::plain, Op::transposed, -rule.lr * scale, L, C, 1, slot.value); return;
-      case OptimizerKind::momentum: {
-        B::gemm(Op::plain, Op::transposed, scale, L, C, rule.momentum, slot.first);
-        const View w = slot.value, velocity = slot.first;
-        B::each(w.rows, w.cols, [=](Index n, Index j) { w(n, j) -= rule.lr * velocity(n, j); });
-        return;
-      }
-      default: break;
+    const std::vector<Real*> x = columns_of(L);
+    thread_local columns::Scratch<Real> scratch;
+    Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, L.cols));
+    const Index panel = columns::panel_rows<Real>;
+#pragma omp parallel if (worth_a_team(slot.value, L.cols))
+    {
+#pragma omp for schedule(static)
+      for (Index row = 0; row < L.rows; row += panel)
+        columns::pack_rows(row, std::min(L.rows, row + panel), x.data(), L.cols, packed + row * L.cols);
+#pragma omp for schedule(static)
+      for (Index j = 0; j < C.rows; j += piece)
+        entrywise(rule, slot, j, std::min(piece, C.rows - j), packed, L.cols, scale, C.data + j, C.ld, 1);
     }
-    const std::vector<Real*> tokens = columns_of(L);
-    for_chunks(1, slot.value.cols, chunk_of(L.rows), [&](Index, Index j, Index count) {
-      entrywise(rule, slot, j, count, tokens.data(), L.cols, scale, C.data + j, C.ld, 1);
-    });
   }
 
   // The same for expert matrices W (N, M N_e) and fields over pairs (N_e, pairs).
@@ -47,32 +70,31 @@ struct Products {
   static void answer(const Dispatch& d, View W, Real scale, View X, View out) {
     if (d.dense()) return answer(W, scale, X, stacked(d, out));
     const Index Ne = out.rows;
-    for_chunks(d.experts(), Ne, chunk_of(W.rows), [&](Index i, Index a, Index count) {
+    for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
       const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
-      columns::dots(W.rows, scale, &W(0, i * Ne + a), W.ld, count, tokens_of(d, i, X).data(), tokens,
-                    out.data + begin * out.ld + a, out.ld);
+      if (tokens == 0) return;
+      const Real *const w = &W(0, i * Ne + a), *const *const x = tokens_of(d, i, X).data();
+      Real* const to = out.data + begin * out.ld + a;
+      if (count < worth_packing) return columns::dots(W.rows, scale, w, W.ld, count, x, tokens, to, out.ld);
+      thread_local columns::Scratch<Real> scratch;
+      Real* const packed = scratch.of(columns::token_panels_size<Real>(W.rows, tokens));
+      columns::pack_tokens(W.rows, 0, W.rows, x, tokens, packed);
+      columns::answers(W.rows, scale, w, W.ld, count, packed, tokens, to, out.ld);
     });
   }
   /// Y(n, token) = scale sum_ia W(n, ia) C_ia(pair).
   static void collect(const Dispatch& d, View W, Real scale, View C, View Y) {
     if (d.dense()) return collect(W, scale, stacked(d, C), 0, Y);
-    const Index Ne = C.rows, panel = 128, most_terms = 256;
-#pragma omp parallel for schedule(static) if (Y.size() > moe::detail::parallel_threshold)
-    for (Index first = 0; first < Y.rows; first += panel) {
-      const Index last = std::min(Y.rows, first + panel);
-      for (Index p = 0; p < Y.cols; ++p) std::fill(&Y(first, p), &Y(first, p) + (last - first), Real(0));
+    const Index Ne = C.rows, strip = strip_of(Y.rows);
+#pragma omp parallel for schedule(static)
+    for (Index first = 0; first < Y.rows; first += strip) {
+      const Index last = std::min(Y.rows, first + strip);
+      start_from(0, first, last, Y);
       for (Index i = 0; i < d.experts(); ++i) {
         const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
-        if (tokens == 0) continue;
-        const auto add = [&](Index j, Index row, const Real* values, auto n) {
-          Real* const y = &Y(row, d.token(begin + j));
-          for (Index k = 0; k < n; ++k) y[k] += values[k];
-        };
-        for (Index a = 0; a < Ne; a += most_terms) {
-          const Index terms = std::min(most_terms, Ne - a);
-          columns::combine(first, last, columns_of({&W(0, i * Ne + a), W.rows, terms, W.ld}).data(), terms, scale,
-                           C.data + begin * C.ld + a, 1, C.ld, tokens, add);
-        }
+        if (tokens > 0)
+          columns::collect(first, last, &W(0, i * Ne), W.ld, Ne, scale, C.data + begin * C.ld, C.ld, tokens,
+                           tokens_of(d, i, Y).data());
       }
     }
   }
@@ -80,11 +102,13 @@ struct Products {
   static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<Real>& slot, Real scale, View L, View C) {
     if (d.dense()) return learn(rule, slot, scale, L, stacked(d, C));
     const Index Ne = C.rows;
-    for_chunks(d.experts(), Ne, chunk_of(L.rows), [&](Index i, Index a, Index count) {
+    for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
       const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
       if (tokens == 0 && !rule.moves_without_gradient()) return;
-      entrywise(rule, slot, i * Ne + a, count, tokens_of(d, i, L).data(), tokens, scale, C.data + begin * C.ld + a,
-                C.ld, 1);
+      thread_local columns::Scratch<Real> scratch;
+      Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, tokens));
+      columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), tokens, packed);
+      entrywise(rule, slot, i * Ne + a, count, packed, tokens, scale, C.data + begin * C.ld + a, C.ld, 1);
     });
   }
 
@@ -95,23 +119,35 @@ struct Products {
   }
 
  private:
-  /// Columns of N numbers that stay in the second-level cache together.
-  static Index chunk_of(Index N) { return std::max<Index>(6, (Index{1} << 16) / N); }
+  /// Columns that one thread takes at a time, and how many of an expert's are worth packing its tokens for.
+  static constexpr Index piece = 16 * columns::panel_columns, worth_packing = 32;
+
+  /// Rows that one thread takes at a time: a share, and no more than leave their part of Y in the second cache. Sums are those of a
+  /// row and do not depend on it.
+  static Index strip_of(Index rows) {
+    const Index panel = columns::panel_rows<Real>, threads = omp_get_max_threads();
+    return std::min<Index>((rows + threads * panel - 1) / (threads * panel) * panel, 256);
+  }
+  static bool worth_a_team(View W, Index samples) { return W.size() * samples > (Index{1} << 20); }
+
+  static void start_from(Real keep, Index first, Index last, View Y) {
+    for (Index p = 0; p < Y.cols; ++p)
+      for (Index n = first; n < last; ++n) Y(n, p) = keep == 0 ? Real(0) : keep * Y(n, p);
+  }
 
   /// f(expert, first, count) on pieces of the units of every expert, side by side.
   template <class F>
-  static void for_chunks(Index experts, Index units, Index chunk, const F& f) {
-    const Index pieces = (units + chunk - 1) / chunk;
+  static void for_pieces(Index experts, Index units, const F& f) {
+    const Index pieces = (units + 2 * piece - 1) / (2 * piece);
 #pragma omp parallel for schedule(dynamic, 4)
     for (Index k = 0; k < experts * pieces; ++k) {
-      const Index i = k / pieces, first = (k % pieces) * chunk;
-      f(i, first, std::min(chunk, units - first));
+      const Index i = k / pieces, first = (k % pieces) * units / pieces;
+      f(i, first, (k % pieces + 1) * units / pieces - first);
     }
   }
 
-  static const std::vector<Real*>& columns_of(View X) {
-    thread_local std::vector<Real*> pointers;
-    pointers.resize(static_cast<std::size_t>(X.cols));
+  static std::vector<Real*> columns_of(View X) {
+    std::vector<Real*> pointers(static_cast<std::size_t>(X.cols));
     for (Index j = 0; j < X.cols; ++j) pointers[static_cast<std::size_t>(j)] = X.data + j * X.ld;
     return pointers;
   }
@@ -122,17 +158,26 @@ struct Products {
     return pointers;
   }
 
-  /// Columns j .. j + count of a tensor: their gradients are made, used and forgotten in cache.
-  static void entrywise(const Rule<Real>& rule, const Slot<Real>& slot, Index j0, Index count, const Real* const* x,
+  /// Columns j .. j + count of a tensor: their gradients scale sum_k x_k c(k, j) are made, used and forgotten in cache.
+  static void entrywise(const Rule<Real>& rule, const Slot<Real>& slot, Index j0, Index count, const Real* packed,
                         Index terms, Real scale, const Real* c, Index by_term, Index by_column) {
+    thread_local columns::Scratch<Real> scratch;
+    Real* const factors = scratch.of(terms * count);
+    columns::pack_factors(scale, c, by_term, by_column, terms, count, factors);
     const View w = slot.value, m = slot.first.data ? slot.first : w, v = slot.second.data ? slot.second : w;
+    const auto fetch = [&](Index j, Index row) {
+      for (Index n = row; n < row + columns::panel_rows<Real>; n += columns::line<Real>) {
+        __builtin_prefetch(&w(n, j0 + j), 1);
+        if (slot.first.data) __builtin_prefetch(&m(n, j0 + j), 1);
+        if (slot.second.data) __builtin_prefetch(&v(n, j0 + j), 1);
+      }
+    };
     rule.with_entry([&](const auto& entry) {
-      columns::combine(0, w.rows, x, terms, scale, c, by_term, by_column, count,
-                       [&](Index j, Index row, const Real* g, auto n) {
-                         Real *const wj = &w(row, j0 + j), *const mj = &m(row, j0 + j), *const vj = &v(row, j0 + j);
+      columns::combine(w.rows, packed, terms, factors, count, fetch, [&](Index j, Index row, const Real* g, Index n) {
+        Real *const wj = &w(row, j0 + j), *const mj = &m(row, j0 + j), *const vj = &v(row, j0 + j);
 #pragma omp simd
-                         for (Index k = 0; k < n(); ++k) entry(g[k], wj[k], mj[k], vj[k]);
-                       });
+        for (Index k = 0; k < n; ++k) entry(g[k], wj[k], mj[k], vj[k]);
+      });
     });
   }
 };

@@ -1,0 +1,160 @@
+// The products of the fast trainer against sums written out, at sizes that fill no tile, cross every block and leave experts empty.
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <cmath>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "support/cpu.hpp"
+#include "validation/trainer_products.hpp"
+#include "validation/trainer_state.hpp"
+
+namespace {
+
+using moe::HostMatrix;
+using moe::HostView;
+using moe::Index;
+using moe::trainer::Dispatch;
+
+template <class Real>
+HostMatrix<Real> normal(Index rows, Index cols, std::uint64_t stream) {
+  HostMatrix<Real> m(rows, cols);
+  moe::Cpu<Real>::normal(m, moe::StreamKey{stream, 0});
+  return m;
+}
+
+/// Tokens choose K of M experts, always leaving out expert 1 if there are enough others.
+template <class Real>
+Dispatch choices(Index M, Index tokens, Index K, bool soft) {
+  Dispatch d;
+  if (soft) {
+    d.choose_all(M, tokens);
+  } else {
+    HostMatrix<Real> r = normal<Real>(M, tokens, 9);
+    for (Index p = 0; p < tokens && K < M; ++p) r(1, p) = -100;
+    d.choose_largest(r.view(), K);
+  }
+  return d;
+}
+
+/// Largest |sum - exact| in units of the bound on its rounding: terms * epsilon * sum |products|, both sides rounded.
+struct Deviation {
+  double worst = 0;
+  template <class Real>
+  void add(Real ours, double exact, double magnitude, Index terms) {
+    const double unit = static_cast<double>(std::numeric_limits<Real>::epsilon());
+    const double bound = (static_cast<double>(terms) + 4) * unit * magnitude + std::numeric_limits<Real>::min();
+    const double deviation = std::abs(static_cast<double>(ours) - exact) / bound;
+    worst = std::isfinite(deviation) ? std::max(worst, deviation) : std::numeric_limits<double>::infinity();
+  }
+};
+
+template <class Real>
+void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
+  using P = moe::trainer::Products<Real>;
+  INFO(fmt::format("N {}, M {}, N_e {}, tokens {}, K {}, {}, {} bytes", N, M, Ne, tokens, K, soft ? "soft" : "top-K",
+                   sizeof(Real)));
+  const Dispatch d = choices<Real>(M, tokens, K, soft);
+  const Index pairs = d.pairs();
+  HostMatrix<Real> W = normal<Real>(N, M * Ne, 1), X = normal<Real>(N, tokens, 2), C = normal<Real>(Ne, pairs, 3);
+  const Real scale = Real(0.7);
+
+  // The plain loops go over (expert, token) pairs in double.
+  std::vector<std::pair<Index, Index>> expert_and_token(static_cast<std::size_t>(pairs));
+  for (Index p = 0; p < tokens; ++p)
+    for (Index k = 0; k < d.active(); ++k)
+      expert_and_token[static_cast<std::size_t>(d.pair(k, p))] = {d.expert(k, p), p};
+
+  Deviation answers, collected, learned;
+  HostMatrix<Real> out(Ne, pairs), Y(N, tokens);
+  P::answer(d, W, scale, X, out);
+  for (Index pair = 0; pair < pairs; ++pair) {
+    const auto [i, p] = expert_and_token[static_cast<std::size_t>(pair)];
+    for (Index a = 0; a < Ne; ++a) {
+      double sum = 0, size = 0;
+      for (Index n = 0; n < N; ++n) {
+        const double term = double{scale} * double{W(n, i * Ne + a)} * double{X(n, p)};
+        sum += term, size += std::abs(term);
+      }
+      answers.add(out(a, pair), sum, size, N);
+    }
+  }
+  P::collect(d, W, scale, C, Y);
+  Eigen::MatrixXd sum = Eigen::MatrixXd::Zero(N, tokens), size = sum;
+  for (Index pair = 0; pair < pairs; ++pair) {
+    const auto [i, p] = expert_and_token[static_cast<std::size_t>(pair)];
+    for (Index a = 0; a < Ne; ++a)
+      for (Index n = 0; n < N; ++n) {
+        const double term = double{scale} * double{W(n, i * Ne + a)} * double{C(a, pair)};
+        sum(n, p) += term, size(n, p) += std::abs(term);
+      }
+  }
+  for (Index p = 0; p < tokens; ++p)
+    for (Index n = 0; n < N; ++n) collected.add(Y(n, p), sum(n, p), size(n, p), d.active() * Ne);
+
+  moe::trainer::Rule<Real> descent;
+  descent.lr = Real(0.5);
+  HostMatrix<Real> moved = moe::trainer::copy_of(W.view());
+  P::learn(d, descent, {moved, {}, {}}, scale, X, C);
+  sum = Eigen::MatrixXd::Zero(N, M * Ne), size = sum;
+  for (Index pair = 0; pair < pairs; ++pair) {
+    const auto [i, p] = expert_and_token[static_cast<std::size_t>(pair)];
+    for (Index a = 0; a < Ne; ++a)
+      for (Index n = 0; n < N; ++n) {
+        const double term = -0.5 * double{scale} * double{X(n, p)} * double{C(a, pair)};
+        sum(n, i * Ne + a) += term, size(n, i * Ne + a) += std::abs(term);
+      }
+  }
+  for (Index j = 0; j < M * Ne; ++j)
+    for (Index n = 0; n < N; ++n)
+      learned.add(moved(n, j), double{W(n, j)} + sum(n, j), std::abs(double{W(n, j)}) + size(n, j), tokens);
+
+  CHECK(answers.worst < 1);
+  CHECK(collected.worst < 1);
+  CHECK(learned.worst < 1);
+  CHECK(answers.worst + collected.worst + learned.worst > 0);  // rounding is there, so all that was compared is
+}
+
+}  // namespace
+
+TEST_CASE("products of the fast trainer are the sums they stand for, within rounding [soft and top-K, odd sizes]") {
+  for (bool soft : {true, false}) {
+    compare<float>(1, 1, 1, 1, 1, soft);
+    compare<double>(7, 3, 2, 5, 2, soft);
+    compare<float>(67, 5, 33, 21, 2, soft);     // packed tokens, a vector that is not full
+    compare<float>(64, 3, 250, 9, 2, soft);     // more columns than a piece, more terms than a block
+    compare<double>(33, 4, 101, 150, 3, soft);  // more tokens than a block
+    compare<float>(1031, 3, 40, 18, 2, soft);   // more neurons than a block
+    compare<double>(1100, 2, 9, 140, 1, soft);  // both, few columns
+    compare<float>(300, 40, 8, 64, 10, soft);
+  }
+}
+
+TEST_CASE("products of the fast trainer are the same, bit for bit, with one, two and three threads") {
+  const auto products = [](int threads, bool soft) {
+    moe::set_operation_threads(threads);
+    using P = moe::trainer::Products<float>;
+    const Dispatch d = choices<float>(9, 70, 3, soft);
+    HostMatrix<float> W = normal<float>(290, 9 * 45, 1), X = normal<float>(290, 70, 2),
+                      C = normal<float>(45, d.pairs(), 3);
+    HostMatrix<float> out(45, d.pairs()), Y(290, 70);
+    P::answer(d, W, 1, X, out);
+    P::collect(d, W, 1, C, Y);
+    moe::trainer::Rule<float> descent;
+    descent.lr = 1;
+    P::learn(d, descent, {W, {}, {}}, 1, X, C);
+    std::vector<float> all;
+    for (auto* m : {&out, &Y, &W}) all.insert(all.end(), m->data(), m->data() + m->size());
+    return all;
+  };
+  const int before = omp_get_max_threads();
+  for (bool soft : {true, false}) {
+    const auto one = products(1, soft);
+    CHECK(one == products(2, soft));
+    CHECK(one == products(3, soft));
+  }
+  moe::set_operation_threads(before);
+}
