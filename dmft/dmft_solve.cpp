@@ -46,6 +46,10 @@ void print_iteration(const moe::LimitResult& r) {
   for (std::size_t k = 0; k < loss.size(); ++k)
     fmt::print("{:>10}  {:>12.5f}  {:>14.2f} {:>15.2f}\n", k + 1, loss[k], change[k], kernel_change[k]);
   fmt::print("Monte Carlo floor at iteration {}.\n", r.summary.at("iteration_floor"));
+  if (r.interrupted) {
+    fmt::print("No certificate: interrupted before fresh random numbers were drawn for it.\n");
+    return;
+  }
   double worst = 0;
   std::size_t which = 0;
   const auto &residual = r.diagnostics.at("kernel_residual"), &noise = r.diagnostics.at("kernel_residual_noise");
@@ -114,6 +118,8 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
       fmt::print(stderr, "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}, sampling {}\n",
                  memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
                  moe::bytes_text(memory.sampling));
+    if (const std::string& file = options.checkpoint.file; !file.empty())
+      moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
     return {};
   }
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, options.threads));
@@ -139,10 +145,6 @@ int run(int argc, char** argv) {
   const moe::Dataset data = moe::load_dataset(spec);
   const moe::MemoryEstimate memory = require_resources(spec, data, call.options, out);
   const bool iterates = spec.sampling.method == moe::Method::iterate;
-  if (iterates && !(checkpoint.file.empty() && checkpoint.resume.empty()))
-    throw moe::ConfigError(
-        {"--checkpoint, --resume: kernel iteration does not save its state. Leave them out, or use "
-         "sampling.method = \"sweep\""});
   const std::string jumps = moe::jumping_flow_warning(spec);  // before it takes its time
   if (!jumps.empty()) fmt::print(stderr, "dmft_solve: warning: {}\n", jumps);
   const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);
@@ -163,7 +165,16 @@ int run(int argc, char** argv) {
   options.on_step = [&](int, int step, double loss) {
     progress.advance(1, fmt::format("{} {} loss {:.4f}", iterates ? "iteration" : "step", step, loss));
   };
-  const moe::LimitResult result = moe::solve_limit(spec, data, options);
+  moe::LimitResult result;
+  try {
+    result = moe::solve_limit(spec, data, options);
+  } catch (const moe::IterationInterrupted& ended) {
+    progress.finish();
+    fmt::print(stderr, "dmft_solve: {}. {}\n", ended.what(),
+               checkpoint.file.empty() ? "With --checkpoint FILE it could be continued"
+                                       : fmt::format("Continue with --resume {}", checkpoint.file));
+    return 1;
+  }
   progress.finish();
 
   moe::write_limit_file(out, program.name, spec, data, result);

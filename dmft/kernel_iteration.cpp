@@ -8,6 +8,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
@@ -29,6 +30,31 @@ struct Chain {
   KernelSet kernels;
   MatrixXd f;                  ///< (C, n) of the last iteration
   MatrixXd f_sum, fields_sum;  ///< over draws, at their floors
+  void transfer(Archive& a) {
+    a("kernels", kernels);
+    a("f", f);
+    a("f_sum", f_sum);
+    a("fields_sum", fields_sum);
+  }
+};
+
+/// All that an iteration leaves to the next, and what has been sampled of the one under way.
+struct IterationState {
+  std::vector<Chain> chains;
+  std::vector<BatchMeans> next;  ///< [replica]; empty: not sampled yet
+  int of_draw = 0;               ///< iterations done of the draw under way
+  KernelSet kernels_sum;         ///< over draws at their floors, of the mean over replicas
+  IterationReport report;
+  void transfer(Archive& a) {
+    for (std::size_t r = 0; r < chains.size(); ++r) {
+      a(fmt::format("chain{}", r), chains[r]);
+      a(fmt::format("next{}", r), next[r]);
+    }
+    a("of_draw", of_draw);
+    a("kernels_sum", kernels_sum);
+    a("report", report);
+  }
+  bool sampled(std::size_t replica) const { return next[replica].f.size() > 0; }
 };
 
 template <class B>
@@ -37,7 +63,8 @@ BatchMeans sample(const SiteProblem& problem, const KernelSet& kernels, const It
   SiteKernels<B> given(problem, kernels);
   BatchMeans total;
   for (int b = 0; b < options.batches; ++b) {
-    BatchMeans means = sample_batch<B>(problem, given, options.batch, streams);
+    BatchMeans means = sample_batch<B>(problem, given, options.batch, streams, options.interrupt);
+    if (means.f.size() == 0) return means;  // interrupted
     if (b == 0) {
       total = std::move(means);
       continue;
@@ -119,7 +146,7 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<Ba
     const double size = in_scatter(before, after, rounding * after[0]->norm());
     if (size > change.kernels) {
       change.kernels = size;
-      change.largest = kernel_names[k];
+      change.largest = static_cast<int>(k);
     }
   }
   return change;
@@ -248,19 +275,48 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
-  std::vector<Chain> chains(R, {zero_kernels(limit, problem.n()), no_f, no_f,
-                                MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps)});
-  // One draw's random numbers are the same in every iteration, so that kernels come to rest.
-  const auto sample_all = [&](int draw) {
-    std::vector<BatchMeans> next(R);
+  IterationState state;
+  state.chains.assign(R, {zero_kernels(limit, problem.n()), no_f, no_f,
+                          MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps)});
+  state.next.resize(R);
+  state.kernels_sum = zero_kernels(limit, problem.n());
+  std::vector<Chain>& chains = state.chains;
+  IterationReport& report = state.report;
+  constexpr int job = 0;  // of the checkpoint
+  if (options.checkpoints != nullptr)
+    if (auto saved = options.checkpoints->begin(job)) {
+      state.transfer(*saved);
+      if (options.on_resume) options.on_resume(static_cast<int>(report.changes.size()));
+    }
+  const auto interrupted = [&] { return options.interrupt != nullptr && *options.interrupt; };
+  const auto keep = [&](bool now) {
+    if (options.checkpoints == nullptr) return;
+    options.checkpoints->between_steps(
+        job, [&](Archive& a) { state.transfer(a); }, now);
+  };
+
+  /// Every replica's next estimates. One draw's random numbers are the same in every iteration, so that kernels come to rest. False
+  /// after an interrupt.
+  const auto sample_all = [&] {
+    std::mutex means_mutex;
     for_all(options.replicas, options.threads, [&](int k) {
       const auto r = static_cast<std::size_t>(k);
-      StreamNumbers streams(limit.seed, static_cast<std::uint32_t>(draw * options.replicas + k));
-      next[r] = spec.sampling.precision == Precision::float32
-                    ? sample<Cpu<float>>(problem, chains[r].kernels, sizes, streams)
-                    : sample<Cpu<double>>(problem, chains[r].kernels, sizes, streams);
+      {
+        const std::lock_guard lock(means_mutex);
+        if (state.sampled(r) || interrupted()) return;
+      }
+      StreamNumbers streams(limit.seed, static_cast<std::uint32_t>(report.draws * options.replicas + k));
+      BatchMeans means = spec.sampling.precision == Precision::float32
+                             ? sample<Cpu<float>>(problem, chains[r].kernels, sizes, streams)
+                             : sample<Cpu<double>>(problem, chains[r].kernels, sizes, streams);
+      if (means.f.size() == 0) return;
+      const std::lock_guard lock(means_mutex);
+      state.next[r] = std::move(means);
+      keep(false);
     });
-    return next;
+    for (std::size_t r = 0; r < R; ++r)
+      if (!state.sampled(r)) return false;
+    return true;
   };
   const auto losses = [&] {
     std::vector<std::vector<double>> rows;
@@ -268,60 +324,69 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     for (const Chain& chain : chains) rows.push_back(loss_of(limit, problem, chain.f));
     return rows;
   };
-
-  IterationResult result;
-  IterationReport& report = result.report;
-  result.kernels = zero_kernels(limit, problem.n());
   /// True at the floor, false after an interrupt.
-  const auto settle = [&](int draw) {
-    for (int of_draw = 1; of_draw <= most; ++of_draw) {
-      if (options.interrupt != nullptr && *options.interrupt) return false;
+  const auto settle = [&] {
+    while (state.of_draw < most) {
+      if (!sample_all()) return false;
+      ++state.of_draw;
       const int iteration = static_cast<int>(report.changes.size()) + 1;
       const auto loss_before = losses();
-      std::vector<BatchMeans> next = sample_all(draw);
       for (std::size_t r = 0; r < R; ++r) {
-        require_bounded(limit, problem, next[r], iteration);
-        chains[r].f = next[r].f;
+        require_bounded(limit, problem, state.next[r], iteration);
+        chains[r].f = state.next[r].f;
       }
       const auto loss = losses();
       report.loss_by_iteration.push_back(mean_of(loss));
-      report.changes.push_back(change_of(chains, next, loss_before, loss));
-      if (options.on_iteration) options.on_iteration(iteration, report.loss_by_iteration.back().back());
-      const bool at_floor = of_draw > 1 && report.changes.back().at_floor(floor_threshold);
+      report.changes.push_back(change_of(chains, state.next, loss_before, loss));
+      const bool at_floor = state.of_draw > 1 && report.changes.back().at_floor(floor_threshold);
       for (std::size_t r = 0; r < R; ++r) {
-        chains[r].kernels = std::move(next[r].kernels);
+        BatchMeans means = std::exchange(state.next[r], BatchMeans());
+        chains[r].kernels = std::move(means.kernels);
         if (!at_floor) continue;
-        chains[r].f_sum += next[r].f;
-        chains[r].fields_sum += next[r].fields;
+        chains[r].f_sum += means.f;
+        chains[r].fields_sum += means.fields;
         for (std::size_t k = 0; k < num_kernels; ++k)
           if (chains[r].kernels.all()[k].size() > 0)
-            result.kernels.all()[k] += chains[r].kernels.all()[k] / static_cast<double>(R);
+            state.kernels_sum.all()[k] += chains[r].kernels.all()[k] / static_cast<double>(R);
       }
       if (at_floor) {
         if (report.floor_at < 0) report.floor_at = iteration;
-        return true;
+        ++report.draws;
+        state.of_draw = 0;
       }
+      keep(false);
+      if (options.on_iteration) options.on_iteration(iteration, report.loss_by_iteration.back().back());
+      if (at_floor) return true;
     }
     throw NumericsError(
         static_cast<int>(problem.steps) - 1, "kernel iteration",
         fmt::format(
             "still changes by {:.2f} of the Monte Carlo error of the loss and {:.2f} of that of "
             "kernel {} after {} iterations. Lower training.steps or optimizer.lr, or use sampling.method = \"sweep\"",
-            report.changes.back().loss, report.changes.back().kernels, report.changes.back().largest, most));
+            report.changes.back().loss, report.changes.back().kernels,
+            kernel_names[static_cast<std::size_t>(report.changes.back().largest)], most));
   };
-  while (report.draws < options.draws && settle(report.draws)) ++report.draws;
-  if (report.draws == 0) throw Error("interrupted before the iteration reached its Monte Carlo floor");
-  result.interrupted = report.draws < options.draws;
+  while (report.draws < options.draws && settle()) {
+  }
+  IterationResult result;
+  result.interrupted = report.draws < options.draws || !sample_all();  // fresh numbers at last
+  if (result.interrupted) keep(true);
+  if (report.draws == 0)
+    throw IterationInterrupted(
+        fmt::format("interrupted in iteration {}, before the kernels came to rest: there is no result yet",
+                    report.changes.size() + 1));
 
-  report.residuals = residuals_of(chains, sample_all(report.draws));
+  if (!result.interrupted) report.residuals = residuals_of(chains, state.next);
   result.f = no_f;
   for (const Chain& chain : chains) {
     result.f_per_replica.emplace_back(chain.f_sum / report.draws);
     result.fields.emplace_back(chain.fields_sum / report.draws);
     result.f += result.f_per_replica.back() / static_cast<double>(R);
   }
+  result.kernels = std::move(state.kernels_sum);
   for (MatrixXd& kernel : result.kernels.all()) kernel /= report.draws;
   result.loss = loss_of_mean(limit, problem, result.f_per_replica);
+  result.report = std::move(report);
   return result;
 }
 

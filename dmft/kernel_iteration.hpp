@@ -22,7 +22,9 @@ struct IterationOptions {
   int draws = 1;    ///< sets of random numbers, one after the other, that each replica averages over
   int threads = 0;  ///< 0: all cores
   std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
-  const std::atomic<bool>* interrupt = nullptr;
+  std::function<void(int iterations)> on_resume;                 ///< a checkpoint knows these iterations
+  Checkpoints* checkpoints = nullptr;            ///< of one job: replicas wait for each other in every iteration
+  const std::atomic<bool>* interrupt = nullptr;  ///< set to end the batches that are being sampled, which are lost
 };
 
 struct IterationResult {
@@ -32,7 +34,12 @@ struct IterationResult {
   std::vector<Eigen::MatrixXd> fields;  ///< [replica], BatchMeans::fields, mean over draws
   KernelSet kernels;                    ///< mean over draws and replicas
   IterationReport report;
-  bool interrupted = false;  ///< fewer draws than asked for
+  bool interrupted = false;  ///< fewer draws than asked for, or no residuals
+};
+
+/// There is no draw yet whose kernels came to rest.
+struct IterationInterrupted : Error {
+  using Error::Error;
 };
 
 /// Sentences that name what kernel iteration does not solve; empty: it solves this.
@@ -44,14 +51,16 @@ int most_iterations(const RunSpec& spec);
 /// Iterates from zero kernels with random numbers that stay the same until the change of every replica's loss, at each step, and of
 /// every kernel is a tenth of their scatter over replicas: the Monte Carlo floor. With fresh numbers in every iteration the noise of
 /// kernels never meets the fields that it would have caused, and grows along time. The next draw starts from the kernels of the last.
-/// Throws ConfigError; NumericsError with step and kernel of what is not finite or grows without end, or if the floor is not reached.
+/// A checkpoint holds all that was sampled, of the iteration under way too. Throws ConfigError; NumericsError with step and kernel of
+/// what is not finite or grows without end, or if the floor is not reached; IterationInterrupted.
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options);
 
 /// Bytes: kernels of all replicas and the arrays of those that are sampled at once.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
-  int arrays = 0;      ///< kernels of (T P)^2 entries in each replica
-  double queries = 0;  ///< T P
+  double checkpoint = 0;  ///< on disk, at most
+  int arrays = 0;         ///< kernels of (T P)^2 entries in each replica
+  double queries = 0;     ///< T P
   double total() const { return kernels + sampling; }
 };
 IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads);

@@ -1,6 +1,8 @@
 /// Order parameters of kernel iteration (theory section 6): correlations and responses over all pairs of queries.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <Eigen/Core>
 #include <array>
 
@@ -39,6 +41,10 @@ class KernelSet {
   const Eigen::MatrixXd& operator[](Kernel k) const { return kernels_[static_cast<std::size_t>(k)]; }
   std::array<Eigen::MatrixXd, num_kernels>& all() { return kernels_; }
   const std::array<Eigen::MatrixXd, num_kernels>& all() const { return kernels_; }
+
+  void transfer(Archive& a) {
+    for (std::size_t k = 0; k < num_kernels; ++k) a(fmt::format("kernel{}", k), kernels_[k]);
+  }
 
  private:
   std::array<Eigen::MatrixXd, num_kernels> kernels_;

@@ -500,13 +500,14 @@ void ExpertBatch<B>::add_means(BatchMeans& to) {
 
 template <class B>
 BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
-                        StreamNumbers& streams) {
+                        StreamNumbers& streams, const std::atomic<bool>* interrupt) {
   BatchMeans means;
   NeuronBatch<B> neurons(problem, kernels, counts.neurons, streams);
   ExpertBatch<B> experts(problem, kernels, counts.experts, counts.hidden, streams);
   const bool together = !problem.limit->block.experts_sampled;
   typename B::Matrix r(counts.experts, problem.P());
   for (Index t = 0; t < problem.steps; ++t) {
+    if (interrupt != nullptr && *interrupt) return means;
     neurons.features(t);
     if (together) neurons.logits(t, r);
     experts.forward(t, r);
@@ -526,8 +527,8 @@ template class NeuronBatch<Cpu<double>>;
 template class ExpertBatch<Cpu<float>>;
 template class ExpertBatch<Cpu<double>>;
 template BatchMeans sample_batch<Cpu<float>>(const SiteProblem&, SiteKernels<Cpu<float>>&, const BatchCounts&,
-                                             StreamNumbers&);
+                                             StreamNumbers&, const std::atomic<bool>*);
 template BatchMeans sample_batch<Cpu<double>>(const SiteProblem&, SiteKernels<Cpu<double>>&, const BatchCounts&,
-                                              StreamNumbers&);
+                                              StreamNumbers&, const std::atomic<bool>*);
 
 }  // namespace moe

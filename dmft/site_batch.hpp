@@ -1,6 +1,7 @@
 /// Batches of independent sites in kernel iteration (theory section 6), marched through all steps given the kernels.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "dmft/kernel_set.hpp"
@@ -52,6 +53,11 @@ struct BatchMeans {
   KernelSet kernels;
   Eigen::MatrixXd fields;  ///< (site_observables, steps): mean squares for rms_..., values for the rest
   Eigen::MatrixXd f;       ///< (C, n); empty: a batch without neurons
+  void transfer(Archive& a) {
+    a("kernels", kernels);
+    a("fields", fields);
+    a("f", f);
+  }
 };
 
 /// Neurons: h, phi, y, D, xi along time, and the explicit router of regime I.
@@ -118,9 +124,10 @@ class ExpertBatch {
   Matrix mask_;
 };
 
-/// Samples one batch of all kinds of sites. Deterministic in (seed, replica, iteration, batch).
+/// Samples one batch of all kinds of sites. Deterministic in (seed, replica, iteration, batch). `interrupt` ends it between two steps,
+/// with empty means.
 template <class B>
 BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
-                        StreamNumbers& streams);
+                        StreamNumbers& streams, const std::atomic<bool>* interrupt = nullptr);
 
 }  // namespace moe

@@ -107,6 +107,7 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   memory.sampling =
       at_once * (squares * (12 * element(spec) + 4 * sizeof(double)) +
                  memory.queries * element(spec) * (10 * static_cast<double>(o.batch.neurons) + 8 * sites));
+  memory.checkpoint = sizeof(double) * squares * (2 * R + 1) * memory.arrays;
   return memory;
 }
 
@@ -129,6 +130,10 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
   options.interrupt = solve.interrupt;
+  options.checkpoints = solve.checkpoints;
+  options.on_resume = [&](int iterations) {
+    if (solve.on_resume) solve.on_resume(0, iterations);
+  };
   options.on_iteration = [&](int iteration, double loss) {
     if (solve.on_step) solve.on_step(0, iteration, loss);
   };

@@ -79,6 +79,6 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
   };
   refused({"--optimizer", "adam", "--routing", "topk"}, {"optimizer.name", "SGD only", "model.routing", "--optimizer"});
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
-  refused({"--checkpoint", folder / "c.h5"}, {"--checkpoint", "does not save"});
+  refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
   refused({"--steps", "100000"}, {"memory", "training.steps"});
 }
