@@ -172,7 +172,7 @@ int run(int argc, char** argv) {
     progress.finish();
     fmt::print(stderr, "dmft_solve: {}. {}\n", ended.what(),
                checkpoint.file.empty() ? "With --checkpoint FILE it could be continued"
-                                       : fmt::format("Continue with --resume {}", checkpoint.file));
+                                       : fmt::format("Continue with --resume {0} --checkpoint {0}", checkpoint.file));
     return 1;
   }
   progress.finish();
@@ -186,8 +186,9 @@ int run(int argc, char** argv) {
     return 1;
   }
   if (result.interrupted) {
-    fmt::print(stderr, "dmft_solve: interrupted; what was computed is in {}{}\n", out,
-               checkpoint.file.empty() ? "" : fmt::format(". Continue with --resume {}", checkpoint.file));
+    fmt::print(
+        stderr, "dmft_solve: interrupted; what was computed is in {}{}\n", out,
+        checkpoint.file.empty() ? "" : fmt::format(". Continue with --resume {0} --checkpoint {0}", checkpoint.file));
     return 1;
   }
   return 0;
