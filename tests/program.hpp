@@ -30,6 +30,7 @@ class RunningProgram {
     std::vector<char*> argv;
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
+    write_bytes(log_, "");  // there before the child opens it, which may be killed first
     pid_ = ::fork();
     if (pid_ != 0) return;
     const int log = ::open(log_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
