@@ -68,7 +68,8 @@ std::string refusal(const std::string& path) {
 TEST_CASE("files of every kind that were altered or cut short anywhere are refused with path and sentence [sample]") {
   const TemporaryFolder folder;
   std::mt19937 random(5);
-  for (const auto& [what, path] : Written(folder).files) {
+  for (const auto& file_of_kind : Written(folder).files) {
+    const std::string &what = file_of_kind.first, &path = file_of_kind.second;
     INFO(what);
     const std::string whole = read_bytes(path);
     REQUIRE(refusal(path).empty());
@@ -93,7 +94,8 @@ TEST_CASE(
     "files every seventh]") {
   const TemporaryFolder folder;
   std::mt19937 random(6);
-  for (const auto& [what, path] : Written(folder).files) {
+  for (const auto& file_of_kind : Written(folder).files) {
+    const std::string &what = file_of_kind.first, &path = file_of_kind.second;
     const std::string whole = read_bytes(path);
     const moe::H5Reader reader(path);
     reader.verify();
