@@ -28,7 +28,7 @@ PARAMS = ("mup", "mssp")
 WIDTHS = {"II": [32, 64, 128, 256], "III": [16, 32, 64, 128]}
 HORIZONS = (20, 56)  # T; 56 batches are all of the digits
 BATCH = 32
-RATES = {("sgd", 20): "1.2:7:6", ("sgd", 56): "1:5.7:6", ("adam", 20): "0.4:2.3:6", ("adam", 56): "0.2:1.2:6"}
+RATES = {("sgd", 20): "1.2:7:6", ("sgd", 56): "1:5.7:6", ("adam", 20): "0.28:3.28:8", ("adam", 56): "0.2:1.72:7"}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ const moe::ProgramInfo program{
     own_defaults};
 
 /// dmft_plot stands beside this program; without it there is no page, which does not change the verdict.
-void make_page(const std::string& out) {
+void make_page(const std::string& out, bool quiet) {
   namespace fs = std::filesystem;
   std::error_code ec;
   const fs::path plot = fs::read_symlink("/proc/self/exe", ec).parent_path() / "dmft_plot";
@@ -78,6 +78,7 @@ void make_page(const std::string& out) {
     return;
   }
   std::vector<std::string> words = {plot.string(), out, "--page", page};
+  if (quiet) words.emplace_back("--quiet");
   std::vector<char*> argv;
   argv.reserve(words.size() + 1);
   for (std::string& word : words) argv.push_back(word.data());
@@ -291,7 +292,7 @@ int run(int argc, char** argv) {
              : call.own.contains("--coordinate-check") ? coordinate_check(call, data, out)
                                                        : validate(call, data, out);
   }
-  if (!call.own.contains("--no-page") && !moe::interrupted) make_page(out);
+  if (!call.own.contains("--no-page") && !moe::interrupted) make_page(out, call.options.quiet);
   return status;
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -16,63 +17,69 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-/// Mean losses at log learning rates, with infinities.
-struct Losses {
-  std::vector<double> x, y;
-
-  /// Indices of three neighbouring finite losses around `centre`: fewer where there are not three in a row.
-  std::vector<std::size_t> neighbours(std::size_t centre) const {
-    std::size_t first = centre, last = centre;
-    while (first > 0 && centre - first < 2 && std::isfinite(y[first - 1])) --first;
-    while (last + 1 < y.size() && last - centre < 2 && std::isfinite(y[last + 1])) ++last;
-    if (first < centre && last > centre) return {centre - 1, centre, centre + 1};
-    std::vector<std::size_t> list;
-    for (std::size_t k = first; k <= last; ++k) list.push_back(k);
-    return list;
-  }
-  /// The polynomial through the neighbours of a node at a place.
-  double through(std::size_t centre, double at) const {
-    const auto nodes = neighbours(centre);
-    double value = 0;
-    for (const std::size_t i : nodes) {
-      double term = y[i];
-      for (const std::size_t j : nodes)
-        if (j != i) term *= (at - x[j]) / (x[i] - x[j]);
-      value += term;
-    }
-    return value;
-  }
-  std::size_t lowest() const { return static_cast<std::size_t>(std::min_element(y.begin(), y.end()) - y.begin()); }
-  std::size_t nearest(double at) const {
-    std::size_t best = 0;
-    for (std::size_t k = 1; k < x.size(); ++k)
-      if (std::abs(x[k] - at) < std::abs(x[best] - at)) best = k;
-    return best;
-  }
-  /// Loss at a log learning rate; infinite next to a rate that diverges.
-  double at(double place) const {
-    const std::size_t node = nearest(place);
-    return std::isfinite(y[node]) ? through(node, place) : infinity;
-  }
-};
-
 struct Best {
   double x = 0, loss = 0;
   bool at_edge = false;
 };
 
-Best best_of(const Losses& losses) {
-  const std::size_t k = losses.lowest(), last = losses.x.size() - 1;
-  Best best{losses.x[k], losses.y[k], false};
-  if (!std::isfinite(best.loss)) return {std::nan(""), infinity, true};
-  best.at_edge = k == 0 || k == last || !std::isfinite(losses.y[k - 1]) || !std::isfinite(losses.y[k + 1]);
-  if (best.at_edge) return best;
-  const double left = losses.y[k - 1] - losses.y[k], right = losses.y[k + 1] - losses.y[k];
-  const double step = losses.x[k + 1] - losses.x[k];
-  if (left + right > 0) best.x += 0.5 * step * (left - right) / (left + right);
-  best.loss = losses.through(k, best.x);
-  return best;
-}
+/// Mean losses at log learning rates, equally spaced, with infinities; between them one smooth curve: from one rate to the next the two
+/// parabolas through either end and its neighbours, mixed with weights that pass linearly from the one to the other. Where a neighbour
+/// lacks or diverged there is one parabola, or the straight line.
+struct Losses {
+  std::vector<double> x, y;
+
+  bool finite(std::size_t k) const { return k < y.size() && std::isfinite(y[k]); }
+
+  /// Coefficients, lowest first, of the curve between rates k and k + 1, both finite, as a cubic in s = (x - x_k) / (x_k+1 - x_k).
+  std::array<double, 4> cubic(std::size_t k) const {
+    const double rise = y[k + 1] - y[k];
+    // A parabola with second difference d through both ends is y_k + rise s + d s (s - 1) / 2.
+    const bool before = k > 0 && finite(k - 1), after = finite(k + 2);
+    double left = before ? rise - (y[k] - y[k - 1]) : 0, right = after ? (y[k + 2] - y[k + 1]) - rise : 0;
+    if (!before) left = right;
+    if (!after) right = left;
+    // y_k + rise s + ((1 - s) left + s right) s (s - 1) / 2
+    return {y[k], rise - left / 2, left - right / 2, (right - left) / 2};
+  }
+
+  static double value(const std::array<double, 4>& c, double s) { return c[0] + s * (c[1] + s * (c[2] + s * c[3])); }
+
+  /// Loss at a log learning rate; infinite beside a rate that diverges, and outside.
+  double at(double place) const {
+    for (std::size_t k = 0; k < x.size(); ++k) {
+      if (place == x[k]) return y[k];
+      if (k + 1 < x.size() && place > x[k] && place < x[k + 1])
+        return finite(k) && finite(k + 1) ? value(cubic(k), (place - x[k]) / (x[k + 1] - x[k])) : infinity;
+    }
+    return infinity;
+  }
+
+  /// The lowest point of the curve. At the edge: no finite rate on both sides of the lowest one.
+  Best best() const {
+    const std::size_t k = static_cast<std::size_t>(std::min_element(y.begin(), y.end()) - y.begin());
+    if (!finite(k)) return {std::nan(""), infinity, true};
+    Best lowest{x[k], y[k], k == 0 || !finite(k - 1) || !finite(k + 1)};
+    for (std::size_t i = 0; i + 1 < x.size(); ++i) {
+      if (!finite(i) || !finite(i + 1)) continue;
+      const std::array<double, 4> c = cubic(i);
+      for (const double s : stationary(c)) {
+        if (!(s > 0) || !(s < 1) || !(value(c, s) < lowest.loss)) continue;
+        lowest.x = x[i] + s * (x[i + 1] - x[i]);
+        lowest.loss = value(c, s);
+      }
+    }
+    return lowest;
+  }
+
+ private:
+  /// Where the cubic's derivative c1 + 2 c2 s + 3 c3 s^2 is zero; NaN for a root that does not exist.
+  static std::array<double, 2> stationary(const std::array<double, 4>& c) {
+    const double root = std::sqrt(c[2] * c[2] - 3 * c[1] * c[3]);
+    // The sum that does not cancel; q = 0 only where c1 = 0 too.
+    const double q = -(c[2] + std::copysign(root, c[2]));
+    return {c[1] / q, q / (3 * c[3])};
+  }
+};
 
 /// Means of a curve whose runs are chosen with replacement, the same ones at every eta.
 class Resampler {
@@ -219,7 +226,7 @@ void analyse(LrSweep& sweep, int resamples) {
   };
   const auto read = [&](const std::vector<Losses>& losses) {
     Reading r;
-    for (const Losses& l : losses) r.best.push_back(best_of(l));
+    for (const Losses& l : losses) r.best.push_back(l.best());
     for (std::size_t w = 0; w < W; ++w) {
       r.lost_largest.push_back(losses[W - 1].at(r.best[w].x) - r.best[W - 1].loss);
       r.lost_limit.push_back(losses[W].at(r.best[w].x) - r.best[W].loss);
@@ -279,6 +286,16 @@ void write_lr_sweep(H5Writer& file, const LrSweep& s) {
   file.dataset("/lr_sweep/diverged", {W, E}, diverged.data(), "seeds that diverged", {"width", "eta"});
   file.dataset("/lr_sweep/limit_loss", {E}, s.limit.mean.data(), what + ", in the limit, mean over replicas", {"eta"});
   file.dataset("/lr_sweep/limit_loss_error", {E}, s.limit.error.data(), "standard error of that mean", {"eta"});
+
+  // Run by run, so that a file can be read anew: another interpolation, other quantiles.
+  std::vector<double> runs, limit_runs;
+  for (const SweepCurve& curve : s.networks)
+    for (const auto& of_eta : curve.runs) runs.insert(runs.end(), of_eta.begin(), of_eta.end());
+  for (const auto& of_eta : s.limit.runs) limit_runs.insert(limit_runs.end(), of_eta.begin(), of_eta.end());
+  file.dataset("/lr_sweep/seed_loss", {W, E, s.networks.front().runs.front().size()}, runs.data(),
+               what + ", of each seed; infinite where it diverged", {"width", "eta", "seed"});
+  file.dataset("/lr_sweep/replica_loss", {E, s.limit.runs.front().size()}, limit_runs.data(),
+               what + ", of each replica of the limit", {"eta", "replica"});
 
   const auto per_width = [&](const std::string& name, const std::string& description, auto&& get) {
     std::vector<double> values;
@@ -346,9 +363,12 @@ std::string lr_sweep_report(const LrSweep& s) {
       limit.at_edge || std::any_of(s.optimum.begin(), s.optimum.end(), [](const Optimum& o) { return o.at_edge; });
   if (edge)
     text += "* the first or the last rate that did not diverge: the optimum may lie beyond it. Widen the sweep.\n";
-  text += fmt::format("\nTuned at N = {}, the limit loses {:.2g} % of its best loss, at most {:.2g} % (84 %).\n",
-                      s.widths.front(), 100 * s.lost_limit.front().value / limit.loss.value,
-                      100 * s.lost_limit.front().high / limit.loss.value);
+  const auto share = [&](double lost) {
+    const double percent = 100 * lost / limit.loss.value;
+    return fmt::format("{:.{}f} %", percent, percent < 10 ? 1 : 0);
+  };
+  text += fmt::format("\nTuned at N = {}, the limit loses {} of its best loss, at most {} (84 %).\n", s.widths.front(),
+                      share(s.lost_limit.front().value), share(s.lost_limit.front().high));
   text += fmt::format("From N = {} to the limit the best loss changes by {:+.4f} +- {:.4f}.\n", s.widths.front(),
                       limit.loss.value - small.loss.value, std::hypot(half_width(limit.loss), half_width(small.loss)));
   return text + "\n";

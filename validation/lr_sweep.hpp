@@ -57,8 +57,8 @@ struct LrSweep {
 };
 
 /// Fills everything below `limit` from eta, widths, networks and limit. Runs are resampled with replacement, the same choice of seeds at
-/// every eta (they share their initial weights), deviations enlarged by sqrt(n/(n-1)); losses between rates by the parabola in
-/// log eta through the nearest rate and its neighbours.
+/// every eta (they share their initial weights), deviations enlarged by sqrt(n/(n-1)). Between rates losses are those of one smooth curve in
+/// log eta through all of them, and an optimum is that curve's lowest point, so that no cost is negative.
 void analyse(LrSweep& sweep, int resamples = 2000);
 
 /// Writes /lr_sweep.

@@ -93,10 +93,18 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
        {"'" + examples + "readme_figures.sh' '" + out + "' --steps 2 --train 64 --set data.path='" + data +
             "' --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
         {"limit_mup.h5", "networks_mssp.h5", "loss.svg", "coordinate_check.png"}}},
+      {"learning_rate.sh",
+       {"'" + examples + "learning_rate.sh' '" + out +
+            "' --steps 2 --train 16 --test 0 --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
+        {"sweep_mup.h5", "sweep_mssp.html", "learning_rate.svg", "best_loss.png"}}},
       {"monotone_improvement.py",
        {"'" + source + "/validation/python/python' '" + examples +
             "monotone_improvement.py' --quick --only II_sgd --threads 1 --out '" + out + "' --data-path '" + data + "'",
-        {"monotone.csv", "monotone.pdf", "sweeps/digits_II_sgd_T20_mup.h5"}}}};
+        {"monotone.csv", "monotone.pdf", "sweeps/digits_II_sgd_T20_mup.h5"}}},
+      {"notebook.ipynb",
+       {"'" + source + "/validation/python/python' '" + source + "/tests/python/notebook.py' '" + examples +
+            "notebook.ipynb'",
+        {}}}};
   for (const auto& entry : std::filesystem::directory_iterator(examples)) {
     const std::string name = entry.path().filename().string();
     if (name.ends_with(".toml")) continue;

@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -131,6 +132,58 @@ TEST_CASE("intervals of a sweep hold the measured value, also of a cost near zer
        {"lost at N = 256", "lost in the limit", "Tuned at N = 64, the limit loses", "of its best loss"})
     CHECK_MESSAGE(report.find(part) != std::string::npos, part);
   CHECK(report.find("Widen the sweep") == std::string::npos);
+}
+
+TEST_CASE(
+    "between rates losses are one smooth curve, by hand; optimum and costs are read off it, and no cost is negative") {
+  const auto sweep = [](const char* text, std::vector<std::vector<double>> networks, std::vector<double> limit) {
+    LrSweep s;
+    s.eta = rates(text);
+    const auto curve = [](const std::vector<double>& losses) {
+      std::vector<std::vector<double>> runs;
+      for (const double loss : losses) runs.push_back({loss, loss});
+      return sweep_curve(std::move(runs));
+    };
+    for (const auto& losses : networks) {
+      s.widths.push_back(64 << s.widths.size());
+      s.networks.push_back(curve(losses));
+    }
+    s.limit = curve(limit);
+    analyse(s, 10);
+    return s;
+  };
+  // Rates 1, 2, 4, 8. Losses 3 1 1 3: the parabolas through 3 1 1 and 1 1 3 have second difference 2 and are 1 - 1/4 at the middle.
+  // Losses 3 1 1 7: second differences 2 and 6, mixed (1 - s) 2 + s 6, so the curve is 1 + (1 + 2 s) s (s - 1), lowest where
+  // 6 s^2 - 2 s - 1 = 0: s = (1 + sqrt(7)) / 6. At the middle it is 1 + 2 (-1/4) = 1/2.
+  const LrSweep s = sweep("1:8:4", {{3, 1, 1, 3}}, {3, 1, 1, 7});
+  CHECK(s.optimum[0].eta.value == doctest::Approx(std::pow(2, 1.5)));
+  CHECK(s.optimum[0].loss.value == doctest::Approx(0.75));
+  const double at = (1 + std::sqrt(7.0)) / 6, lowest = 1 + (1 + 2 * at) * at * (at - 1);
+  CHECK(s.limit_optimum.eta.value == doctest::Approx(std::pow(2, 1 + at)));
+  CHECK(s.limit_optimum.loss.value == doctest::Approx(lowest));
+  CHECK(s.lost_limit[0].value == doctest::Approx(0.5 - lowest));
+  // Two rates beside divergence: a straight line, whose lowest point is its end.
+  const LrSweep few = sweep("1:8:4", {{5, 2, infinity, infinity}}, {1, 2, 3, 4});
+  CHECK(few.optimum[0].eta.value == doctest::Approx(2));
+  CHECK(few.optimum[0].at_edge);
+  CHECK(few.lost_limit[0].value == doctest::Approx(1));
+  // An optimum beside a rate at which the limit diverges costs everything.
+  CHECK(std::isinf(sweep("1:8:4", {{3, 1, 1, 3}}, {1, 2, infinity, infinity}).lost_limit[0].value));
+  // Ragged losses; a cost is the difference of two values of a cubic, of some ten operations each.
+  for (std::uint32_t stream = 0; stream < 200; ++stream) {
+    double largest = 0;
+    std::vector<std::vector<double>> curves(3);
+    for (std::uint32_t k = 0; k < 3; ++k)
+      for (std::uint64_t e = 0; e < 7; ++e) {
+        double z[2];
+        normal_pair(StreamKey{3, k, stream, 0}, e, z);
+        curves[k].push_back(std::exp(z[0]));
+        largest = std::max(largest, curves[k].back());
+      }
+    const LrSweep ragged = sweep("0.1:10:7", {curves[0], curves[1]}, curves[2]);
+    for (const auto* lost : {&ragged.lost_largest, &ragged.lost_limit})
+      for (const Interval& i : *lost) CHECK(i.low >= -20 * std::numeric_limits<double>::epsilon() * largest);
+  }
 }
 
 TEST_CASE("runs that diverge count as infinite losses; an optimum beside them is marked as at the edge") {

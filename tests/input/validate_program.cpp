@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <thread>
 
@@ -175,6 +176,12 @@ TEST_CASE("dmft_validate --lr-sweep: optima of widths and limit, in the file and
   CHECK(file.read("/lr_sweep/eta").values.size() == 5);
   CHECK(file.read("/lr_sweep/loss").shape == std::vector<std::size_t>{2, 5});
   CHECK(file.read("/lr_sweep/limit_loss").values.size() == 5);
+  const H5Array runs = file.read("/lr_sweep/seed_loss"), loss = file.read("/lr_sweep/loss");
+  REQUIRE(runs.shape == std::vector<std::size_t>{2, 5, 4});
+  double mean = 0;
+  for (std::size_t k = 0; k < 4; ++k) mean += runs.values[(1 * 5 + 2) * 4 + k] / 4;  // N = 32, the third rate
+  CHECK((mean == doctest::Approx(loss.values[1 * 5 + 2]) || (std::isinf(mean) && std::isinf(loss.values[7]))));
+  CHECK(file.read("/lr_sweep/replica_loss").shape[0] == 5);
   CHECK(file.read("/lr_sweep/optimum").values.size() == 2);
   CHECK(file.attribute_text("/lr_sweep", "criterion") == "tail");
 }

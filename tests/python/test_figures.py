@@ -86,6 +86,10 @@ class Figures(unittest.TestCase):
         np.testing.assert_allclose(found, (0.8, 0.3), rtol=1e-12)
         self.assertEqual(figures.optimum(lr, np.array([1.0, 2, 3, 4, 5])), (0.25, 1.0))  # at the edge
         self.assertEqual(figures.optimum(lr, np.array([3.0, 2, 1, np.inf, np.nan])), (1.0, 1.0))  # beside divergence
+        # Two parabolas of second differences 2 and 6, mixed: 1 + (1 + 2 s) s (s - 1), lowest at s = (1 + sqrt(7)) / 6.
+        found = figures.optimum(lr[:4], np.array([3.0, 1, 1, 7]))
+        s = (1 + np.sqrt(7)) / 6
+        np.testing.assert_allclose(found, (0.5 * 2**s, 1 + (1 + 2 * s) * s * (s - 1)), rtol=1e-12)
         self.assertIsNone(figures.optimum(lr, np.full(5, np.nan)))
         cases = cases_of(
             load(limit_file(self.folder / f"lr{k}.h5", lr=eta, final=0.3 + np.log(eta / 0.8) ** 2)) for k, eta in enumerate(lr)
@@ -204,6 +208,25 @@ class Figures(unittest.TestCase):
         self.assertNotIn(b"Type3", pdf)
         svg = (self.folder / "loss.svg").read_text()
         self.assertNotIn("<text", svg)  # glyphs are outlines
+
+    def test_notebooks_show_figures_that_are_made_here(self) -> None:
+        ax = figures.loss(self.both)
+        for shown in (ax, ax.figure, *figures.kernel_comparison(self.both, "Phi")):
+            self.assertTrue(shown._repr_png_().startswith(b"\x89PNG"))
+
+    def test_effective_experts_are_shares_of_all(self) -> None:
+        with written(Path(self.limit.file), "a") as file:
+            file["limit"].attrs["experts"] = 40
+            file["limit/observables/ess_forward"] = np.array([10.0, 20, 30])
+            file["limit/observables/ess_forward_sem"] = np.array([1.0, 2, 3])
+            file["limit/observables/ess_forward"].dims[0].label = "step"
+        with written(Path(self.networks.file), "a") as file:
+            for width in WIDTHS:
+                file[f"network/N{width}/observables/ess_forward"] = np.full((3, 3), width / 8)
+        seen = self.series(figures.observable([load(self.limit.file), load(self.networks.file)], "ess_forward"))
+        np.testing.assert_allclose(seen["limit"]["ess_forward"], [0.25, 0.5, 0.75])
+        np.testing.assert_allclose(seen["limit"]["standard_error"], [0.025, 0.05, 0.075])
+        np.testing.assert_allclose(seen["N = 64"]["ess_forward"], 64 / 8 / 32)  # M = 32
 
     def test_settings_of_the_user_come_back(self) -> None:
         before = dict(matplotlib.rcParams)

@@ -52,6 +52,14 @@ class Case:
         found = {n: r.network_curve(n, name) for n, r in self.networks.items()}
         return {n: curve for n, curve in found.items() if curve is not None}
 
+    def experts(self, width: int | None) -> int:
+        """M of the networks of a width, or the experts that stand for all in the limit; 0 where the file does not say."""
+        if width is None:
+            group, attribute = (self.limit.limit if self.limit else None), "experts"
+        else:
+            group, attribute = (self.networks[width].networks[width] if width in self.networks else None), "M"
+        return int(group.attributes.get(attribute, 0)) if group is not None else 0
+
     def names(self, folder: str = "") -> list[str]:
         """Names of the curves below a folder ("" or "observables"), in the limit or in networks, without errors and steps."""
         names: dict[str, None] = {}

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -109,11 +110,11 @@ def _figures(results: Sequence[Results], names: Sequence[str] | None, out: Path,
         for stem, figure in made.items():
             for suffix in formats:
                 path = out / f"{stem}.{suffix}"
-                _write(path, lambda temporary, f=figure: style.save(f, temporary))
+                _write(path, partial(style.save, figure))
                 written.append(path)
             if csv:
                 path = out / f"{stem}.csv"
-                _write(path, lambda temporary, f=figure: draw.write_csv(f, temporary))
+                _write(path, partial(draw.write_csv, figure))
                 written.append(path)
     if faults:
         raise ResultError("\n".join(faults))

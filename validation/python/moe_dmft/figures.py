@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from . import draw, style
 from .cases import Case, case_of
-from .fit import PowerLaw, power_law, with_error
+from .fit import PowerLaw, Smooth, power_law, with_error
 from .results import Array, Curve, Floats, Group, ResultError, Results
 
 Source = Results | Iterable[Results] | Case
@@ -43,6 +43,12 @@ def default_loss(case: Case) -> str:
 # --- against step -------------------------------------------------------------------------------------------------------
 
 
+def _per_expert(case: Case, width: int | None, curve: Curve) -> Curve:
+    """Effective numbers of experts as shares of all of them, which networks and limit have in common."""
+    experts = case.experts(width) or np.nan
+    return Curve(curve.x, curve.mean / experts, curve.error / experts, curve.runs)
+
+
 def _against_step(case: Case, name: str, ax: Axes, legend: bool, colors: Colors | None) -> Axes:
     networks = case.network_curves(name)
     limit = case.curve(name)
@@ -51,6 +57,9 @@ def _against_step(case: Case, name: str, ax: Axes, legend: bool, colors: Colors 
         raise _missing(case, name, "Set output.observables" if folder else "It is recorded with a test set or mini-batches only")
     leaf = name.rpartition("/")[2]
     draw.name(ax, leaf)
+    if leaf.startswith("ess_"):
+        networks = {width: _per_expert(case, width, curve) for width, curve in networks.items()}
+        limit = _per_expert(case, None, limit) if limit is not None else None
     colors = colors or style.width_colors(networks)
     for width, curve in networks.items():
         draw.band(ax, curve, label=f"N = {width}", color=colors[width], y=leaf)
@@ -183,8 +192,9 @@ def against_width(
         if power and positive.any():
             _log_y(ax)
         ax.set_ylabel(f"{style.symbol(name)} at t = {at:g}")
-        falling = power and s.fitted is not None and s.fitted.exponent < -0.1
-        _legend(ax, loc="upper right" if falling else "best", handlelength=1.2)
+        # Above the panel: lines cross all of it.
+        _legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, handlelength=0.9, handletextpad=0.3,
+                columnspacing=0.6, borderaxespad=0.1)  # fmt: skip
     return ax
 
 
@@ -261,19 +271,15 @@ class LearningRateCurve:
 
 
 def optimum(lr: Floats, values: Floats) -> tuple[float, float] | None:
-    """(eta, loss) at the vertex of a parabola in log eta through the lowest point and its neighbours.
+    """(eta, loss) at the lowest point of the smooth curve in log eta through all losses; None if nothing is finite."""
+    lowest = Smooth(np.log(lr), values).lowest()
+    return (float(np.exp(lowest[0])), lowest[1]) if lowest is not None else None
 
-    At the edge of the sweep, or beside values that diverged, the lowest point itself; None if nothing is finite.
-    """
-    good = np.isfinite(values)
-    if not good.any():
-        return None
-    k = int(np.nanargmin(np.where(good, values, np.inf)))
-    if k in (0, len(values) - 1) or not (good[k - 1] and good[k + 1]):
-        return float(lr[k]), float(values[k])
-    a, b, c = np.polyfit(np.log(lr[k - 1 : k + 2]), values[k - 1 : k + 2], 2)
-    at = -b / (2 * a)
-    return float(np.exp(at)), float(c - b * b / (4 * a))
+
+def _beside_the_edge(values: Floats) -> bool:
+    """Is the lowest value the first or the last, or beside one that diverged?"""
+    k = int(np.nanargmin(np.where(np.isfinite(values), values, np.inf)))
+    return k in (0, len(values) - 1) or not np.isfinite(values[[k - 1, k + 1]]).all()
 
 
 def learning_rate_curves(cases: Sequence[Case], quantity: str | None = None) -> list[LearningRateCurve]:
@@ -293,7 +299,7 @@ def learning_rate_curves(cases: Sequence[Case], quantity: str | None = None) -> 
             curves.append(LearningRateCurve(width, lr, values, error))
             continue
         eta, lowest = best
-        curves.append(LearningRateCurve(width, lr, values, error, (eta, eta, eta), lowest, at_edge=bool(np.any(eta == lr))))
+        curves.append(LearningRateCurve(width, lr, values, error, (eta, eta, eta), lowest, at_edge=_beside_the_edge(values)))
     return curves
 
 
@@ -326,10 +332,11 @@ def learning_rate(
 ) -> Axes:  # fmt: skip
     """Loss against eta for several widths and the limit, optima marked by a star and a bar of their error.
 
-    `quantity` is the label of the loss. Where a run diverged there is no point."""
+    `quantity` is the label of the loss. Where a run diverged there is no point. Lines are the smooth curves whose lowest points the
+    optima are (Smooth)."""
     if not curves:
         raise ResultError("there are no learning-rate curves: sweep with dmft_validate CONFIG --lr-sweep 0.03:3:9")
-    finite = [float(np.nanmin(c.loss)) for c in curves if np.isfinite(c.loss).any()]
+    finite = [float(np.fmin(np.nanmin(c.loss), c.best_loss)) for c in curves if np.isfinite(c.loss).any()]
     worst = max(float(c.loss[0]) if np.isfinite(c.loss[0]) else 0.0 for c in curves)
     with style.style():
         ax = style.axes_or_new(ax)
@@ -339,8 +346,10 @@ def learning_rate(
             label = "limit" if curve.width is None else f"N = {curve.width}"
             good = np.isfinite(curve.loss)
             draw.bars(ax, curve.lr[good], curve.loss[good], curve.error[good], label=label, color=color, x="eta", y="loss",
-                      marker="o" if curve.width is not None else "D",
-                      linestyle=style.DASHES[1] if curve.width is None else "-")  # fmt: skip
+                      marker="o" if curve.width is not None else "D")  # fmt: skip
+            dashes = style.DASHES[1] if curve.width is None else "-"
+            x, y = Smooth(np.log(curve.lr), curve.loss).points()
+            ax.plot(np.exp(x), y, color=color, linewidth=0.8, linestyle=dashes)
             if curve.best is not None:
                 at, low, high = curve.best
                 ax.plot([at], [curve.best_loss], marker="*", markersize=7, color=color, markeredgecolor="white",
@@ -473,7 +482,7 @@ def kernel(
     return ax
 
 
-def kernel_comparison(results: Source, name: str, step: int | None = None, axes: Any = None) -> Any:
+def kernel_comparison(results: Source, name: str, step: int | None = None, axes: Any = None) -> list[Axes]:
     """Theory beside experiment: the kernel of the limit and of the widest networks on one scale. Two axes in, two out."""
     case = case_of(results)
     widths = [n for n, r in case.networks.items() if "kernels" in r.networks[n]]
@@ -491,7 +500,7 @@ def kernel_comparison(results: Source, name: str, step: int | None = None, axes:
         two[1].set_ylabel("")
         two[1].tick_params(labelleft=False)
         _colour_bar(two[0], two, two[1].images[0], name)
-    return axes
+    return two
 
 
 # --- distributions ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Power laws through points with errors."""
+"""Curves through points: power laws, and losses between the learning rates that were tried."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .results import Floats
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,59 @@ def power_law(x: Any, y: Any, error: Any) -> PowerLaw | None:
     scale = chi2 / freedom if freedom > 0 else (1.0 if weighted else np.nan)
     variance = (max(1.0, scale) if weighted else scale) / spread
     return PowerLaw(float(slope), float(np.sqrt(variance)), float(np.exp(level)), chi2, freedom)
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A smooth curve through all points (validation/lr_sweep.cpp has the same): from one point to the next the two parabolas through
+    either end and its neighbours, mixed with weights that pass linearly from the one to the other. Where a neighbour lacks or is not
+    finite there is one parabola, or the straight line.
+    """
+
+    x: Floats  #: ascending
+    y: Floats
+
+    def _bend(self, k: int) -> float:
+        """Second divided difference at point k; NaN at an end."""
+        if k < 1 or k + 1 >= len(self.x) or not np.isfinite(self.y[k - 1 : k + 2]).all():
+            return np.nan
+        slopes = np.diff(self.y[k - 1 : k + 2]) / np.diff(self.x[k - 1 : k + 2])
+        return float((slopes[1] - slopes[0]) / (self.x[k + 1] - self.x[k - 1]))
+
+    def _pieces(self) -> list[tuple[int, Any]]:
+        """(k, cubic in s = (x - x_k) / (x_k+1 - x_k)) between finite neighbours."""
+        s = np.polynomial.Polynomial([0, 1])
+        pieces = []
+        for k in range(len(self.x) - 1):
+            if np.isfinite(self.y[k : k + 2]).all():
+                bends = [b for b in (self._bend(k), self._bend(k + 1)) if np.isfinite(b)] or [0.0]
+                left, right = bends[0], bends[-1]
+                step, rise = self.x[k + 1] - self.x[k], self.y[k + 1] - self.y[k]
+                pieces.append((k, self.y[k] + rise * s + ((1 - s) * left + s * right) * s * (s - 1) * step**2))
+        return pieces
+
+    def points(self, each: int = 24) -> tuple[Floats, Floats]:
+        """(x, y) to draw, `each` between two points; NaN where the curve is interrupted."""
+        s = np.append(np.linspace(0, 1, each + 1), np.nan)
+        xs, ys = np.empty(0), np.empty(0)
+        for k, cubic in self._pieces():
+            if len(xs) and xs[-2] == self.x[k]:
+                xs, ys = xs[:-1], ys[:-1]  # goes on where the piece before ends
+            xs = np.append(xs, self.x[k] * (1 - s) + s * self.x[k + 1])
+            ys = np.append(ys, cubic(s))
+        return xs, ys
+
+    def lowest(self) -> tuple[float, float] | None:
+        """(x, y) of the curve's lowest point; None if nothing is finite."""
+        if not np.isfinite(self.y).any():
+            return None
+        k = int(np.nanargmin(np.where(np.isfinite(self.y), self.y, np.inf)))
+        x, y = float(self.x[k]), float(self.y[k])
+        for k, cubic in self._pieces():
+            for root in cubic.deriv().roots():
+                if abs(root.imag) < 1e-12 and 0 < root.real < 1 and cubic(root.real) < y:
+                    x, y = float(self.x[k] + root.real * (self.x[k + 1] - self.x[k])), float(cubic(root.real))
+        return x, y
 
 
 def with_error(value: float, error: float) -> str:

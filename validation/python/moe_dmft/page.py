@@ -219,6 +219,9 @@ def html(results: Sequence[Results]) -> str:
     ]
     parts.append(_section("Files", table(["file", "kind", "program", "version", "created"], rows)))
     heading = describe(cases[0].config) if len(cases) == 1 else f"{len(cases)} configurations"
+    if len(cases) == 1 and (checked := list(cases[0].compared("coordinate_check"))):  # the configuration holds the last of them
+        tables = [style.value_label("model.param", name) for name in checked]
+        heading = style.join([*tables, describe({k: v for k, v in cases[0].config.items() if k != "model.param"})])
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(heading)}</title><style>{_CSS}</style></head><body>\n"

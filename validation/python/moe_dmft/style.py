@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
 from typing import Any
 
 import matplotlib
@@ -79,10 +81,22 @@ def first_column(ax: Axes) -> bool:
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = COLUMN, height: float = 60 * MM, **options: Any) -> Any:
-    """(figure, array of axes [row, column]) that belongs to no window system; call within style()."""
+    """(figure, array of axes [row, column]) that belongs to no window system; call within style().
+
+    A notebook shows the picture where the figure, or any of its axes, is the last value of a cell."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for shown in (figure, *axes.flat):
+        setattr(shown, "_repr_png_", partial(_png, figure))  # noqa: B010 - what IPython looks for
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    picture = BytesIO()
+    with style():
+        figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
 
 
 def save(figure: Figure, path: Any, **options: Any) -> None:
@@ -135,8 +149,8 @@ _OTHER = {
     "router_entropy": r"router entropy $e^{H}/K$",
     "load_q99": "load, 99 %",
     "load_max": "load, largest",
-    "ess_forward": r"$M_\mathrm{eff}$ forward",
-    "ess_backward": r"$M_\mathrm{eff}$ backward",
+    "ess_forward": r"$M_\mathrm{eff}/M$ forward",
+    "ess_backward": r"$M_\mathrm{eff}/M$ backward",
     "Phi": r"$\langle\phi\,\phi\rangle$",
     "GvGv": r"$\langle Gv\,Gv\rangle$",
     "DD": r"$\langle D\,D\rangle$",
