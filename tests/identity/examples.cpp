@@ -95,7 +95,7 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
         {"limit_mup.h5", "networks_mssp.h5", "loss.svg", "coordinate_check.png"}}},
       {"learning_rate.sh",
        {"'" + examples + "learning_rate.sh' '" + out +
-            "' --steps 2 --train 16 --test 0 --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
+            "' --steps 2 --train 16 --test 16 --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
         {"sweep_mup.h5", "sweep_mssp.html", "learning_rate.svg", "best_loss.png"}}},
       {"monotone_improvement.py",
        {"'" + source + "/validation/python/python' '" + examples +
