@@ -98,7 +98,7 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
     fmt::print("Converged: a replica's loss reached training.stop_at_loss = {:g} at {} {:g}, where the curves end.\n",
                spec.training.stop_at_loss, flows ? "time" : "step", moe::time_of(spec.training, r.converged_at));
   fmt::print("{:.1f} s. Written: {}\n", r.seconds, out);
-  fmt::print("Plot it: dmft_plot {} --format png\n", out);
+  fmt::print("Plot it: ./run dmft_plot {} --format png\n", out);
 }
 
 /// Refuses what this machine cannot hold, in memory or in the folder of the result.
