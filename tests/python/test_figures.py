@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from moe_dmft import ResultError, draw, figures, load, style
 from moe_dmft.cases import cases_of
 from moe_dmft.gallery import GALLERY, NothingToDraw, draw_figure
-from result_files import STEPS, WIDTHS, kernel_values, limit_file, network_file, validation_file, written
+from result_files import STEPS, WIDTHS, dataset, kernel_values, limit_file, network_file, validation_file, written
 
 
 class Figures(unittest.TestCase):
@@ -77,6 +77,38 @@ class Figures(unittest.TestCase):
         self.assertEqual(two[0].images[0].get_clim(), two[1].images[0].get_clim())
         with self.assertRaisesRegex(ResultError, "n.h5: there is no /limit/kernels. Run dmft_solve with output.kernels_at"):
             figures.kernel(self.networks, "Phi")
+
+    def test_blocks_of_a_stack(self) -> None:
+        """Kernels and distributions of two blocks: the mean over them, one of them, or in the figures of dmft_plot both."""
+        edges, shares = np.linspace(-4, 4, 9), np.array([[0, 1, 2, 3, 2, 1, 1, 0], [1, 1, 1, 1, 2, 2, 1, 1]]) / 10
+        for file, place, seeds in ((self.limit.file, "limit", ()), (self.networks.file, "network/N64", (3,))):
+            first = ("seed",) if seeds else ()
+            with written(Path(file), "a") as h5:
+                del h5[f"{place}/kernels"]
+                kernels = np.stack([kernel_values(), 3 * kernel_values()])[None]
+                dataset(h5, f"{place}/kernels/Phi", np.broadcast_to(kernels, (*seeds, *kernels.shape)), *first, "step", "block",
+                        "sample", "sample_2")  # fmt: skip
+                dataset(h5, f"{place}/kernels/steps", [4], "step")
+                dataset(h5, f"{place}/distributions/r", np.broadcast_to(shares, (*seeds, 1, 2, 8)), *first, "step", "block", "bin")
+                dataset(h5, f"{place}/distributions/edges", edges, "edge")
+                dataset(h5, f"{place}/distributions/steps", [4], "step")
+        both = [load(self.limit.file), load(self.networks.file)]
+        order = [1, 3, 2, 5, 0, 4]
+        for name, factor in (("Phi", 2), ("Phi.1", 1), ("Phi.2", 3)):
+            for width in (None, 64):
+                values, at = figures.kernel_values(both, name, width)
+                np.testing.assert_allclose(values, factor * kernel_values()[np.ix_(order, order)])
+                self.assertEqual(at, 4)
+        with self.assertRaisesRegex(ResultError, "limit/kernels/Phi has no block 3"):
+            figures.kernel(both, "Phi.3")
+        seen = self.series(figures.distribution(both, "r.2"))["N = 64"]
+        self.assertAlmostEqual((seen["density"] * (seen["high"] - seen["low"])).sum(), 1)
+        np.testing.assert_allclose(np.interp(2.5, seen["high"], np.cumsum(seen["density"] * (seen["high"] - seen["low"]))), 0.85)
+        cases = cases_of(both)
+        (figure,) = draw_figure("kernels", cases).values()
+        self.assertEqual(len([ax for ax in figure.axes if ax.images]), 4)  # two blocks, limit and networks
+        (figure,) = draw_figure("distributions", cases).values()
+        self.assertEqual([ax.get_xlabel() for ax in figure.axes], ["$r$ of block 1 at t = 4", "$r$ of block 2 at t = 4"])
 
     def test_optimum_of_a_learning_rate(self) -> None:
         lr = np.array([0.25, 0.5, 1, 2, 4])

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from . import draw, style
 from .cases import Case, case_of
 from .fit import PowerLaw, Smooth, power_law, with_error
-from .results import Array, Curve, Floats, Group, ResultError, Results
+from .results import Array, Curve, Floats, Group, ResultError, Results, stored_name
 
 Source = Results | Iterable[Results] | Case
 Colors = Mapping[int, Any]  #: of widths
@@ -415,10 +415,17 @@ def best_loss(
 
 
 def _at_step(group: Any, folder: str, name: str, step: int | None) -> tuple[Array, int]:
-    array: Array = group.array(f"{folder}/{name}")
+    """FOLDER/NAME at the recorded step nearest to `step` (None: the last). Of a stack of blocks their mean, or with NAME.2 block 2."""
+    base, block = stored_name(name)
+    array: Array = group.array(f"{folder}/{base}")
     steps = group.array(f"{folder}/steps").values
     k = -1 if step is None else int(np.abs(steps - step).argmin())
-    return array.select(step=k), int(steps[k])
+    at = array.select(step=k)
+    if block is not None:
+        if "block" not in at.dims or not 1 <= block <= at.shape[at.axis("block")]:
+            raise ResultError(f"{group.file}: {array.path} has no block {block}")
+        at = at.select(block=block - 1)
+    return at.mean("block") if "block" in at.dims else at, int(steps[k])
 
 
 def _by_class(case: Case) -> Floats | None:
@@ -437,8 +444,8 @@ def _colour_bar(ax: Axes, beside: Sequence[Axes], image: Any, name: str) -> None
 
 
 def kernel_values(results: Source, name: str, width: int | None = None, step: int | None = None) -> tuple[Floats, int]:
-    """(P, P) kernel of kernel_table, samples ordered by class, and its step; of the limit, or of networks of a width (mean over
-    seeds)."""
+    """(P, P) kernel, samples ordered by class, and its step; of the limit, or of networks of a width (mean over seeds). Of a stack of
+    blocks the mean over them, or with "Phi.2" that of block 2."""
     case = case_of(results)
     if width is None:
         if case.limit is None or case.limit.limit is None or "kernels" not in case.limit.limit:
@@ -521,12 +528,14 @@ def merged(edges: Floats, shares: Floats, bins: int = 48, reach: float = 4.0) ->
 def distribution(
     results: Source, name: str, step: int | None = None, ax: Axes | None = None, legend: bool = True, colors: Colors | None = None
 ) -> Axes:
-    """Distribution of h, r or u over population and samples: networks as steps, the limit as a filled outline."""
+    """Distribution of h, r or u over population and samples: networks as steps, the limit as a filled outline.
+
+    Of a stack of blocks r and u are those of all, or with "r.2" those of block 2."""
     case = case_of(results)
     places: list[tuple[int | None, Any]] = [(n, r.networks[n]) for n, r in case.networks.items()]
     if case.limit is not None:
         places.append((None, case.limit.limit))
-    places = [(n, group) for n, group in places if f"distributions/{name}" in group]
+    places = [(n, group) for n, group in places if f"distributions/{stored_name(name)[0]}" in group]
     if not places:
         raise _missing(case, f"distributions/{name}", "Run with output.distributions_at, e.g. --distributions-at 0,40")
     found: list[tuple[int | None, Floats, Floats, int]] = []
@@ -550,7 +559,8 @@ def distribution(
                 ax.stairs(density, bins, color=colors[width], label=label, linewidth=0.9)
             draw.record(ax, label, low=bins[:-1], high=bins[1:], density=density)
         draw.name(ax, name, f"t = {at}")
-        ax.set_xlabel(f"${name}$ at t = {at}")
+        base, block = stored_name(name)
+        ax.set_xlabel(f"${base}$" + (f" of block {block}" if block else "") + f" at t = {at}")
         ax.set_ylabel("density")
         ax.set_ylim(bottom=0)
         if legend:

@@ -252,12 +252,22 @@ def _best_loss(cases: Sequence[Case]) -> Figure:
     return figure
 
 
+def _of_blocks(group: Group, folder: str, names: Iterable[str]) -> list[str]:
+    """Names of what a figure shows: of a stack "Phi.1" and "Phi.4", the first and the last of four blocks."""
+    found: list[str] = []
+    for name in names:
+        array = group.array(f"{folder}/{name}")
+        blocks = array.shape[array.axis("block")] if "block" in array.dims else 0
+        found += [f"{name}.{block}" for block in sorted({1, blocks})] if blocks > 1 else [name]
+    return found
+
+
 def _kernels(cases: Sequence[Case]) -> dict[str, Figure]:
     made: dict[str, Figure] = {}
     having = [c for c in cases if c.limit is not None and c.limit.limit is not None and "kernels" in c.limit.limit]
     for k, case in enumerate(having):
         assert case.limit is not None and case.limit.limit is not None
-        names = [n for n in case.limit.limit.group("kernels") or () if n != "steps"]
+        names = _of_blocks(case.limit.limit, "kernels", [n for n in case.limit.limit.group("kernels") or () if n != "steps"])
         recorded = [int(s) for s in case.limit.limit.array("kernels/steps").values]
         steps = sorted({recorded[0], recorded[-1]})
         both = any("kernels" in r.networks[n] for n, r in case.networks.items())
@@ -293,7 +303,7 @@ def _distributions(cases: Sequence[Case]) -> dict[str, Figure]:
         groups = [r.networks[n] for n, r in case.networks.items()] + ([case.limit.limit] if case.limit else [])
         group = next(g for g in groups if g is not None and "distributions" in g)
         steps = [int(s) for s in group.array("distributions/steps").values]
-        names = [n for n in ("h", "u", "r") if f"distributions/{n}" in group]
+        names = _of_blocks(group, "distributions", [n for n in ("h", "u", "r") if f"distributions/{n}" in group])
         figure, axes = style.new_figure(len(names), len(steps), width=style.COLUMN if len(steps) <= 2 else style.PAGE,
                                         height=36 * MM * len(names) + 8 * MM)  # fmt: skip
         _of_one_case(figure, draw.panels(axes), case, having)

@@ -130,7 +130,7 @@ class Group(Mapping[str, "Array | Group"]):
 _STEPS_OF = {"test_loss": "test_steps", "test_accuracy": "test_steps"}
 
 
-def _stored(name: str) -> tuple[str, int | None]:
+def stored_name(name: str) -> tuple[str, int | None]:
     """Dataset and block, from 1, of a curve: "observables/rms_y.2" is block 2 of observables/rms_y."""
     base, _, block = name.partition(".")
     return (base, int(block)) if block.isdigit() else (name, None)
@@ -151,7 +151,7 @@ def _curve(group: Group, name: str) -> Curve:
 
     Of what every block of a stack has: the root mean square over blocks, or with NAME.2 that of block 2.
     """
-    name, block = _stored(name)
+    name, block = stored_name(name)
     array = group.array(name)
     if block is not None and (array.dims[-1:] != ("block",) or not 1 <= block <= array.shape[-1]):
         raise ResultError(f"{group.file}: {group.path}/{name} has no block {block}")
@@ -214,12 +214,12 @@ class Results:
 
     def limit_curve(self, name: str) -> Curve | None:
         """`loss`, `batch_loss`, `observables/rms_h`, ... of the limit; None if it is not in the file."""
-        return _curve(self.limit, name) if self.limit is not None and _stored(name)[0] in self.limit else None
+        return _curve(self.limit, name) if self.limit is not None and stored_name(name)[0] in self.limit else None
 
     def network_curve(self, width: int, name: str) -> Curve | None:
         """The same of the networks of one width: mean over seeds. Runs that failed make NaN from there on."""
         group = self.networks.get(width)
-        return _curve(group, name) if group is not None and _stored(name)[0] in group else None
+        return _curve(group, name) if group is not None and stored_name(name)[0] in group else None
 
 
 def _attribute(value: Any) -> Any:

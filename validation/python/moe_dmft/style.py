@@ -161,6 +161,9 @@ _OTHER = {
 def symbol(name: str) -> str:
     """Axis label of a recorded quantity: `rms_y_init` is rms(y_init). Names that are not known stay as they are."""
     name = name.removeprefix("observables/")
+    base, _, block = name.partition(".")
+    if block.isdigit():
+        return f"{symbol(base)}, block {block}"
     if name in _OTHER:
         return _OTHER[name]
     kind, _, rest = name.partition("_")
