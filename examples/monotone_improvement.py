@@ -50,7 +50,7 @@ class Setting:
 def settings(only: str) -> list[Setting]:
     """Short horizons first: they cost least, and the delay is largest there."""
     every = itertools.product(HORIZONS, ("digits", "fashion-mnist"), WIDTHS, ("sgd", "adam"))
-    return [s for s in (Setting(d, r, o, t) for t, d, r, o in every) if only in s.name]
+    return [s for s in (Setting(d, r, o, t) for t, d, r, o in every) if any(part in s.name for part in only.split(","))]
 
 
 def sweep(setting: Setting, param: str, options: argparse.Namespace) -> list[figures.LearningRateCurve]:
@@ -75,7 +75,8 @@ def sweep(setting: Setting, param: str, options: argparse.Namespace) -> list[fig
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("monotone"), help="folder of the results")
-    parser.add_argument("--only", default="", help="settings whose names contain this, e.g. digits_II_sgd_T20")
+    parser.add_argument("--only", default="", help="settings whose names contain this, or one of several with commas between, "
+                        "e.g. digits_II_sgd_T20,fashion-mnist_III")  # fmt: skip
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
     parser.add_argument("--data-path", default="", help="folder of Fashion-MNIST's files, where they are not Debian's")
     parser.add_argument("--quick", action="store_true", help="two small widths, three learning rates, three steps")
@@ -110,7 +111,7 @@ def main() -> int:
         for unused in panels[len(chosen) :]:
             unused.remove()
         draw.shared_legend(figure, panels[: len(chosen)])
-        for suffix in ("pdf", "png"):
+        for suffix in ("pdf", "png", "svg"):
             style.save(figure, options.out / f"monotone.{suffix}")
     print(f"{options.out / 'monotone.csv'}\n{options.out / 'monotone.pdf'}")
     return 0
