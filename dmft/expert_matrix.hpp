@@ -52,21 +52,21 @@ class ExpertMatrix {
   ExpertMatrix(Structure structure, const SiteShape& shape, const Populations& on, QueryBasis<B>& neuron_basis,
                const GaussianConstants& constants, const UpdateRule& rule, double tolerance, StreamNumbers& streams)
       : structure_(structure), shape_(shape), neurons_(on.neurons->sites()) {
-    const auto add = [&](Population<B>& population, const GaussianConstants& c, const UpdateRule& r) {
+    const auto add = [&](Population<B>& population, const GaussianConstants& c, const UpdateRule& r, Index experts) {
       bases_.push_back(std::make_unique<QueryBasis<B>>(population.sites(), tolerance));
-      operators_.push_back(
-          std::make_unique<Operator<B>>(population, *bases_.back(), *on.neurons, neuron_basis, c, r, streams.next()));
+      operators_.push_back(std::make_unique<Operator<B>>(population, *bases_.back(), *on.neurons, neuron_basis, c, r,
+                                                         streams.next(), experts));
     };
     switch (structure) {
-      case Structure::stacked: add(*on.sites, constants, rule); break;
+      case Structure::stacked: add(*on.sites, constants, rule, shape.experts); break;
       case Structure::per_expert:
-        for (auto& hidden : *on.hidden) add(*hidden, constants, rule);
+        for (auto& hidden : *on.hidden) add(*hidden, constants, rule, 1);
         break;
       case Structure::shared: {
         UpdateRule frozen = rule;  // the common initial matrix never learns; every expert does, from zero
         frozen.lr = 0;
-        add(*on.hidden->front(), constants, frozen);
-        add(*on.sites, GaussianConstants{}, rule);
+        add(*on.hidden->front(), constants, frozen, 1);
+        add(*on.sites, GaussianConstants{}, rule, shape.experts);
         break;
       }
     }

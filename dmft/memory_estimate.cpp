@@ -31,6 +31,7 @@ struct OperatorSize {
   UpdateRule rule;
   double rank_x = 0, rank_y = 0;  ///< of the bases on X and on Y
   bool keeps_bases = false, becomes_dense = false;
+  double matrices = 1;  ///< that learn by themselves, one above another
 
   bool learns() const { return rule.lr != 0; }
   /// Numbers that a linear rule learns, in the form that has more of them.
@@ -92,6 +93,8 @@ class Account {
     if (o.learns() && (pairs_from_start || o.becomes_dense))
       put(pairs_from_start ? items_ : arrays,
           fmt::format("learned part as {:.0f} array{} of {}", count, count > 1 ? "s" : "", size), count * o.X * o.Y);
+    if (o.learns() && o.rule.kind == OptimizerKind::adafactor)
+      put(items_, "running means of squared gradients", o.X + o.matrices * o.Y);
     if (o.becomes_dense && (o.chi2 > 0 || o.beta2 > 0))
       put(arrays, fmt::format("initial matrix in dense form, {}", size), o.X * o.Y);
     const double of_bases = bytes(bases), of_arrays = bytes(arrays);
@@ -179,8 +182,10 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
       frozen.lr = 0;
       ops.push_back(size_of(fmt::format("{} (common part)", name), Sa, 1, g, frozen, neuron_queries));
       ops.push_back(size_of(name, sites, 1, {}, rule, neuron_queries));
+      ops.back().matrices = SE;
     } else if (block.experts_sampled) {
       ops.push_back(size_of(name, sites, 1, g, rule, neuron_queries));
+      ops.back().matrices = SE;
     } else {
       ops.push_back(size_of(name, Sa, SE, g, rule, neuron_queries));
     }

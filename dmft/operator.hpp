@@ -36,9 +36,9 @@ class Operator {
   using View = typename B::View;
 
   /// Populations and bases are owned by the block and outlive the operator. `noise` addresses the operator's own random numbers
-  /// (evaluation-only answers and the dense form).
+  /// (evaluation-only answers and the dense form). X holds the rows of `matrices` that learn each by itself (LearnedArray).
   Operator(Population<B>& X, QueryBasis<B>& x_side_basis, Population<B>& Y, QueryBasis<B>& y_side_basis,
-           const GaussianConstants& constants, const UpdateRule& rule, const StreamKey& noise)
+           const GaussianConstants& constants, const UpdateRule& rule, const StreamKey& noise, Index matrices = 1)
       : rule_(rule), noise_(noise), responses_(constants.responses) {
     x_ = Side{&X, &x_side_basis, constants.chi2, Matrix(X.sites(), 0)};
     y_ = Side{&Y, &y_side_basis, constants.beta2, Matrix(Y.sites(), 0)};
@@ -47,7 +47,7 @@ class Operator {
       if (keeps_bases()) side->basis->add_user();
     }
     const bool over_pairs = !rule_.linear() && learns();
-    pairs_ = LearnedArray<B>(over_pairs ? X.sites() : 0, over_pairs ? Y.sites() : 0, rule_);
+    pairs_ = LearnedArray<B>(over_pairs ? X.sites() : 0, over_pairs ? Y.sites() : 0, rule_, 1, matrices);
     if (!keeps_bases()) dense_ = true;
   }
 

@@ -1,11 +1,12 @@
 /// What an optimizer does to one tensor, in the units of theory section 3, and arrays that it acts on entry by entry (T22).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
+#include "dmft/small_linear_algebra.hpp"
 #include "support/archive.hpp"
 #include "support/cpu.hpp"
-#include "support/error.hpp"
 #include "support/point.hpp"
 #include "support/run_spec.hpp"
 
@@ -23,6 +24,71 @@ struct UpdateRule {
   bool has_moments() const { return kind == OptimizerKind::adam || kind == OptimizerKind::adamw; }
 };
 
+namespace detail {
+
+/// out (rows, 1): mean over columns of (sum_mu z_mu x_mu^T)^2, as |R^T z|^2 with R R^T = <x x>, which no rounding makes negative.
+template <class B>
+void mean_squares_of_rows(typename B::View z, typename B::View x, typename B::View out) {
+  using Real = typename B::Real;
+  const Index P = z.cols;
+  auto root = B::Matrix::uninitialized(P, P);
+  auto along = B::Matrix::uninitialized(z.rows, P);
+  B::upload(semidefinite_root(B::gram(x)), root);
+  B::gemm(Op::plain, Op::plain, 1, z, root, 0, along);
+  const typename B::View a = along;
+  B::each(z.rows, 1, [=] MOE_HD(Index i, Index) {
+    double s = 0;
+    for (Index p = 0; p < P; ++p) s += static_cast<double>(a(i, p)) * static_cast<double>(a(i, p));
+    out(i, 0) = static_cast<Real>(s);
+  });
+}
+/// out (matrices, cols): mean over the rows of each matrix of g^2; matrices stand one above another.
+template <class B>
+void mean_squares_of_columns(typename B::View g, typename B::View out) {
+  using Real = typename B::Real;
+  const Index rows = g.rows / out.rows;
+  B::each(out.rows, out.cols, [=] MOE_HD(Index e, Index j) {
+    double s = 0;
+    for (Index i = e * rows; i < (e + 1) * rows; ++i) s += static_cast<double>(g(i, j)) * static_cast<double>(g(i, j));
+    out(e, j) = static_cast<Real>(s / static_cast<double>(rows));
+  });
+}
+/// mean = keep * mean + (1 - keep) * (now + eps^2)
+template <class B>
+void run_mean(typename B::View now, double keep, double eps, typename B::View mean) {
+  using Real = typename B::Real;
+  B::each(mean.rows, mean.cols, [=] MOE_HD(Index i, Index j) {
+    mean(i, j) = static_cast<Real>(keep * static_cast<double>(mean(i, j)) +
+                                   (1 - keep) * (static_cast<double>(now(i, j)) + eps * eps));
+  });
+}
+/// out (rows, 1) = (row / mean over the matrix of row)^-1/2, 0 where there has been no gradient.
+template <class B>
+void inverse_root_shares(typename B::View row, Index matrices, typename B::View out) {
+  using Real = typename B::Real;
+  const Index rows = row.rows / matrices;
+  B::each(matrices, 1, [=] MOE_HD(Index e, Index) {
+    double mean = 0;
+    for (Index i = e * rows; i < (e + 1) * rows; ++i)
+      mean += static_cast<double>(row(i, 0)) / static_cast<double>(rows);
+    for (Index i = e * rows; i < (e + 1) * rows; ++i)
+      out(i, 0) = row(i, 0) > Real(0) ? static_cast<Real>(std::sqrt(mean / static_cast<double>(row(i, 0)))) : Real(0);
+  });
+}
+/// value += lr * g / sqrt(row col / mean(row)), of the row given the root of its share.
+template <class B>
+void factored_step(typename B::View g, typename B::View inverse_row, typename B::View col, typename B::Real lr,
+                   typename B::View value) {
+  using Real = typename B::Real;
+  const Index rows = g.rows / col.rows;
+  B::each(g.rows, g.cols, [=] MOE_HD(Index i, Index j) {
+    const Real mean = col(i / rows, j);
+    value(i, j) += mean > Real(0) ? lr * g(i, j) * inverse_row(i, 0) / std::sqrt(mean) : Real(0);
+  });
+}
+
+}  // namespace detail
+
 /// An array with its optimizer state. Gradients arrive as outer products sum_mu z_mu x_mu^T and are never stored.
 template <class B>
 class LearnedArray {
@@ -32,11 +98,16 @@ class LearnedArray {
   using View = typename B::View;
 
   LearnedArray() = default;
-  /// `scale` multiplies the learning rate: 1/D for W_in, whose inputs are coordinates and not a population (T21).
-  LearnedArray(Index rows, Index cols, const UpdateRule& rule, double scale = 1)
+  /// `scale` multiplies the learning rate: 1/D for W_in, whose inputs are coordinates and not a population (T21). `matrices` of equal
+  /// size stand one above another in it: those that Adafactor treats each by itself.
+  LearnedArray(Index rows, Index cols, const UpdateRule& rule, double scale = 1, Index matrices = 1)
       : rule_(rule), scale_(scale), value_(rows, cols) {
     if (rule.has_velocity() || rule.has_moments()) first_ = Matrix(rows, cols);
     if (rule.has_moments()) second_ = Matrix(rows, cols);
+    if (rule.kind == OptimizerKind::adafactor) {
+      first_ = Matrix(rows, 1);
+      second_ = Matrix(matrices, cols);
+    }
   }
 
   bool empty() const { return value_.empty(); }
@@ -89,12 +160,34 @@ class LearnedArray {
         B::entrywise_update(z, x, {value}, [=] MOE_HD(Real g, Index i, Index j) { value(i, j) += lr * sign(g); });
         return;
       }
-      case OptimizerKind::adafactor: break;
+      case OptimizerKind::adafactor: factored(z, x, lr); return;
     }
-    throw BackendError("this optimizer has no limit in the solver; validate() should have refused it");
   }
 
  private:
+  /// Adafactor without first moment and clipping: Psi = g / sqrt(row col / mean(row)).                                (T30)
+  /// row, col: running means over the columns and the rows of a matrix of g^2 + eps^2, with weight 1 - t^-0.8.
+  void factored(View z, View x, Real lr) {
+    const double keep = 1 - std::pow(steps_, -0.8);
+    const View value = value_, row = first_, col = second_;
+    auto row_now = Matrix::uninitialized(row.rows, 1), share = Matrix::uninitialized(row.rows, 1);
+    detail::mean_squares_of_rows<B>(z, x, row_now);
+    detail::run_mean<B>(row_now, keep, rule_.eps, row);
+    detail::inverse_root_shares<B>(row, col.rows, share);
+    // Gradients of a few columns at a time, every row of which is there.
+    const Index piece =
+        std::clamp<Index>((Index{1} << 18) / std::max<Index>(1, value.rows), 1, std::max<Index>(1, value.cols));
+    auto gradient = Matrix::uninitialized(value.rows, piece), col_now = Matrix::uninitialized(col.rows, piece);
+    for (Index first = 0; first < value.cols; first += piece) {
+      const Index count = std::min(piece, value.cols - first);
+      const View g = gradient.columns(0, count), now = col_now.columns(0, count), mean = col.columns(first, count);
+      B::gemm(Op::plain, Op::transposed, 1, z, x.row_range(first, count), 0, g);
+      detail::mean_squares_of_columns<B>(g, now);
+      detail::run_mean<B>(now, keep, rule_.eps, mean);
+      detail::factored_step<B>(g, share, mean, lr, value.columns(first, count));
+    }
+  }
+
   /// to = keep * to + scale * lr * sum_mu z_mu x_mu^T
   void add_gradient(View z, View x, double keep, View to) const {
     B::gemm(Op::plain, Op::transposed, scale_ * rule_.lr, z, x, keep, to);
@@ -103,7 +196,9 @@ class LearnedArray {
   UpdateRule rule_;
   double scale_ = 1;
   int steps_ = 0;
-  Matrix value_, first_, second_;  ///< (rows, cols): value, velocity or first moment, second moment
+  /// (rows, cols): value, velocity or first moment, second moment. Of Adafactor first_ (rows, 1) and second_ (matrices, cols) are the
+  /// running means of squares, row and col.
+  Matrix value_, first_, second_;
 };
 
 }  // namespace moe

@@ -217,8 +217,6 @@ void refuse_unavailable(const RunSpec& spec, Faults& faults) {
   };
   refuse(spec.model.balance_loss != 0, "model.balance_loss", "Use balance_loss = 0.0");
   refuse(spec.model.balance_bias != 0, "model.balance_bias", "Use balance_bias = 0.0");
-  refuse(spec.optimizer.name == OptimizerKind::adafactor, "optimizer.name",
-         "Use sgd, momentum, adam, adamw or signsgd");
 }
 
 void refuse_unavailable(Device device, const std::string& place, Faults& faults) {

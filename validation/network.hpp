@@ -118,7 +118,7 @@ struct TrainOptions {
   std::function<void(int width, double loss)> on_update;
 };
 
-/// Faults of what this trainer cannot run (balancing, Adafactor, sizes) at these widths.
+/// Faults of what this trainer cannot run (balancing, sizes) at these widths.
 void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults);
 
 /// Sizes of the network of width N on this data.

@@ -34,6 +34,7 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   const OptimizerKind kind = spec.optimizer.name;
   const double moments = kind == OptimizerKind::adam || kind == OptimizerKind::adamw ? 2
                          : kind == OptimizerKind::momentum                           ? 1
+                         : kind == OptimizerKind::adafactor                          ? 1 / s.Ne
                                                                                      : 0;
   const bool observed = !selected_observables(spec).empty();
   // Drawn in double, then trained; handed back in double where they are kept.
@@ -49,7 +50,8 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
   const double kept = s.L * (p.sites + s.M);  // of t = 0, in every block
   const double observing = observed ? 2 * active + (2 + dense) * p.sites + 4 * s.N + s.M + kept : 0;
   const double evaluation = s.L * (3 * active + (2 + norm) * s.N + s.M + s.K) + (2 + norm) * s.N;
-  p.fields = real * ((step + observing) * P + evaluation * piece + s.D * (train + test));
+  const double gradient = kind == OptimizerKind::adafactor ? s.N * std::max({s.D, s.M, s.Ne}) : 0;  // of one matrix
+  p.fields = real * (gradient + (step + observing) * P + evaluation * piece + s.D * (train + test));
   return p;
 }
 

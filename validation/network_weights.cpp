@@ -68,8 +68,6 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
   if (model.balance_bias != 0)
     refuse("model.balance_bias", fmt::format("{}", model.balance_bias), "the finite trainer has no balancing",
            "Set it to 0.");
-  if (spec.optimizer.name == OptimizerKind::adafactor)
-    refuse("optimizer.name", "adafactor", "the finite trainer does not have this rule", "Choose adam.");
   if (data.x.cols() == 0)
     faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
   if (spec.training.batch > data.x.cols())

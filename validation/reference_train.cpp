@@ -48,7 +48,7 @@ class Trainer {
         constants_(constants_at(spec, shape)),
         model_{spec.model, spec.training.loss, shape, constants_.aggregation},
         weights_(std::move(weights)),
-        optimizer_(spec.optimizer, constants_.lr, constants_.eps),
+        optimizer_(spec.optimizer, constants_.lr, constants_.eps, shape.M, shape.L),
         wanted_(recorded_all(selected_observables(spec), shape.L)) {
     run_.shape = shape;
     if (!wanted_.empty()) observe_at_ = observe_steps(spec);

@@ -49,6 +49,17 @@ struct Products {
   }
   /// One update of a tensor from its gradient scale L C^T; L (N, P), C (cols, P).
   static void learn(const Rule<Real>& rule, const Slot<Real>& slot, Real scale, View L, View C) {
+    if (rule.factored()) {
+      const Index matrices = slot.first.cols, columns = slot.value.cols / matrices;
+      const auto learn_matrix = [&](Index e) {
+        auto gradient = HostMatrix<Real>::uninitialized(L.rows, columns);
+        B::gemm(Op::plain, Op::transposed, scale, L, C.row_range(e * columns, columns), 0, gradient);
+        factored(rule, slot, e, gradient);
+      };
+#pragma omp parallel for schedule(dynamic) if (matrices > 1)
+      for (Index e = 0; e < matrices; ++e) learn_matrix(e);
+      return;
+    }
     const std::vector<Real*> x = columns_of(L);
     thread_local columns::Scratch<Real> scratch;
     Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, L.cols));
@@ -102,6 +113,26 @@ struct Products {
   static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<Real>& slot, Real scale, View L, View C) {
     if (d.dense()) return learn(rule, slot, scale, L, stacked(d, C));
     const Index Ne = C.rows;
+    if (rule.factored()) {
+#pragma omp parallel for schedule(dynamic)
+      for (Index i = 0; i < d.experts(); ++i) {
+        const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
+        HostMatrix<Real> gradient(L.rows, Ne);
+        const View g = gradient;
+        if (tokens > 0) {
+          thread_local columns::Scratch<Real> rows, scratch;
+          Real *const packed = rows.of(columns::row_panels_size<Real>(L.rows, tokens)), *const factors =
+                                                                                            scratch.of(tokens * Ne);
+          columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), tokens, packed);
+          columns::pack_factors(scale, C.data + begin * C.ld, C.ld, 1, tokens, Ne, factors);
+          columns::combine(
+              L.rows, packed, tokens, factors, Ne, [](Index, Index) {},
+              [&](Index j, Index row, const Real* values, Index n) { std::copy_n(values, n, &g(row, j)); });
+        }
+        factored(rule, slot, i, g);
+      }
+      return;
+    }
     for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
       const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
       if (tokens == 0 && !rule.moves_without_gradient()) return;
@@ -119,6 +150,12 @@ struct Products {
   }
 
  private:
+  /// Matrix e of those that stand side by side in a tensor, from its gradient.
+  static void factored(const Rule<Real>& rule, const Slot<Real>& slot, Index e, View gradient) {
+    const auto part = [&](View all) { return all.columns(e * gradient.cols, gradient.cols); };
+    rule.factored_step(gradient, part(slot.value), slot.first.columns(e, 1), part(slot.second));
+  }
+
   /// Columns that one thread takes at a time, and how many of an expert's are worth packing its tokens for.
   static constexpr Index piece = 16 * columns::panel_columns, worth_packing = 32;
 

@@ -38,6 +38,12 @@ class Run {
       const auto& w = state_.weights.values[t];
       if (any.has_velocity() || any.has_moments()) state_.first.values[t] = HostMatrix<Real>(w.rows(), w.cols());
       if (any.has_moments()) state_.second.values[t] = HostMatrix<Real>(w.rows(), w.cols());
+      if (!any.factored()) continue;
+      const bool experts =
+          t == static_cast<std::size_t>(Tensor::expert_in) || t == static_cast<std::size_t>(Tensor::expert_out);
+      state_.first.values[t] =
+          HostMatrix<Real>(w.rows(), (in_block(static_cast<Tensor>(t)) ? shape.L : 1) * (experts ? shape.M : 1));
+      state_.second.values[t] = HostMatrix<Real>(1, w.cols());
     }
     state_.run.shape = shape;
     state_.run.seed = seed;

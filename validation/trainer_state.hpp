@@ -35,9 +35,9 @@ struct TrainingState {
   double first_loss = 0;  ///< at step 0, on its samples
   double loss = 0;        ///< of the state before the present update
   Tensors<Real> weights;  ///< W(t)
-  Tensors<Real> first;    ///< velocities or first moments; empty where the rule has none
-  Tensors<Real> second;   ///< second moments; likewise
-  Tensors<Real> initial;  ///< W(0), where an observable needs it; of a flow all
+  Tensors<Real> first;   ///< velocities or first moments, or what Adafactor keeps (Slot); empty where the rule has none
+  Tensors<Real> second;  ///< second moments; likewise
+  Tensors<Real> initial;                                   ///< W(0), where an observable needs it; of a flow all
   std::map<std::string, HostMatrix<Real>> initial_fields;  ///< those of t = 0 that observables compare with
   NetworkRun run;                                          ///< what was recorded so far
 

@@ -111,7 +111,8 @@ inline const std::vector<Case> cases = {
      moe::Activation::relu},
     {"I", "mup", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse},
     {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse,
-     moe::Activation::tanh, 2}};
+     moe::Activation::tanh, 2},
+    {"II", "mssp", moe::OptimizerKind::adafactor, moe::Routing::topk, moe::Gate::sigmoid, moe::Loss::mse}};
 
 }  // namespace MOE_DEVICE_SPACE
 }  // namespace gpu_march

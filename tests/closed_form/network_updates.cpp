@@ -23,7 +23,7 @@ moe::NetworkWeights updated(const moe::OptimizerSpec& spec, double eps, std::ini
   lr.values.fill(0.1);
   lr[moe::Tensor::readout] = 0.2;
   all_eps.values.fill(eps);
-  moe::reference::Optimizer optimizer(spec, lr, all_eps);
+  moe::reference::Optimizer optimizer(spec, lr, all_eps, 1, 1);
   moe::NetworkWeights w = filled(2.0);
   for (double g : gradients) optimizer.step(w, filled(g));
   return w;
@@ -68,6 +68,12 @@ TEST_CASE("network optimizers make the updates worked out by hand [two steps, gr
     const auto w = updated(spec, 0.5, {3, -1});
     CHECK(value(w.w_in) == doctest::Approx((2 * 0.8 - 0.1 * first) * 0.8 - 0.1 * second).epsilon(1e-14));
     CHECK(value(w.readout) == doctest::Approx((2 * 0.8 - 0.2 * first) * 0.8 - 0.2 * second).epsilon(1e-14));
+  }
+  SUBCASE("adafactor: one entry has row = col; weights 1 and 2^-0.8") {
+    spec.name = moe::OptimizerKind::adafactor;
+    const double weight = std::pow(2.0, -0.8), mean = (1 - weight) * 9.25 + weight * 1.25;
+    CHECK(value(updated(spec, 0.5, {3, -1}).expert_in) ==
+          doctest::Approx(2 - 0.1 * (3 / std::sqrt(9.25) - 1 / std::sqrt(mean))).epsilon(1e-14));
   }
   SUBCASE("adam with eps = 0 does not move where the gradient is zero") {
     spec.name = moe::OptimizerKind::adam;

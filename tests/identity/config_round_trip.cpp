@@ -78,7 +78,6 @@ RunSpec random_run() {
   const RunSpec available;
   spec.model.balance_loss = available.model.balance_loss;
   spec.model.balance_bias = available.model.balance_bias;
-  if (spec.optimizer.name == OptimizerKind::adafactor) spec.optimizer.name = available.optimizer.name;
   if (spec.training.dynamics == Dynamics::flow) {
     spec.optimizer.name = OptimizerKind::sgd;
     spec.training.batch = 0;

@@ -75,8 +75,8 @@ TEST_CASE("network softmax gates average to one over the active experts and igno
 }
 
 TEST_CASE("network leaves an expert that no token chooses where it was [every optimizer but adamw]") {
-  for (auto optimizer :
-       {moe::OptimizerKind::sgd, moe::OptimizerKind::momentum, moe::OptimizerKind::adam, moe::OptimizerKind::signsgd}) {
+  for (auto optimizer : {moe::OptimizerKind::sgd, moe::OptimizerKind::momentum, moe::OptimizerKind::adam,
+                         moe::OptimizerKind::signsgd, moe::OptimizerKind::adafactor}) {
     moe::RunSpec spec = network_fixture::spec("I", "mup", optimizer, 3);
     spec.optimizer.eps = 0;
     spec.optimizer.lr = 0.01;

@@ -289,7 +289,6 @@ TEST_CASE("keys that an optimizer, regime or program does not use are ignored") 
 TEST_CASE("what the interface has and this version has not is refused by name") {
   CHECK(only("model.balance_loss = 0.01", {"model.balance_loss", "not available"}));
   CHECK(only("model.balance_bias = 0.01", {"model.balance_bias", "not available"}));
-  CHECK(only("optimizer.name = \"adafactor\"", {"optimizer.name = \"adafactor\"", "not available"}));
 }
 
 TEST_CASE("broken TOML and hostile bytes end in one sentence with file and line") {

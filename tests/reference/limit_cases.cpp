@@ -1,5 +1,5 @@
 // Limits of small problems against an independent float64 implementation of the causal sweep (tests/data/limits, with its own
-// standard errors and allowances for finite sample counts); stacks of blocks (T28) too.
+// standard errors and allowances for finite sample counts); stacks of blocks (T28) and Adafactor (T30) too.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -100,4 +100,7 @@ TEST_CASE("limit equals the independent reference [II mssp adam topk, 2 blocks, 
 }
 TEST_CASE("limit equals the independent reference [III mup adam topk, 2 blocks, norm, temperature 2]") {
   compare("deep_III_mup_adam_topk_L2", 0);
+}
+TEST_CASE("limit equals the independent reference [III mssp adafactor topk, 2 blocks, norm, temperature 2] [slow]") {
+  compare("adafactor_III_mssp_topk_L2", 0);
 }

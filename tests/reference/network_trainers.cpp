@@ -24,9 +24,11 @@ using Eigen::MatrixXd;
 moe::RunSpec any_spec() {
   using namespace moe;
   const auto uniform = [](double low, double high) { return low + (high - low) * *rc::gen::inRange(0, 1000) / 1000.0; };
-  RunSpec s = network_fixture::spec(
-      *rc::gen::element<std::string>("I", "II", "III"), *rc::gen::element<std::string>("mup", "mssp"),
-      *rc::gen::element(OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam, OptimizerKind::adamw), 4);
+  RunSpec s = network_fixture::spec(*rc::gen::element<std::string>("I", "II", "III"),
+                                    *rc::gen::element<std::string>("mup", "mssp"),
+                                    *rc::gen::element(OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam,
+                                                      OptimizerKind::adamw, OptimizerKind::adafactor),
+                                    4);
   s.model.activation = *rc::gen::element(Activation::tanh, Activation::relu, Activation::gelu, Activation::identity);
   s.model.post_activation = *rc::gen::element(Activation::tanh, Activation::identity, Activation::gelu);
   s.model.activation_scale = uniform(0.6, 1.5);

@@ -148,7 +148,7 @@ TEST_CASE(
   using enum moe::OptimizerKind;
   const moe::Dataset data = network_fixture::data(8, 5, 3);
   std::vector<moe::RunSpec> specs;
-  for (const auto rule : {sgd, momentum, adam, adamw, signsgd}) {
+  for (const auto rule : {sgd, momentum, adam, adamw, signsgd, adafactor}) {
     specs.push_back(network_fixture::spec("II", "mssp", rule, 9));
     specs.back().optimizer.weight_decay = 0.2;
   }

@@ -120,6 +120,8 @@ const Case cases[] = {
     {"II", "mssp", signsgd, 0, "no state but the value"},
     {"II", "mssp", sgd, 0, "two blocks on one stream, with norm", 2},
     {"I", "mssp", adam, 4, "three blocks, mini-batches", 3},
+    {"II", "mssp", adafactor, 4, "means over rows and columns, mini-batches"},
+    {"III", "mssp", adafactor, 0, "the same with shared experts in two blocks", 2},
 };
 
 }  // namespace

@@ -179,6 +179,13 @@ TEST_CASE("plain sweep has the law of finite networks with a zero readout [II ms
 TEST_CASE("plain sweep has the law of finite networks under signSGD, where no gradient vanishes [II mssp, N=24]") {
   compare({"II", "mssp", signsgd, Routing::soft, Gate::sigmoid, 24, 0.03}, 500);
 }
+// (T30): means over the rows and columns of a matrix are those of the network of that size.
+TEST_CASE("plain sweep has the law of finite networks under Adafactor [II mssp topk softmax, N=24]") {
+  compare({"II", "mssp", adafactor, Routing::topk, Gate::softmax, 24, 0.05}, 400);
+}
+TEST_CASE("plain sweep has the law of finite networks under Adafactor [I mup soft, N=20]") {
+  compare({"I", "mup", adafactor, Routing::soft, Gate::sigmoid, 20, 0.05}, 400);
+}
 /// Three blocks on one stream, each compared by itself.
 void compare_stack(const Law& law, double alpha, moe::Norm norm, bool residual, double temperature) {
   moe::RunSpec s = describe(law, 400);
@@ -201,6 +208,9 @@ TEST_CASE("plain sweep has the law of finite networks of three blocks [I mup sgd
 }
 TEST_CASE("plain sweep has the law of finite networks of three blocks [III mssp momentum soft, norm, N=12]") {
   compare_stack({"III", "mssp", momentum, Routing::soft, Gate::softmax, 12, 0.2}, 1, moe::Norm::rms, true, 1);
+}
+TEST_CASE("plain sweep has the law of finite networks of three blocks under Adafactor [III mssp soft, norm, N=12]") {
+  compare_stack({"III", "mssp", adafactor, Routing::soft, Gate::softmax, 12, 0.05}, 0.5, moe::Norm::rms, true, 1);
 }
 TEST_CASE("without its response terms the sweep does not have the law of networks [II mssp sgd soft, N=24]") {
   CHECK(compare({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.5}, 500, true) > 8);
