@@ -100,7 +100,8 @@ class Block {
         rho_basis_(shape_.experts, spec.tolerance),
         experts_(shape_.experts, streams.next(), spec.matching),
         sites_(shape_.sites(), streams.next(), spec.matching),
-        fields_(neurons.sites(), shape_.experts, shape_.sites(), P) {
+        fields_(neurons.sites(), shape_.experts, shape_.sites(), P),
+        bias_(shape_.experts, spec.gate.has_bias() ? 1 : 0) {
     const LimitConstants& c = spec.constants;
     const auto structure = [&](bool shared) {
       return shared ? Structure::shared : spec.experts_sampled ? Structure::stacked : Structure::per_expert;
@@ -141,7 +142,7 @@ class Block {
     phi_basis_.ask(z);
     router_->forward(z, f.r_parts);  // (T2), (T15)
     add(f.r_parts, f.r);
-    apply_gate<B>(spec_.gate, f.r, f.mask, f.G);
+    apply_gate<B>(spec_.gate, f.r, bias_, f.mask, f.G);
     A_->to_experts(z, f.u_parts);  // (T3), (T16)
     add(f.u_parts, f.u);
     activate<B>(spec_.activation, spec_.activation_scale, f.u, f.v);
@@ -161,7 +162,8 @@ class Block {
     gated(f.G, f.ghat, f.ghat);  // (T8)
     detail::mean_products_over_hidden<B>(f.v, f.zeta, f.s);
     gate_backward<B>(spec_.gate, f.mask, f.G, f.s, f.rho);  // (T9)
-    A_->from_experts(f.ghat, f.xi_A_parts);                 // (T10), (T19)
+    if (spec_.gate.has_balance_loss()) balance_backward<B>(spec_.gate, f.r, f.mask, f.rho);
+    A_->from_experts(f.ghat, f.xi_A_parts);  // (T10), (T19)
     rho_basis_.ask(f.rho);
     router_->backward(f.rho, f.xi_Q_parts);
     const Real over_kappa = static_cast<Real>(1 / shape_.kappa);
@@ -178,6 +180,11 @@ class Block {
     use(*router_, fields_.rho, z_);
     A_->for_each_gradient(fields_.ghat, z_, use);
     B_->for_each_gradient(fields_.Gv, D_, use);
+  }
+
+  /// With the loads of this step.
+  void move_selection_bias() {
+    if (spec_.gate.has_bias()) move_bias<B>(spec_.gate, fields_.mask, bias_);
   }
 
   /// Between steps: operators for which it pays by now become dense. True if one did.
@@ -204,7 +211,7 @@ class Block {
     };
     router_->evaluate_forward(z, r_parts);
     take(r_parts, r);
-    apply_gate<B>(spec_.gate, r, mask, G);
+    apply_gate<B>(spec_.gate, r, weights == Weights::now ? bias_.view() : View{}, mask, G);  // at first there is none
     A_->evaluate_to_experts(z, u_parts);
     take(u_parts, v);
     activate<B>(spec_.activation, spec_.activation_scale, v, v);
@@ -237,6 +244,7 @@ class Block {
     a("router", router_);
     a("A", A_);
     a("B", B_);
+    a("bias", bias_);
   }
 
   template <class F>
@@ -275,7 +283,8 @@ class Block {
   BlockFields<B> fields_;
   std::unique_ptr<Operator<B>> router_;
   std::unique_ptr<ExpertMatrix<B>> A_, B_;
-  View z_, D_;  ///< queries of the step, owned by the stream
+  Matrix bias_;  ///< (SE, 1) b of the selection, where it moves
+  View z_, D_;   ///< queries of the step, owned by the stream
 };
 
 }  // namespace moe

@@ -52,8 +52,9 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   const bool keeps_lists = spec.sampling.matching != Matching::off && !block.starts_dense;
   block.counts = counts_of(spec, regime, block.constants, step, keeps_lists);
   block.experts_sampled = regime.experts_sampled;
-  block.gate = {spec.model.gate, spec.model.routing == Routing::topk, block.counts.active,
-                1 / spec.model.router_temperature};
+  block.gate = {spec.model.gate,         spec.model.routing == Routing::topk,
+                block.counts.active,     1 / spec.model.router_temperature,
+                spec.model.balance_loss, spec.model.balance_bias};
   block.activation = spec.model.activation;
   block.activation_scale = spec.model.activation_scale;
   block.router = update_rule(spec, block.constants, Tensor::router);

@@ -89,6 +89,7 @@ class Replica {
   /// One optimizer step with the gradients of this step.
   void update() {
     for_each_gradient([](auto& tensor, View z, View x) { tensor.update(z, x); });
+    for (auto& layer : layers_) layer->block().move_selection_bias();
     settle();
   }
   /// Between steps: operators for which it pays by now become dense. True if one did.

@@ -96,7 +96,7 @@ void mean_products(DualView<B> v, DualView<B> zeta, DualView<B> s) {
 template <class B>
 void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, DualView<B> G) {
   using Real = typename B::Real;
-  apply_gate<B>(gate, r.value, mask, G.value);
+  apply_gate<B>(gate, r.value, {}, mask, G.value);
   const Real beta = static_cast<Real>(gate.kind == Gate::constant ? 0 : gate.inverse_temperature);
   const bool logistic_gate = gate.kind == Gate::sigmoid;
   B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {

@@ -76,6 +76,7 @@ class Bounds {
     s.linear = base_.linear;
     s.gate_varies = base_.gate_varies;
     s.gate_relative = base_.gate_relative;
+    s.balanced = base_.balanced;
     s.topk = base_.topk;
     s.residual = base_.residual;
     s.loss_bounded = base_.loss_bounded;

@@ -192,6 +192,7 @@ SignalSetup<S> signal_setup(const RunSpec& spec, const Parameterization& param, 
   setup.gate_varies = spec.model.gate != Gate::constant && !(spec.model.gate == Gate::softmax && one_active);
   setup.gate_relative = spec.model.gate == Gate::softmax;
   setup.topk = spec.model.routing == Routing::topk;
+  setup.balanced = setup.topk && spec.model.balance_loss > 0;
   setup.residual = spec.model.residual;
   setup.loss_bounded = spec.training.loss == Loss::cross_entropy;
   setup.activation = spec.model.activation;

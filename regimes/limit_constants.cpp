@@ -311,12 +311,14 @@ std::vector<Tensor> vanishing_gradients(const RunSpec& spec, const Regime& regim
   }
   PerTensor<bool> order_one{{true, true, true, true, true}};
   order_one[Tensor::readout] = x.back();
+  // The balancing loss pulls at the router whatever comes back from the readout.
+  const bool balanced = spec.model.routing == Routing::topk && spec.model.balance_loss > 0;
   bool g = constants.readout_var > 0;
   for (int l = L - 1; l >= 0; --l) {
     const auto at = static_cast<std::size_t>(l);
     const bool zeta = g && constants.expert_out.beta2 > 0;
     // s_i = <v zeta>_a averages independent signs away where the hidden units grow; a constant gate ignores it.
-    const bool rho = zeta && v[at] && !regime.hidden_sampled && spec.model.gate != Gate::constant;
+    const bool rho = balanced || (zeta && v[at] && !regime.hidden_sampled && spec.model.gate != Gate::constant);
     const bool router_back =
         rho && (regime.experts_sampled ? constants.router.beta2 > 0 : constants.explicit_router_var > 0);
     order_one[Tensor::router] = order_one[Tensor::router] && rho && x[at];
@@ -326,7 +328,7 @@ std::vector<Tensor> vanishing_gradients(const RunSpec& spec, const Regime& regim
   }
   order_one[Tensor::input] = g;
   // With a constant gate the logits enter nothing that the router could learn from.
-  if (spec.model.gate == Gate::constant) order_one[Tensor::router] = true;
+  if (spec.model.gate == Gate::constant && !balanced) order_one[Tensor::router] = true;
 
   std::vector<Tensor> vanishing;
   for (std::size_t i = 0; i < tensor_names.size(); ++i)

@@ -39,6 +39,7 @@ struct SignalSetup {
   bool gate_varies = true;     ///< false: constant gate, or one softmax weight that is 1
   bool gate_relative = false;  ///< softmax: what all experts have in common does not move it
   bool topk = false;
+  bool balanced = false;  ///< top-K with a balancing loss
   bool residual = false;
   bool loss_bounded = true;  ///< cross entropy: -dL/df is at most of order one
   Activation activation = Activation::tanh, post_activation = Activation::identity;
@@ -553,6 +554,12 @@ class SignalPropagation {
         const S slope_change = bounded(dr_ * (r_size_ + dr_)) + (c_.topk ? gate_change_ : S{});
         drho.rest = ds.rms() * slope + s_start_ * (c_.gate_relative ? slope_change + bounded(dr_) : slope_change);
       }
+    }
+    if (c_.balanced) {
+      // Loads differ by order one, along r that chooses and otherwise from expert to expert.
+      rho_ = rho_ + gate_;
+      rho_.rest = rho_.rest + S::one();
+      drho.rest = drho.rest + bounded(dr_) + gate_change_;
     }
     record("rms_rho", rho_);
     record("change_rho", drho);

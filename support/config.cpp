@@ -113,6 +113,9 @@ void check_combinations(const RunSpec& spec, Faults& faults) {
     if (spec.training.batch > 0)
       fault("training.batch", std::to_string(spec.training.batch), "does not go with training.dynamics = \"flow\"",
             "Use the full batch, 0");
+    if (spec.model.routing == Routing::topk && spec.model.balance_bias != 0)
+      fault("model.balance_bias", fmt::format("{:g}", spec.model.balance_bias),
+            "moves once a step, and training.dynamics = \"flow\" has no steps", "Use 0, or dynamics = \"gd\"");
     if (spec.training.stepper == Stepper::dopri5 && spec.sampling.precision == Precision::float32 &&
         spec.training.rtol < 1e-5)
       fault("training.rtol", fmt::format("{:g}", spec.training.rtol),
@@ -205,18 +208,6 @@ void validate(const RunSpec& spec, Faults& faults) {
       faults.add(key.path, value_as_toml(field), spec.place(key.path), problem->problem, problem->remedy);
   }
   check_combinations(spec, faults);
-  refuse_unavailable(spec, faults);
-}
-
-void refuse_unavailable(const RunSpec& spec, Faults& faults) {
-  RunSpec copy = spec;
-  const auto refuse = [&](bool asked, const char* path, const std::string& remedy) {
-    if (!asked) return;
-    const Key* key = find_config_key(path);
-    faults.add(path, value_as_toml(key->field(copy)), spec.place(path), "is not available in this version", remedy);
-  };
-  refuse(spec.model.balance_loss != 0, "model.balance_loss", "Use balance_loss = 0.0");
-  refuse(spec.model.balance_bias != 0, "model.balance_bias", "Use balance_bias = 0.0");
 }
 
 void refuse_unavailable(Device device, const std::string& place, Faults& faults) {

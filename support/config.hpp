@@ -71,9 +71,7 @@ RunSpec read_config_text(const std::string& text, const std::string& place);
 /// All faults of a spec that can be seen without reading data or parameterization files.
 void validate(const RunSpec& spec, Faults& faults);
 
-/// Parts of the interface that this version does not have yet: refused by name. validate() and parse_command_line()
-/// call these.
-void refuse_unavailable(const RunSpec& spec, Faults& faults);
+/// A device that is not there is refused by name; parse_command_line() calls this.
 void refuse_unavailable(Device device, const std::string& place, Faults& faults);
 
 /// The resolved configuration as TOML; read_config_text(print_config(s)) gives s back. output.observe_every is left out

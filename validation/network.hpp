@@ -71,6 +71,7 @@ struct NetworkRun {
   /// By name, at distribution_steps: shares of the bins of support/distribution.hpp.
   std::map<std::string, std::vector<std::vector<double>>> distributions;
   NetworkWeights final_weights;
+  Eigen::MatrixXd selection_bias;        ///< (M, L) b at the end, with model.balance_bias and top-K
   int converged_at = -1;                 ///< step at which the loss reached training.stop_at_loss; -1: it did not
   std::optional<NumericsError> failure;  ///< the step and field at which NaN or infinity appeared
 
@@ -93,6 +94,7 @@ struct NetworkRun {
     a("kernels", kernels);
     a("distributions", distributions);
     a("final_weights", final_weights);
+    a("selection_bias", selection_bias);
     a("converged_at", converged_at);
   }
 };
@@ -118,7 +120,7 @@ struct TrainOptions {
   std::function<void(int width, double loss)> on_update;
 };
 
-/// Faults of what this trainer cannot run (balancing, sizes) at these widths.
+/// Faults of what this trainer cannot run (samples, sizes) at these widths.
 void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults);
 
 /// Sizes of the network of width N on this data.

@@ -124,7 +124,7 @@ class GroupWriter {
 
 bool every_step(const std::vector<int>& steps, int T) { return steps.size() == static_cast<std::size_t>(T) + 1; }
 
-void write_weights(GroupWriter& group, const NetworkShape& s) {
+void write_weights(GroupWriter& group, const NetworkShape& s, bool with_bias) {
   const Index Ne = s.Ne, M = s.M;
   const bool deep = s.L > 1;
   const auto axes = [&](Shape more) {
@@ -139,6 +139,9 @@ void write_weights(GroupWriter& group, const NetworkShape& s) {
                 [](const NetworkRun& r, Index) { return r.final_weights.w_in; });
   group.weights("router", axes({}), s.M, s.N, "trained router Q (T2)", names({"expert", "neuron"}),
                 [M](const NetworkRun& r, Index l) { return MatrixXd(r.final_weights.router.middleRows(l * M, M)); });
+  if (with_bias)
+    group.weights("selection_bias", {}, s.L, s.M, "bias of the selection of experts (T32)", {"block", "expert"},
+                  [](const NetworkRun& r, Index) { return MatrixXd(r.selection_bias.transpose()); });
   group.weights("expert_in", axes({count(M)}), s.Ne, s.N, "trained A_i (T3)", names({"expert", "hidden", "neuron"}),
                 [Ne](const NetworkRun& r, Index i) { return MatrixXd(r.final_weights.A(i, Ne)); });
   group.weights("expert_out", axes({count(M)}), s.N, s.Ne, "trained B_i (T4)", names({"expert", "neuron", "hidden"}),
@@ -251,7 +254,7 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
           [](const std::vector<double>& shares) -> auto& { return shares; });
     write_distribution_axes(file, path + "/distributions", distributions_at);
   }
-  if (spec.output.weights) write_weights(group, shape);
+  if (spec.output.weights) write_weights(group, shape, runs.front().selection_bias.size() > 0);
 
   if (spec.training.dynamics == Dynamics::flow) write_flow_times(file, path + "/times", spec);
 

@@ -61,13 +61,6 @@ NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width) 
 void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults) {
   const auto refuse = [&](const std::string& key, const std::string& value, const std::string& problem,
                           const std::string& remedy) { faults.add(key, value, spec.place(key), problem, remedy); };
-  const ModelSpec& model = spec.model;
-  if (model.balance_loss != 0)
-    refuse("model.balance_loss", fmt::format("{}", model.balance_loss), "the finite trainer has no balancing",
-           "Set it to 0.");
-  if (model.balance_bias != 0)
-    refuse("model.balance_bias", fmt::format("{}", model.balance_bias), "the finite trainer has no balancing",
-           "Set it to 0.");
   if (data.x.cols() == 0)
     faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
   if (spec.training.batch > data.x.cols())

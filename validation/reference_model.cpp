@@ -57,7 +57,7 @@ double branch(const Model& model) { return std::pow(model.shape.L, -model.spec.b
 
 }  // namespace
 
-Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, int step) {
+Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, int step, const MatrixXd& bias) {
   const ModelSpec& spec = model.spec;
   Forward a;
   a.x = x;
@@ -71,7 +71,8 @@ Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, 
     b.in = normalise(spec.norm, stream);
     b.r = w.router.middleRows(at.expert, at.experts) * b.in.z;
     require_finite(b.r, step, "r");
-    b.gates = gates(spec, model.shape.K, b.r);
+    b.gates = gates(spec, model.shape.K, b.r,
+                    bias.size() == 0 ? Eigen::VectorXd() : Eigen::VectorXd(bias.col(static_cast<Eigen::Index>(l))));
     b.u = w.expert_in.middleRows(at.unit, at.units) * b.in.z;
     require_finite(b.u, step, "u");
     b.v = activate(spec.activation, spec.activation_scale, b.u);
@@ -112,6 +113,8 @@ Backward backward(const Model& model, const NetworkWeights& w, const Forward& a,
     d.Gv = model.aggregation * (B.transpose() * d.y);
     const MatrixXd dL_dG = sum_over_units(d.Gv.cwiseProduct(b.v), model.shape.M);
     d.r = gate_backward(spec, model.shape.K, b.gates, dL_dG);
+    if (spec.balance_loss != 0 && spec.routing == Routing::topk)
+      d.r += balance_backward(spec.balance_loss, loads(model.shape.K, b.gates.active), b.r);
     require_finite(d.r, step, "dL/dr");
     d.u = times_gate(b.gates.G, d.Gv).cwiseProduct(activate_derivative(spec.activation, scale, b.u));
     const MatrixXd below = normalise_backward(spec.norm, b.in, A.transpose() * d.u + Q.transpose() * d.r);

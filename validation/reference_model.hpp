@@ -60,10 +60,10 @@ struct Backward {
   NetworkWeights weights;             ///< gradient of the loss
 };
 
-/// Throws NumericsError naming `step` and the first field that is not finite.
-Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, int step);
+/// Throws NumericsError naming `step` and the first field that is not finite. bias (M, L): of the selection, or empty.
+Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, int step, const MatrixXd& bias = {});
 
-/// Backpropagation of model.loss with targets y (C, P). With `with_weights` false, Backward::weights stays empty.
+/// Backpropagation of model.loss with targets y (C, P), and of every block's balancing loss with its load held. With `with_weights` false, Backward::weights stays empty.
 Backward backward(const Model& model, const NetworkWeights& w, const Forward& a, const MatrixXd& y, int step,
                   bool with_weights = true);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <numeric>
 #include <vector>
@@ -51,9 +52,9 @@ MatrixXd activate_derivative(Activation kind, double b, const MatrixXd& x) {
   return MatrixXd::Ones(x.rows(), x.cols());
 }
 
-Gates gates(const ModelSpec& model, int K, const MatrixXd& r) {
+Gates gates(const ModelSpec& model, int K, const MatrixXd& r, const Eigen::VectorXd& bias) {
   Gates g;
-  g.active = select(model, K, r);
+  g.active = select(model, K, bias.size() == 0 ? r : MatrixXd(r.colwise() + bias));
   const MatrixXd logits = r / model.router_temperature;
   switch (model.gate) {
     case Gate::constant: g.G = g.active; break;
@@ -63,9 +64,12 @@ Gates gates(const ModelSpec& model, int K, const MatrixXd& r) {
     case Gate::softmax: {
       g.G = MatrixXd::Zero(r.rows(), r.cols());
       for (Eigen::Index mu = 0; mu < r.cols(); ++mu) {
-        // The largest logit of all is always active, so that no exponential overflows and the sum is at least one.
-        const double largest = logits.col(mu).maxCoeff();
-        g.G.col(mu) = g.active.col(mu).array() * (logits.col(mu).array() - largest).exp();
+        // Of the active ones, so that no exponential that counts overflows and the sum is at least one.
+        double largest = -std::numeric_limits<double>::infinity();
+        for (Eigen::Index i = 0; i < r.rows(); ++i)
+          if (g.active(i, mu) > 0) largest = std::max(largest, logits(i, mu));
+        for (Eigen::Index i = 0; i < r.rows(); ++i)
+          if (g.active(i, mu) > 0) g.G(i, mu) = std::exp(logits(i, mu) - largest);
         g.G.col(mu) *= K / g.G.col(mu).sum();
       }
       break;
@@ -88,6 +92,33 @@ MatrixXd gate_backward(const ModelSpec& model, int K, const Gates& g, const Matr
     case Gate::constant: break;
   }
   return MatrixXd::Zero(dL_dG.rows(), dL_dG.cols());
+}
+
+namespace {
+/// e_imu = exp(r_imu) / (1/M) sum_j exp(r_jmu)
+MatrixXd relative_exponentials(const MatrixXd& r) {
+  MatrixXd e = (r.rowwise() - r.colwise().maxCoeff()).array().exp();
+  for (Eigen::Index mu = 0; mu < r.cols(); ++mu) e.col(mu) /= e.col(mu).mean();
+  return e;
+}
+}  // namespace
+
+Eigen::VectorXd loads(int K, const MatrixXd& active) {
+  return active.rowwise().mean() * (static_cast<double>(active.rows()) / K);
+}
+
+double balance_loss(double lambda, const Eigen::VectorXd& load, const MatrixXd& r) {
+  return lambda * load.cwiseProduct(relative_exponentials(r).rowwise().mean()).mean();
+}
+
+MatrixXd balance_backward(double lambda, const Eigen::VectorXd& load, const MatrixXd& r) {
+  const MatrixXd e = relative_exponentials(r);
+  MatrixXd g(r.rows(), r.cols());
+  for (Eigen::Index mu = 0; mu < r.cols(); ++mu) {
+    const double mean = load.dot(e.col(mu)) / static_cast<double>(r.rows());
+    g.col(mu) = lambda / static_cast<double>(r.size()) * e.col(mu).array() * (load.array() - mean);
+  }
+  return g;
 }
 
 }  // namespace moe::reference

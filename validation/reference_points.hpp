@@ -22,11 +22,19 @@ struct Gates {
   MatrixXd G;       ///< (T2); 0 where not active
 };
 
-/// Selection and gates from the logits r (M, P). top-K: the K largest of each column, ties to the lower index.
+/// Selection and gates from the logits r (M, P). top-K: the K largest of each column, ties to the lower index; with a bias (M) those
+/// of r + bias, which gates do not see.
 /// Softmax is normalised so that (1/K) sum_i G_i = 1. The gate sees r/temperature. r must not hold NaN.
-Gates gates(const ModelSpec& model, int K, const MatrixXd& r);
+Gates gates(const ModelSpec& model, int K, const MatrixXd& r, const Eigen::VectorXd& bias = {});
 
 /// dL/dr from dL/dG with the selection held (T9); both (M, P).
 MatrixXd gate_backward(const ModelSpec& model, int K, const Gates& gates, const MatrixXd& dL_dG);
+
+/// Load of every expert: the share of the tokens that choose it over K/M. (M)
+Eigen::VectorXd loads(int K, const MatrixXd& active);
+/// The balancing loss lambda <load_i mean_mu e_imu>_i, e_i = exp(r_i) / <exp r>, and its derivative with respect to r (M, P), the loads
+/// given (T31).
+double balance_loss(double lambda, const Eigen::VectorXd& load, const MatrixXd& r);
+MatrixXd balance_backward(double lambda, const Eigen::VectorXd& load, const MatrixXd& r);
 
 }  // namespace moe::reference

@@ -51,6 +51,7 @@ class Trainer {
         optimizer_(spec.optimizer, constants_.lr, constants_.eps, shape.M, shape.L),
         wanted_(recorded_all(selected_observables(spec), shape.L)) {
     run_.shape = shape;
+    if (spec.model.routing == Routing::topk && spec.model.balance_bias != 0) bias_ = MatrixXd::Zero(shape.M, shape.L);
     if (!wanted_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
     distributions_at_ = distribution_steps(spec);
@@ -68,13 +69,14 @@ class Trainer {
         if (spec_.training.dynamics == Dynamics::flow)
           flow(t);
         else
-          optimizer_.step(weights_, backward_->weights);
+          update();
         if (options_.on_step) options_.on_step(t + 1, last_loss_);
       }
     } catch (const NumericsError& failure) {
       run_.failure = failure;
     }
     run_.final_weights = std::move(weights_);
+    run_.selection_bias = std::move(bias_);
     return std::move(run_);
   }
 
@@ -86,6 +88,18 @@ class Trainer {
   const MatrixXd& x() const { return mini_batches() ? batch_x_ : data_.x; }
   const MatrixXd& y() const { return mini_batches() ? batch_y_ : data_.y; }
 
+  /// Weights by their gradients, biases by the loads: b_i += rate sign(1 - load_i) (T32).
+  void update() {
+    optimizer_.step(weights_, backward_->weights);
+    for (Eigen::Index l = 0; l < bias_.cols(); ++l) {
+      // 1 - load_i in units of 1/(P K): whole numbers.
+      const MatrixXd& active = forward_->blocks[static_cast<std::size_t>(l)].gates.active;
+      const Eigen::VectorXd missing = static_cast<double>(active.cols()) * model_.shape.K -
+                                      static_cast<double>(active.rows()) * active.rowwise().sum().array();
+      bias_.col(l) += spec_.model.balance_bias * missing.cwiseSign();
+    }
+  }
+
   /// Forward and backward on the samples of step t: the whole set, or its own batch (at t = T the one that it would take).
   void pass(int t) {
     if (mini_batches()) {
@@ -93,7 +107,7 @@ class Trainer {
       batch_x_ = data_.x(Eigen::all, rows);
       batch_y_ = data_.y(Eigen::all, rows);
     }
-    forward_ = reference::forward(model_, weights_, x(), t);
+    forward_ = reference::forward(model_, weights_, x(), t, bias_);
     last_loss_ = require_loss(network::loss_value(model_.loss, forward_->f, y()), t);
     backward_ = reference::backward(model_, weights_, *forward_, y(), t, t < spec_.training.steps);
   }
@@ -170,7 +184,7 @@ class Trainer {
     MatrixXd f(model_.shape.C, inputs.cols());
     for (Eigen::Index first = 0; first < inputs.cols(); first += piece) {
       const Eigen::Index n = std::min(piece, inputs.cols() - first);
-      f.middleCols(first, n) = reference::forward(model_, weights_, inputs.middleCols(first, n), t).f;
+      f.middleCols(first, n) = reference::forward(model_, weights_, inputs.middleCols(first, n), t, bias_).f;
     }
     return f;
   }
@@ -207,6 +221,7 @@ class Trainer {
   NetworkConstants constants_;
   reference::Model model_;
   NetworkWeights weights_;
+  MatrixXd bias_;  ///< (M, L) of the selection, where it moves
   reference::Optimizer optimizer_;
   std::vector<Recorded> wanted_;
   std::vector<int> observe_at_, kernels_at_, distributions_at_, eval_at_, test_at_;

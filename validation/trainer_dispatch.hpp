@@ -19,15 +19,20 @@ class Dispatch {
     experts_ = active_ = experts, tokens_ = tokens;
   }
 
-  /// top-K: the K largest of each column of r (M, P), ties to the lower index. r must not hold NaN.
+  /// top-K: the K largest of each column of r (M, P), ties to the lower index; with a bias (M, 1) those of r + bias. r must not hold
+  /// NaN.
   template <class Real>
-  void choose_largest(HostView<Real> r, Index K) {
+  void choose_largest(HostView<Real> r, Index K, HostView<Real> bias = {}) {
     dense_ = false;
     experts_ = r.rows, tokens_ = r.cols, active_ = K;
     chosen_.resize(static_cast<std::size_t>(K * tokens_));
-    std::vector<Real> sorted(static_cast<std::size_t>(experts_));
+    std::vector<Real> sorted(static_cast<std::size_t>(experts_)), biased(sorted.size());
     for (Index p = 0; p < tokens_; ++p) {
-      const Real* const logits = &r(0, p);
+      const Real* logits = &r(0, p);
+      if (bias.cols > 0) {
+        for (Index i = 0; i < experts_; ++i) biased[static_cast<std::size_t>(i)] = logits[i] + bias(i, 0);
+        logits = biased.data();
+      }
       std::copy_n(logits, experts_, sorted.begin());
       std::nth_element(sorted.begin(), sorted.begin() + (K - 1), sorted.end(), std::greater<>());
       const Real last = sorted[static_cast<std::size_t>(K - 1)];

@@ -290,7 +290,7 @@ class Observer {
     if (!fixed_samples_) {
       BlockForward<Real>& b = initial_pass_->blocks[static_cast<std::size_t>(l_)];
       if (l_ + 1 < step_.model().shape.L)
-        step_.block_forward(state_->initial, l_, initial_stream_, state_->step, b);
+        step_.block_forward(state_->initial, {}, l_, initial_stream_, state_->step, b);  // b(0) = 0
       else
         step_.normalise(initial_stream_, b.in);
       initial_stream_ = b.out;

@@ -45,6 +45,8 @@ class Run {
           HostMatrix<Real>(w.rows(), (in_block(static_cast<Tensor>(t)) ? shape.L : 1) * (experts ? shape.M : 1));
       state_.second.values[t] = HostMatrix<Real>(1, w.cols());
     }
+    const ModelSpec& model = spec.model;
+    if (model.routing == Routing::topk && model.balance_bias != 0) state_.bias = HostMatrix<Real>(shape.M, shape.L);
     state_.run.shape = shape;
     state_.run.seed = seed;
     if (spec.training.dynamics == Dynamics::flow)
@@ -83,8 +85,7 @@ class Run {
             set_operation_threads(team.share());
           });
         else
-          step_.update([this](Tensor t) { return state_.slot(t); }, samples(), forward_, backward_,
-                       [this](Tensor t) { return rule(t); });
+          update();
         if (options_.on_step) options_.on_step(state_.step + 1, state_.loss);
       }
     } catch (const NumericsError& failure) {
@@ -100,7 +101,10 @@ class Run {
     state_.first = {};
     state_.second = {};
     state_.initial = {};
-    if (options_.keep_weights) state_.run.final_weights = weights_of(state_.weights);
+    if (options_.keep_weights) {
+      state_.run.final_weights = weights_of(state_.weights);
+      state_.run.selection_bias = Cpu<Real>::download(state_.bias);
+    }
     return std::move(state_.run);
   }
 
@@ -120,6 +124,12 @@ class Run {
     return Rule<Real>::at(spec_.optimizer, constants_.lr[t], constants_.eps[t], state_.step + 1);
   }
 
+  void update() {
+    step_.update([this](Tensor t) { return state_.slot(t); }, samples(), forward_, backward_,
+                 [this](Tensor t) { return rule(t); });
+    step_.move_bias(forward_, state_.bias);
+  }
+
   /// Forward and backward on the samples of the step: the whole set, or its own batch (at t = T the one that it would take).
   void pass() {
     const int t = state_.step;
@@ -128,7 +138,7 @@ class Run {
       batch_x_ = real(data_.x(Eigen::all, rows));
       batch_y_ = data_.y(Eigen::all, rows);
     }
-    step_.forward(state_.weights, samples(), t, forward_);
+    step_.forward(state_.weights, state_.bias, samples(), t, forward_);
     f_ = Cpu<Real>::download(forward_.f);
     last_loss_ = require_loss(network::loss_value(spec_.training.loss, f_, targets()));
     step_.backward(state_.weights, forward_, network::loss_gradient(spec_.training.loss, f_, targets()), t, backward_);
@@ -209,7 +219,7 @@ class Run {
     for (Index first = 0; first < inputs.cols(); first += evaluation_piece) {
       const Index n = std::min(evaluation_piece, inputs.cols() - first);
       evaluation_->set_samples(n);
-      step_.forward(state_.weights, inputs.columns(first, n), state_.step, *evaluation_);
+      step_.forward(state_.weights, state_.bias, inputs.columns(first, n), state_.step, *evaluation_);
       f.middleCols(first, n) = Cpu<Real>::download(evaluation_->f);
     }
     return f;

@@ -38,6 +38,7 @@ struct TrainingState {
   Tensors<Real> first;   ///< velocities or first moments, or what Adafactor keeps (Slot); empty where the rule has none
   Tensors<Real> second;  ///< second moments; likewise
   Tensors<Real> initial;                                   ///< W(0), where an observable needs it; of a flow all
+  HostMatrix<Real> bias;                                   ///< (M, L) b of the selection, where it moves
   std::map<std::string, HostMatrix<Real>> initial_fields;  ///< those of t = 0 that observables compare with
   NetworkRun run;                                          ///< what was recorded so far
 
@@ -50,6 +51,7 @@ struct TrainingState {
     for (const auto& [name, tensors] :
          {std::pair{"weights", &weights}, {"first", &first}, {"second", &second}, {"initial", &initial}})
       for (std::size_t t = 0; t < num_tensors; ++t) a(fmt::format("{}/{}", name, tensor_names[t]), tensors->values[t]);
+    a("bias", bias);
     a("initial_fields", initial_fields);
     a("run", run);
   }

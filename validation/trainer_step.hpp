@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -83,7 +84,7 @@ struct BlockBackward {
   HostMatrix<Real> y;      ///< (N, P)
   HostMatrix<Real> Gv, u;  ///< (N_e, pairs)
   HostMatrix<Real> G;      ///< (K, P)
-  HostMatrix<Real> r;      ///< (M, P), zero where not active
+  HostMatrix<Real> r;      ///< (M, P), without balancing loss zero where not active
   HostMatrix<Real> x;      ///< (N, P): dL/dx of the stream before the block, residual part included
 
   BlockBackward(const NetworkShape& z, Index P)
@@ -112,12 +113,13 @@ class Step {
   explicit Step(Model model)
       : model_(std::move(model)), branch_(std::pow(model_.shape.L, -model_.spec.branch_exponent)) {}
 
-  /// (T1)-(T5), (T28). Throws NumericsError naming `step` and the first field that is not finite.
-  void forward(Tensors<Real>& W, View x, int step, Forward<Real>& a) const {
+  /// (T1)-(T5), (T28). Throws NumericsError naming `step` and the first field that is not finite. bias (M, L): of the selection, or
+  /// without columns.
+  void forward(Tensors<Real>& W, View bias, View x, int step, Forward<Real>& a) const {
     View stream = features(W, x, step, a);
     for (Index l = 0; l < model_.shape.L; ++l) {
       BlockForward<Real>& block = a.blocks[static_cast<std::size_t>(l)];
-      block_forward(W, l, stream, step, block);
+      block_forward(W, bias.cols > 0 ? bias.columns(l, 1) : bias, l, stream, step, block);
       stream = block.out;
     }
     normalise(stream, a.s);
@@ -131,15 +133,15 @@ class Step {
     activate(model_.spec.activation, a.h, a.phi);
     return a.phi;
   }
-  /// Block l on the stream x (N, P), which must stand until its gradients have been used.
-  void block_forward(Tensors<Real>& W, Index l, View x, int step, BlockForward<Real>& a) const {
+  /// Block l on the stream x (N, P), which must stand until its gradients have been used. bias (M, 1) or without columns.
+  void block_forward(Tensors<Real>& W, View bias, Index l, View x, int step, BlockForward<Real>& a) const {
     normalise(x, a.in);
     P::answer(block(W, Tensor::router, l), 1, a.in.out, a.r);
     require_finite(a.r, step, "r");
     if (model_.spec.routing == Routing::soft)
       a.dispatch.choose_all(a.r.rows(), a.r.cols());
     else
-      a.dispatch.choose_largest(a.r.view(), model_.shape.K);
+      a.dispatch.choose_largest(a.r.view(), model_.shape.K, bias);
     gate(a);
     P::answer(a.dispatch, block(W, Tensor::expert_in, l), 1, a.in.out, a.u);
     require_finite(a.u, step, "u");
@@ -180,6 +182,17 @@ class Step {
       P::learn(b.dispatch, rule(Tensor::expert_out), part(Tensor::expert_out), real(model_.aggregation), d.y, b.Gv);
     }
     P::learn(rule(Tensor::readout), slot(Tensor::readout), real(model_.spec.output_scale), a.s.out, g.f);
+  }
+
+  /// b_i += rate sign(1 - load_i) in every block, bias (M, L), decided by whole numbers: load_i = tokens M / (P K).   (T32)
+  void move_bias(const Forward<Real>& a, View bias) const {
+    for (Index l = 0; l < bias.cols; ++l) {
+      const Dispatch& d = a.blocks[static_cast<std::size_t>(l)].dispatch;
+      for (Index i = 0; i < bias.rows; ++i) {
+        const Index missing = d.pairs() - d.experts() * (d.begin(i + 1) - d.begin(i));
+        bias(i, l) += real(model_.spec.balance_bias) * SignPoint<Real>()(static_cast<Real>(missing));
+      }
+    }
   }
 
   /// Block l of a tensor.
@@ -253,6 +266,7 @@ class Step {
     P::answer(a.dispatch, block(W, Tensor::expert_out, l), real(model_.aggregation), g.y, g.Gv);
     through_experts(a, g);
     gate_backward(a, g);
+    if (model_.spec.balance_loss != 0 && !a.dispatch.dense()) balance_backward(a, g);
     require_finite(g.r, step, "dL/dr");
     P::collect(a.dispatch, block(W, Tensor::expert_in, l), 1, g.u, g.x);
     P::collect(block(W, Tensor::router, l), 1, g.r, 1, g.x);
@@ -336,6 +350,33 @@ class Step {
       const bool sigmoid = model_.spec.gate == Gate::sigmoid;
       for (Index k = 0; k < K; ++k)
         g_r(d.expert(k, p), p) = inverse_tau * G(k, p) * (sigmoid ? (Real(1) - G(k, p)) * g_G(k, p) : g_G(k, p) - mean);
+    }
+  }
+
+  /// dL/dr of the balancing loss lambda <load_i mean_mu e_imu>_i, e_i = exp(r_i) / <exp r>, load_i the share of the tokens that choose
+  /// expert i over K/M, held: += lambda/(M P) e_i (load_i - <load e>) for all experts.                                 (T31)
+  void balance_backward(BlockForward<Real>& a, BlockBackward<Real>& g) const {
+    const Dispatch& d = a.dispatch;
+    const Index M = d.experts();
+    const View r = a.r, g_r = g.r;
+    const double fair = static_cast<double>(d.pairs()) / static_cast<double>(M);
+    std::vector<Real> load(static_cast<std::size_t>(M)), e(load.size());
+    for (Index i = 0; i < M; ++i)
+      load[static_cast<std::size_t>(i)] = real(static_cast<double>(d.begin(i + 1) - d.begin(i)) / fair);
+    const Real strength = real(model_.spec.balance_loss / static_cast<double>(d.tokens()));
+    for (Index p = 0; p < d.tokens(); ++p) {
+      const Real largest = *std::max_element(&r(0, p), &r(0, p) + M);
+      Real total = 0, overlap = 0;
+      for (Index i = 0; i < M; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        e[at] = std::exp(r(i, p) - largest);
+        total += e[at];
+        overlap += e[at] * load[at];
+      }
+      for (Index i = 0; i < M; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        g_r(i, p) += strength * (e[at] / total) * (load[at] - overlap / total);
+      }
     }
   }
 

@@ -23,6 +23,7 @@ struct Case {
   moe::Loss loss;
   moe::Activation activation = moe::Activation::tanh;
   int depth = 1;
+  double balance = 0;  ///< coefficient of the balancing loss and rate of the bias
 };
 
 inline moe::RunSpec run_of(const Case& c) {
@@ -31,6 +32,7 @@ inline moe::RunSpec run_of(const Case& c) {
   s.model.gate = c.gate;
   s.model.activation = c.activation;
   s.model.depth = c.depth;
+  s.model.balance_loss = s.model.balance_bias = c.balance;
   if (c.depth > 1) {
     s.model.norm = moe::Norm::rms;
     s.model.residual = true;
@@ -112,7 +114,9 @@ inline const std::vector<Case> cases = {
     {"I", "mup", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse},
     {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse,
      moe::Activation::tanh, 2},
-    {"II", "mssp", moe::OptimizerKind::adafactor, moe::Routing::topk, moe::Gate::sigmoid, moe::Loss::mse}};
+    {"II", "mssp", moe::OptimizerKind::adafactor, moe::Routing::topk, moe::Gate::sigmoid, moe::Loss::mse},
+    {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::topk, moe::Gate::softmax, moe::Loss::mse,
+     moe::Activation::tanh, 1, 0.1}};
 
 }  // namespace MOE_DEVICE_SPACE
 }  // namespace gpu_march

@@ -218,3 +218,19 @@ TEST_CASE(
   CHECK(text(held.at[1]) == "-0.5");
   CHECK(text(free.at[1]) == "0");
 }
+
+TEST_CASE("a balancing loss keeps the router's gradient of order one [III MSSP, II muP, I; top-K, by hand]") {
+  const auto at = [](const char* regime, const char* param, double balance, const char* name) {
+    RunSpec spec = run(regime, param, sgd);
+    spec.model.routing = Routing::topk;
+    spec.model.balance_loss = balance;
+    return text(named(observable_exponents(spec), name).at[0]);
+  };
+  CHECK(at("III", "mssp", 0, "rms_rho") == "-0.5");
+  CHECK(at("III", "mssp", 0.1, "rms_rho") == "0");
+  CHECK(at("III", "mssp", 0.1, "rms_xi_Q_init") == "0");
+  CHECK(at("II", "mup", 0, "rms_xi") == "-0.5");
+  CHECK(at("II", "mup", 0.1, "rms_xi") == "0");
+  CHECK(at("I", "mssp", 0, "rms_rho") == "-0.5");
+  CHECK(at("I", "mssp", 0.1, "rms_rho") == "0");
+}

@@ -308,9 +308,11 @@ TEST_CASE("eps that falls with size is 0 in the limit, with a warning; eps = 0 n
 }
 
 TEST_CASE("gradients that vanish with size at t = 0 are those of theory section 5") {
-  const auto vanishing = [](const char* regime, const char* param, bool residual) {
+  const auto vanishing = [](const char* regime, const char* param, bool residual, double balance = 0) {
     RunSpec spec = run(regime, param, adam);
     spec.model.residual = residual;
+    if (balance > 0) spec.model.routing = Routing::topk;
+    spec.model.balance_loss = balance;
     std::string names;
     for (const Tensor t : vanishing_gradients(spec, regime_named(regime), limit(spec).constants))
       names += std::string(tensor_names[static_cast<std::size_t>(t)]) + " ";
@@ -324,6 +326,11 @@ TEST_CASE("gradients that vanish with size at t = 0 are those of theory section 
   CHECK(vanishing("III", "mssp", false) == "router ");
   CHECK(vanishing("I", "mssp", false) == "router ");
   CHECK(vanishing("I", "mup", false) == "router ");
+  // A balancing loss pulls at the router, and through it at what is below where Q starts from order one on its way back.
+  CHECK(vanishing("II", "mup", false, 0.1) == "expert_in readout ");
+  CHECK(vanishing("III", "mup", false, 0.1) == "readout ");
+  CHECK(vanishing("III", "mssp", false, 0.1) == "");
+  CHECK(vanishing("I", "mssp", false, 0.1) == "");
 }
 
 TEST_CASE("signSGD runs where no gradient vanishes and is refused with the reason elsewhere") {

@@ -75,12 +75,10 @@ RunSpec random_run() {
   // Combinations that validate() refuses.
   spec.training.batch = std::min(spec.training.batch, spec.data.train);
   spec.training.steps = std::max(spec.training.steps, 100000);
-  const RunSpec available;
-  spec.model.balance_loss = available.model.balance_loss;
-  spec.model.balance_bias = available.model.balance_bias;
   if (spec.training.dynamics == Dynamics::flow) {
     spec.optimizer.name = OptimizerKind::sgd;
     spec.training.batch = 0;
+    spec.model.balance_bias = 0;
     spec.training.rtol = std::max(spec.training.rtol, 1e-5);
   }
   return spec;

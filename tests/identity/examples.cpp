@@ -79,7 +79,7 @@ TEST_CASE("every example runs, limit and networks, two steps of small counts thr
     CHECK(all_finite(moe::H5Reader(out).read("/network/N16/loss")));
   }
   for (const char* name : {"quickstart.toml", "fashion_mnist.toml", "dense_network.toml", "own_table.toml",
-                           "wide_experts.toml", "all_grow.toml"})
+                           "wide_experts.toml", "all_grow.toml", "deep_recipe.toml"})
     CHECK_MESSAGE(seen.contains(name), name);
 }
 

@@ -66,8 +66,15 @@ Case tiny(Gate gate, Activation activation, Routing routing, bool residual, Loss
   return c;
 }
 
+/// What is trained on: the loss and the balancing losses (T31). Difference quotients cross no routing, so that loads stay.
 double loss_at(const Case& c, const NetworkWeights& w) {
-  return moe::network::loss_value(c.model.loss, moe::reference::forward(c.model, w, c.x, 0).f, c.y);
+  const moe::reference::Forward a = moe::reference::forward(c.model, w, c.x, 0);
+  double loss = moe::network::loss_value(c.model.loss, a.f, c.y);
+  if (c.model.spec.balance_loss > 0 && c.model.spec.routing == Routing::topk)
+    for (const auto& block : a.blocks)
+      loss += moe::reference::balance_loss(c.model.spec.balance_loss,
+                                           moe::reference::loads(c.model.shape.K, block.gates.active), block.r);
+  return loss;
 }
 
 /// Largest deviation of a gradient from the five-point difference quotient of the loss over the entries of one tensor:
@@ -227,4 +234,39 @@ TEST_CASE(
         }
   MESSAGE(fmt::format("{} of 72 networks compared", compared));
   CHECK(compared > 60);
+}
+
+TEST_CASE(
+    "network gradients of all five tensors match central differences with a balancing loss in every block [L = 1, 3; "
+    "gates; "
+    "norm, temperature] (T31)") {
+  const double allowed = 1e-9;
+  int compared = 0;
+  for (const auto& [L, norm] :
+       {std::pair{1, moe::Norm::none}, {1, moe::Norm::rms}, {3, moe::Norm::none}, {3, moe::Norm::rms}})
+    for (Gate gate : {Gate::sigmoid, Gate::softmax, Gate::constant})
+      for (Loss loss : {Loss::mse, Loss::cross_entropy}) {
+        Case c = tiny(gate, Activation::tanh, Routing::topk, true, loss, L, norm);
+        c.x.row(0).array() += 1.5;  // what tokens have in common makes some experts popular
+        INFO(fmt::format("L {}, norm {}, gate {}, loss {}", L, static_cast<int>(norm), static_cast<int>(gate),
+                         static_cast<int>(loss)));
+        const NetworkWeights plain =
+            moe::reference::backward(c.model, c.weights, moe::reference::forward(c.model, c.weights, c.x, 0), c.y, 0)
+                .weights;
+        c.model.spec.balance_loss = 0.9;
+        const auto fields = moe::reference::forward(c.model, c.weights, c.x, 0);
+        double margin = 1;
+        for (const auto& block : fields.blocks) margin = std::min(margin, routing_margin(block.r, c.model.shape.K));
+        if (margin < 2e-3) continue;
+        const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
+        CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
+        CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
+        CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);
+        CHECK(worst_entry(c, &NetworkWeights::expert_out, g.expert_out) < allowed);
+        CHECK(worst_entry(c, &NetworkWeights::readout, g.readout) < allowed);
+        CHECK((g.router - plain.router).norm() > 0.01);
+        CHECK((g.w_in - plain.w_in).norm() > 0.001);
+        ++compared;
+      }
+  CHECK(compared > 8);
 }

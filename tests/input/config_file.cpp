@@ -286,11 +286,6 @@ TEST_CASE("keys that an optimizer, regime or program does not use are ignored") 
           .empty());
 }
 
-TEST_CASE("what the interface has and this version has not is refused by name") {
-  CHECK(only("model.balance_loss = 0.01", {"model.balance_loss", "not available"}));
-  CHECK(only("model.balance_bias = 0.01", {"model.balance_bias", "not available"}));
-}
-
 TEST_CASE("broken TOML and hostile bytes end in one sentence with file and line") {
   CHECK(only("[model]\nregime = \"II\nparam = \"mup\"", {"run.toml:2", "Correct the TOML"}));
   CHECK(only("[model]\nregime = \"I\"\nregime = \"II\"", {"run.toml:3"}));

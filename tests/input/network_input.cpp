@@ -52,16 +52,13 @@ TEST_CASE("network.init_from with other sizes names the dataset and both shapes,
 
 TEST_CASE("network trainer refuses what it does not have, all faults at once") {
   moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 3);
-  spec.model.balance_loss = 0.1;
-  spec.model.balance_bias = 0.1;
   spec.training.batch = 9;
   spec.network.widths = {16, 16};
   const moe::Dataset data = network_fixture::data(8, 5, 3);
   moe::Faults faults;
   moe::check_networks(spec, data, spec.network.widths, faults);
   const auto text = config_fault([&] { faults.throw_if_any(); });
-  for (const char* key :
-       {"model.balance_loss", "model.balance_bias", "training.batch = 9", "8 training samples", "network.widths"})
+  for (const char* key : {"training.batch = 9", "8 training samples", "network.widths"})
     CHECK_MESSAGE(mentions(text, key), key << " is missing in: " << text);
   CHECK_THROWS_AS(moe::train_network(spec, data, 16, 0), moe::ConfigError);
 }

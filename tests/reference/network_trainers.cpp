@@ -48,6 +48,10 @@ moe::RunSpec any_spec() {
   // router that starts from zero rounding would route.
   if (s.model.routing == Routing::topk && s.model.norm == Norm::rms) s.model.residual = true;
   s.model.router_temperature = uniform(0.5, 2);
+  s.model.balance_loss = *rc::gen::element(0.0, 0.6);
+  // The experts that no token chooses are pulled alike: from a router that starts from zero, rounding decides who comes first.
+  if (s.model.regime == "I" && s.model.param == "mssp") s.model.balance_loss = 0;
+  s.model.balance_bias = *rc::gen::element(0.0, 0.15);
   s.model.aggregation = {{"const", uniform(0.5, 1.5)}, {"K", *rc::gen::element(-1.0, -0.8)}};
   s.model.output_scale = uniform(0.5, 2);
   s.optimizer.lr = uniform(0.02, 0.1) * (is_linear(s.optimizer.name) ? 4 : 1);
@@ -175,6 +179,7 @@ Comparison compare(const moe::NetworkRun& ours, const moe::NetworkRun& theirs) {
   c.add("expert_in", w.expert_in, v.expert_in);
   c.add("expert_out", w.expert_out, v.expert_out);
   c.add("readout", w.readout, v.readout);
+  c.add("selection_bias", ours.selection_bias, theirs.selection_bias);
   return c;
 }
 
@@ -215,6 +220,7 @@ TEST_CASE("fast trainer follows the flow of the reference trainer on random conf
     p.spec.optimizer.name = moe::OptimizerKind::sgd;
     p.spec.training.batch = 0;
     p.spec.training.dynamics = moe::Dynamics::flow;
+    p.spec.model.balance_bias = 0;
     p.spec.training.stepper = moe::Stepper::rk4;
     p.spec.training.time = *rc::gen::element(0.0, 3.0);
     p.spec.training.step_size = *rc::gen::element(0.4, 1.0);

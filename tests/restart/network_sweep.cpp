@@ -158,6 +158,8 @@ TEST_CASE(
   specs.back().sampling.precision = moe::Precision::float32;
   specs.push_back(network_fixture::spec("I", "mssp", momentum, 9));
   specs.back().model.routing = moe::Routing::topk;
+  specs.back().model.balance_bias = 0.1;
+  specs.back().model.balance_loss = 0.3;
   for (const auto stepper : {moe::Stepper::dopri5, moe::Stepper::abm, moe::Stepper::rk4}) {
     specs.push_back(network_fixture::spec("II", "mssp", sgd, 9));
     specs.back().training.dynamics = moe::Dynamics::flow;

@@ -60,6 +60,7 @@ struct Case {
   int batch;
   const char* what;
   int depth = 1;
+  double balance = 0;  ///< of top-K routing: rate of the bias and half of the loss's coefficient
 };
 
 moe::RunSpec spec_of(const Case& c) {
@@ -77,6 +78,9 @@ moe::RunSpec spec_of(const Case& c) {
   s.model.residual = c.depth > 1;
   s.model.norm = c.depth > 1 ? moe::Norm::rms : moe::Norm::none;
   s.output.distributions_at = {0, 3, 9};
+  if (c.balance > 0) s.model.routing = moe::Routing::topk;
+  s.model.balance_bias = c.balance;
+  s.model.balance_loss = 2 * c.balance;
   return s;
 }
 
@@ -120,6 +124,7 @@ const Case cases[] = {
     {"II", "mssp", signsgd, 0, "no state but the value"},
     {"II", "mssp", sgd, 0, "two blocks on one stream, with norm", 2},
     {"I", "mssp", adam, 4, "three blocks, mini-batches", 3},
+    {"II", "mssp", sgd, 4, "selection bias, two blocks, mini-batches", 2, 0.1},
     {"II", "mssp", adafactor, 4, "means over rows and columns, mini-batches"},
     {"III", "mssp", adafactor, 0, "the same with shared experts in two blocks", 2},
 };

@@ -212,6 +212,28 @@ TEST_CASE("plain sweep has the law of finite networks of three blocks [III mssp 
 TEST_CASE("plain sweep has the law of finite networks of three blocks under Adafactor [III mssp soft, norm, N=12]") {
   compare_stack({"III", "mssp", adafactor, Routing::soft, Gate::softmax, 12, 0.05}, 0.5, moe::Norm::rms, true, 1);
 }
+/// Balancing loss and bias (T31), (T32) with top-K: loads too.
+void compare_balanced(const Law& law, double balance_loss, double balance_bias, int depth = 1) {
+  moe::RunSpec s = describe(law, 400);
+  s.model.balance_loss = balance_loss;
+  s.model.balance_bias = balance_bias;
+  s.model.depth = depth;
+  s.model.residual = depth > 1;
+  s.output.observables = {"rms_r", "rms_u", "rms_rho", "rms_xi", "rms_xi_Q_effective", "load_q99", "router_entropy"};
+  compare(law, s, limit_fixture::data(6, 5, 1));
+}
+TEST_CASE("plain sweep has the law of finite networks with a balancing loss [II mssp sgd topk softmax, N=24]") {
+  compare_balanced({"II", "mssp", sgd, Routing::topk, Gate::softmax, 24, 0.5}, 0.7, 0);
+}
+TEST_CASE("plain sweep has the law of finite networks with loss and bias [II mup adam topk, two blocks, N=20]") {
+  compare_balanced({"II", "mup", adam, Routing::topk, Gate::sigmoid, 20, 0.1}, 0.3, 0.2, 2);
+}
+TEST_CASE("plain sweep has the law of finite networks with a balancing bias [III mssp sgd topk, N=16]") {
+  compare_balanced({"III", "mssp", sgd, Routing::topk, Gate::sigmoid, 16, 0.5}, 0, 0.3);
+}
+TEST_CASE("plain sweep has the law of finite networks with loss and bias [I mup sgd topk, N=24]") {
+  compare_balanced({"I", "mup", sgd, Routing::topk, Gate::sigmoid, 24, 0.5}, 0.7, 0.1);
+}
 TEST_CASE("without its response terms the sweep does not have the law of networks [II mssp sgd soft, N=24]") {
   CHECK(compare({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.5}, 500, true) > 8);
 }
