@@ -87,8 +87,11 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View bias,
       } else {
         B::column_maxima(r, highest);  // the largest logit is always active
       }
-      B::each(experts, P,
-              [=] MOE_HD(Index i, Index p) { G(i, p) = mask(i, p) * std::exp(beta * (r(i, p) - highest(0, p))); });
+      B::each(experts, P, [=] MOE_HD(Index i, Index p) {
+        const Real above =
+            r(i, p) - highest(0, p);  // positive where the bias leaves out an expert: no infinity times zero
+        G(i, p) = mask(i, p) * std::exp(beta * (above > Real(0) ? Real(0) : above));
+      });
       B::column_sums(
           experts, P, [=] MOE_HD(Index i, Index p) { return G(i, p); }, total);
       const Real K = static_cast<Real>(spec.active);
