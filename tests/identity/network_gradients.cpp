@@ -170,70 +170,70 @@ TEST_CASE(
 
 TEST_CASE(
     "one step of the fast trainer moves all five tensors down the central differences of its own loss [every gate, "
-    "activation and routing, loss, depth 1 and 2, norm]") {
+    "activation and routing; loss, depth and norm in turn] [slow]") {
   // As above; the loss is a sum of some ten more roundings.
   const double allowed = 1e-9, e = 5e-5;
   const moe::Dataset data = network_fixture::data(6, 3, 2);
   int compared = 0;
   for (Gate gate : {Gate::sigmoid, Gate::softmax, Gate::constant})
     for (Activation activation : {Activation::tanh, Activation::relu, Activation::gelu, Activation::identity})
-      for (Routing routing : {Routing::soft, Routing::topk})
-        for (int variant : {0, 1, 2}) {
-          moe::RunSpec spec = network_fixture::spec("I", "mssp", moe::OptimizerKind::sgd, 1);
-          spec.model.gate = gate, spec.model.activation = activation, spec.model.routing = routing;
-          spec.model.active_fraction = 0.5;
-          spec.model.post_activation = Activation::tanh;
-          spec.model.residual = variant > 0;
-          spec.model.depth = variant == 2 ? 2 : 1;
-          spec.model.norm = variant == 2 ? moe::Norm::rms : moe::Norm::none;
-          spec.model.router_temperature = 0.8;
-          spec.training.loss = variant == 1 ? Loss::cross_entropy : Loss::mse;
-          spec.output.observables = {"none"};
-          const int N = 7;
-          const moe::NetworkShape shape = moe::network_shape(spec, data, N);
-          const int L = shape.L, M = shape.M, Ne = shape.Ne;
-          NetworkWeights start = {gaussian(N, 3, 0.8, 1), gaussian(M * L, N, 0.9, 2), gaussian(M * Ne * L, N, 0.7, 3),
-                                  gaussian(N, M * Ne * L, 0.9, 4), gaussian(2, N, 0.8, 5)};
-          const moe::NetworkConstants constants = moe::constants_at(spec, shape);
-          const moe::reference::Model model{spec.model, spec.training.loss, shape, constants.aggregation};
-          const auto fields = moe::reference::forward(model, start, data.x, 0);
-          double margin = 1;
-          for (const auto& block : fields.blocks) margin = std::min(margin, routing_margin(block.r, shape.K));
-          if (margin < 2e-3) continue;
-          ++compared;
-          INFO(fmt::format("gate {}, activation {}, routing {}, variant {}", static_cast<int>(gate),
-                           static_cast<int>(activation), static_cast<int>(routing), variant));
-          moe::TrainOptions options;
-          options.initial = &start;
-          const moe::NetworkRun run = moe::train_network(spec, data, N, 0, options);
-          REQUIRE(!run.failure);
-          spec.training.steps = 0;
-          const auto check = [&](moe::Tensor tensor, MatrixXd NetworkWeights::*member) {
-            const MatrixXd gradient = (start.*member - run.final_weights.*member) / constants.lr[tensor];
-            double worst = 0;
-            for (Eigen::Index k = 0; k < gradient.size(); ++k) {
-              double& entry = (start.*member).data()[k];
-              const double kept = entry;
-              const auto loss_beside = [&](double shift) {
-                entry = kept + shift;
-                const double loss = moe::train_network(spec, data, N, 0, options).loss.front();
-                entry = kept;
-                return loss;
-              };
-              const double near = loss_beside(e) - loss_beside(-e), far = loss_beside(2 * e) - loss_beside(-2 * e);
-              worst = std::max(worst, std::abs((8 * near - far) / (12 * e) - gradient.data()[k]));
-            }
-            CHECK(worst < allowed);
-            CHECK((gradient.norm() > 1e-4 || (tensor == moe::Tensor::router && gate == Gate::constant)));
-          };
-          check(moe::Tensor::input, &NetworkWeights::w_in);
-          check(moe::Tensor::router, &NetworkWeights::router);
-          check(moe::Tensor::expert_in, &NetworkWeights::expert_in);
-          check(moe::Tensor::expert_out, &NetworkWeights::expert_out);
-          check(moe::Tensor::readout, &NetworkWeights::readout);
-        }
-  MESSAGE(fmt::format("{} of 72 networks compared", compared));
-  CHECK(compared > 60);
+      for (Routing routing : {Routing::soft, Routing::topk}) {
+        const int variant = (static_cast<int>(gate) + static_cast<int>(activation) + static_cast<int>(routing)) % 3;
+        moe::RunSpec spec = network_fixture::spec("I", "mssp", moe::OptimizerKind::sgd, 1);
+        spec.model.gate = gate, spec.model.activation = activation, spec.model.routing = routing;
+        spec.model.active_fraction = 0.5;
+        spec.model.post_activation = Activation::tanh;
+        spec.model.residual = variant > 0;
+        spec.model.depth = variant == 2 ? 2 : 1;
+        spec.model.norm = variant == 2 ? moe::Norm::rms : moe::Norm::none;
+        spec.model.router_temperature = 0.8;
+        spec.training.loss = variant == 1 ? Loss::cross_entropy : Loss::mse;
+        spec.output.observables = {"none"};
+        const int N = 7;
+        const moe::NetworkShape shape = moe::network_shape(spec, data, N);
+        const int L = shape.L, M = shape.M, Ne = shape.Ne;
+        NetworkWeights start = {gaussian(N, 3, 0.8, 1), gaussian(M * L, N, 0.9, 2), gaussian(M * Ne * L, N, 0.7, 3),
+                                gaussian(N, M * Ne * L, 0.9, 4), gaussian(2, N, 0.8, 5)};
+        const moe::NetworkConstants constants = moe::constants_at(spec, shape);
+        const moe::reference::Model model{spec.model, spec.training.loss, shape, constants.aggregation};
+        const auto fields = moe::reference::forward(model, start, data.x, 0);
+        double margin = 1;
+        for (const auto& block : fields.blocks) margin = std::min(margin, routing_margin(block.r, shape.K));
+        if (margin < 2e-3) continue;
+        ++compared;
+        INFO(fmt::format("gate {}, activation {}, routing {}, variant {}", static_cast<int>(gate),
+                         static_cast<int>(activation), static_cast<int>(routing), variant));
+        moe::TrainOptions options;
+        options.initial = &start;
+        const moe::NetworkRun run = moe::train_network(spec, data, N, 0, options);
+        REQUIRE(!run.failure);
+        spec.training.steps = 0;
+        const auto check = [&](moe::Tensor tensor, MatrixXd NetworkWeights::*member) {
+          const MatrixXd gradient = (start.*member - run.final_weights.*member) / constants.lr[tensor];
+          double worst = 0;
+          for (Eigen::Index k = 0; k < gradient.size(); ++k) {
+            double& entry = (start.*member).data()[k];
+            const double kept = entry;
+            const auto loss_beside = [&](double shift) {
+              entry = kept + shift;
+              const double loss = moe::train_network(spec, data, N, 0, options).loss.front();
+              entry = kept;
+              return loss;
+            };
+            const double near = loss_beside(e) - loss_beside(-e), far = loss_beside(2 * e) - loss_beside(-2 * e);
+            worst = std::max(worst, std::abs((8 * near - far) / (12 * e) - gradient.data()[k]));
+          }
+          CHECK(worst < allowed);
+          CHECK((gradient.norm() > 1e-4 || (tensor == moe::Tensor::router && gate == Gate::constant)));
+        };
+        check(moe::Tensor::input, &NetworkWeights::w_in);
+        check(moe::Tensor::router, &NetworkWeights::router);
+        check(moe::Tensor::expert_in, &NetworkWeights::expert_in);
+        check(moe::Tensor::expert_out, &NetworkWeights::expert_out);
+        check(moe::Tensor::readout, &NetworkWeights::readout);
+      }
+  MESSAGE(fmt::format("{} of 24 networks compared", compared));
+  CHECK(compared > 20);
 }
 
 TEST_CASE(
