@@ -77,27 +77,31 @@ double loss_at(const Case& c, const NetworkWeights& w) {
   return loss;
 }
 
-/// Largest deviation of a gradient from the five-point difference quotient of the loss over the entries of one tensor:
+/// Largest deviation of a gradient from the five-point difference quotient of loss() over the entries of `tensor`, which loss() reads:
 /// (8 (L(w + e) - L(w - e)) - (L(w + 2e) - L(w - 2e))) / 12e.
-double worst_entry(const Case& c, MatrixXd NetworkWeights::*tensor, const MatrixXd& gradient) {
+template <class LossOf>
+double worst_entry(MatrixXd& tensor, const MatrixXd& gradient, const LossOf& loss) {
   const double e = 5e-5;
   double worst = 0;
-  NetworkWeights w = c.weights;
-  REQUIRE(gradient.rows() == (w.*tensor).rows());
-  REQUIRE(gradient.cols() == (w.*tensor).cols());
+  REQUIRE(gradient.rows() == tensor.rows());
+  REQUIRE(gradient.cols() == tensor.cols());
   for (Eigen::Index k = 0; k < gradient.size(); ++k) {
-    double& entry = (w.*tensor).data()[k];
+    double& entry = tensor.data()[k];
     const double kept = entry;
     const auto loss_beside = [&](double shift) {
       entry = kept + shift;
-      const double loss = loss_at(c, w);
+      const double beside = loss();
       entry = kept;
-      return loss;
+      return beside;
     };
     const double near = loss_beside(e) - loss_beside(-e), far = loss_beside(2 * e) - loss_beside(-2 * e);
     worst = std::max(worst, std::abs((8 * near - far) / (12 * e) - gradient.data()[k]));
   }
   return worst;
+}
+double worst_entry(const Case& c, MatrixXd NetworkWeights::*tensor, const MatrixXd& gradient) {
+  NetworkWeights w = c.weights;
+  return worst_entry(w.*tensor, gradient, [&] { return loss_at(c, w); });
 }
 
 }  // namespace
@@ -172,7 +176,7 @@ TEST_CASE(
     "one step of the fast trainer moves all five tensors down the central differences of its own loss [every gate, "
     "activation and routing; loss, depth and norm in turn] [slow]") {
   // As above; the loss is a sum of some ten more roundings.
-  const double allowed = 1e-9, e = 5e-5;
+  const double allowed = 1e-9;
   const moe::Dataset data = network_fixture::data(6, 3, 2);
   int compared = 0;
   for (Gate gate : {Gate::sigmoid, Gate::softmax, Gate::constant})
@@ -210,19 +214,8 @@ TEST_CASE(
         spec.training.steps = 0;
         const auto check = [&](moe::Tensor tensor, MatrixXd NetworkWeights::*member) {
           const MatrixXd gradient = (start.*member - run.final_weights.*member) / constants.lr[tensor];
-          double worst = 0;
-          for (Eigen::Index k = 0; k < gradient.size(); ++k) {
-            double& entry = (start.*member).data()[k];
-            const double kept = entry;
-            const auto loss_beside = [&](double shift) {
-              entry = kept + shift;
-              const double loss = moe::train_network(spec, data, N, 0, options).loss.front();
-              entry = kept;
-              return loss;
-            };
-            const double near = loss_beside(e) - loss_beside(-e), far = loss_beside(2 * e) - loss_beside(-2 * e);
-            worst = std::max(worst, std::abs((8 * near - far) / (12 * e) - gradient.data()[k]));
-          }
+          const double worst = worst_entry(start.*member, gradient,
+                                           [&] { return moe::train_network(spec, data, N, 0, options).loss.front(); });
           CHECK(worst < allowed);
           CHECK((gradient.norm() > 1e-4 || (tensor == moe::Tensor::router && gate == Gate::constant)));
         };
