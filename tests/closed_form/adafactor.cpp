@@ -84,7 +84,8 @@ TEST_CASE("Adafactor leaves alone what never had a gradient [eps = 0; limit]") {
 }
 
 TEST_CASE(
-    "Adafactor over pairs of sites is (T30), every matrix by itself [limit; 3 matrices, 5 steps, several pieces]") {
+    "Adafactor over pairs of sites is (T30), every matrix by itself [limit; 3 matrices, 5 steps, several pieces] "
+    "[slow]") {
   // 3 matrices of 30,000 rows: gradients are made a few columns at a time.
   const Index rows = 30000, cols = 7, P = 3;
   constexpr double eps = 0.3, lr = 0.1, scale = 0.7;

@@ -258,7 +258,7 @@ if_impossible = "shrug"
   CHECK(absent.list().front().find("Use mssp or mu") != std::string::npos);
 }
 
-TEST_CASE("where no table is found, the conditions that exclude one another are named, and no others") {
+TEST_CASE("where no table is found, the conditions that exclude one another are named, and no others [slow]") {
   const TemporaryFolder folder;
   using Sets = std::vector<std::vector<std::string>>;
   const auto named = [](const std::vector<Conditions>& sets) {

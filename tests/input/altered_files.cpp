@@ -91,7 +91,7 @@ TEST_CASE("files of every kind that were altered or cut short anywhere are refus
 
 TEST_CASE(
     "files of every kind: no bit of any byte can change, nor any end be missing, unseen [every byte, of large "
-    "files every seventh]") {
+    "files every seventh] [slow]") {
   const TemporaryFolder folder;
   std::mt19937 random(6);
   for (const auto& file_of_kind : Written(folder).files) {

@@ -191,7 +191,7 @@ TEST_CASE(
 
 TEST_CASE(
     "flow: with the output scale alpha -> infinity and lr / alpha^2 it becomes the flow of the kernel at t = 0 [lazy "
-    "limit]") {
+    "limit] [slow]") {
   // f(0) = 0 in the limit; on samples it is alpha O(S^-1/2), and targets Y + f(0) do to f - f(0) what Y does to f.
   const moe::Dataset d = limit_fixture::data(5, 5, 1);
   const auto lazy = [&](const moe::Dataset& data, double alpha, double time, int steps) {

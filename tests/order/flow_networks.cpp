@@ -66,7 +66,7 @@ TEST_CASE("flow of networks: errors of fixed steps fall with the order of the me
   }
 }
 
-TEST_CASE("flow of networks: the adaptive stepper meets its tolerance at every width [dopri5, N = 16, 128]") {
+TEST_CASE("flow of networks: the adaptive stepper meets its tolerance at every width [dopri5, N = 16, 128] [slow]") {
   const moe::Dataset d = data();
   for (const auto& [regime, param] : {std::pair{"II", "mssp"}, {"III", "mup"}})
     for (const int N : {16, 128}) {

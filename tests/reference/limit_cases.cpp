@@ -85,10 +85,10 @@ void compare(const std::string& name, int neurons, moe::Precision precision = mo
 
 TEST_CASE("limit equals the independent reference [I mssp sgd soft]") { compare("I_mssp_sgd_soft", 0); }
 TEST_CASE("limit equals the independent reference [II mssp sgd soft]") { compare("II_mssp_sgd_soft", 0); }
-TEST_CASE("limit equals the independent reference [II mssp adam topk]") { compare("II_mssp_adam_topk", 0); }
+TEST_CASE("limit equals the independent reference [II mssp adam topk] [slow]") { compare("II_mssp_adam_topk", 0); }
 TEST_CASE("limit equals the independent reference [III mssp sgd soft] [slow]") { compare("III_mssp_sgd_soft", 0); }
 TEST_CASE("limit equals the independent reference [III mup sgd topk] [slow]") { compare("III_mup_sgd_topk", 0); }
-TEST_CASE("limit equals the independent reference in float64 too [II mssp sgd soft]") {
+TEST_CASE("limit equals the independent reference in float64 too [II mssp sgd soft] [slow]") {
   compare("II_mssp_sgd_soft", 0, moe::Precision::float64);
 }
 TEST_CASE("limit equals the independent reference [II mssp sgd, 3 blocks, norm]") { compare("deep_II_mssp_sgd_L3", 0); }

@@ -107,7 +107,7 @@ std::pair<int, int> progress_of(const std::string& checkpoint) {
 
 TEST_CASE(
     "kernel iteration: one that died or was interrupted goes on bit for bit, on any number of threads [regime; "
-    "precision; draws; before and after the first floor]") {
+    "precision; draws; before and after the first floor] [slow]") {
   for (const Case& c : cases) {
     Run undisturbed;
     const moe::IterationResult whole = iterate(c, undisturbed);
@@ -191,7 +191,7 @@ std::vector<std::string> problem(std::vector<std::string> more) {
 
 }  // namespace
 
-TEST_CASE("dmft_solve --method iterate: Ctrl-C ends it at once and says what goes on; --resume alone does") {
+TEST_CASE("dmft_solve --method iterate: Ctrl-C ends it at once and says what goes on; --resume alone does [slow]") {
   const TemporaryFolder folder;
   const std::string checkpoint = folder / "run.ckpt", out = folder / "a.h5", undisturbed = folder / "b.h5";
   REQUIRE(run_program("dmft_solve", problem({"--out", undisturbed, "--quiet"})).status == 0);

@@ -134,7 +134,7 @@ const Case cases[] = {
 TEST_CASE(
     "checkpoint: a solve that was interrupted, or died, and goes on gives the uninterrupted numbers bit for bit "
     "[regime x "
-    "parameterization x optimizer, mini-batches, every form of an operator] [threads]") {
+    "parameterization x optimizer, mini-batches, every form of an operator] [threads] [slow]") {
   const moe::Dataset d = samples();
   bool turned_dense_before = false, turned_dense_after = false;
   for (const Case& c : cases) {
@@ -177,7 +177,7 @@ TEST_CASE(
 
 TEST_CASE(
     "checkpoint: a gradient flow goes on bit for bit [steppers, history of the multistep method whole or begun, dense, "
-    "bases]") {
+    "bases] [slow]") {
   const moe::Dataset d = samples();
   for (const auto stepper : {moe::Stepper::dopri5, moe::Stepper::abm, moe::Stepper::rk4})
     for (const auto form : {moe::Form::dense, moe::Form::bases}) {
