@@ -1,13 +1,16 @@
-// Kernel iteration against what is known: kernels at initialisation are Gaussian integrals, linear networks are scalar recursions.
+// Kernel iteration against what is known (docs/known_solutions.md): kernels at initialisation are Gaussian integrals, linear networks are
+// solved exactly, the first step by hand.
 #include <doctest/doctest.h>
 
-#include <Eigen/Eigenvalues>
+#include <algorithm>
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "dmft/kernel_iteration.hpp"
+#include "tests/known_solutions.hpp"
 #include "tests/limit_fixture.hpp"
 
 namespace {
@@ -15,36 +18,6 @@ namespace {
 using Eigen::MatrixXd;
 using moe::Kernel;
 using moe::Tensor;
-
-/// Nodes and weights of <F(x)>, x ~ N(0, 1): eigenvectors of the Jacobi matrix of Hermite polynomials.
-struct GaussHermite {
-  Eigen::VectorXd x, w;
-  explicit GaussHermite(int n) {
-    MatrixXd jacobi = MatrixXd::Zero(n, n);
-    for (int k = 1; k < n; ++k) jacobi(k, k - 1) = jacobi(k - 1, k) = std::sqrt(static_cast<double>(k));
-    const Eigen::SelfAdjointEigenSolver<MatrixXd> eigen(jacobi);
-    x = eigen.eigenvalues();
-    w = eigen.eigenvectors().row(0).transpose().cwiseAbs2();
-  }
-};
-
-/// <F(x_a) F(x_b)> of Gaussians with covariance C, for every pair.
-template <class F>
-MatrixXd pair_averages(const MatrixXd& C, F f) {
-  static const GaussHermite rule(60);
-  MatrixXd J(C.rows(), C.cols());
-  for (Eigen::Index a = 0; a < C.rows(); ++a)
-    for (Eigen::Index b = 0; b < C.cols(); ++b) {
-      const double sa = std::sqrt(C(a, a)), along = C(a, b) / sa,
-                   across = std::sqrt(std::max(0.0, C(b, b) - along * along));
-      double sum = 0;
-      for (Eigen::Index i = 0; i < rule.x.size(); ++i)
-        for (Eigen::Index j = 0; j < rule.x.size(); ++j)
-          sum += rule.w[i] * rule.w[j] * f(sa * rule.x[i]) * f(along * rule.x[i] + across * rule.x[j]);
-      J(a, b) = sum;
-    }
-  return J;
-}
 
 moe::IterationOptions options(moe::Index neurons, moe::Index experts, moe::Index hidden, int draws, int replicas) {
   moe::IterationOptions o;
@@ -59,7 +32,7 @@ struct Rates {  // as in limit_linear.cpp
   const char* param;
   double input, expert_in, expert_out, readout;
 };
-constexpr double M = 2, Ne = 4, rho_M = 0.5, rho_e = 0.5;
+using known::M, known::Ne, known::rho_e, known::rho_M;
 const std::vector<Rates> table = {
     {"I", "mup", 1 / M, rho_e, 1, 1 / M}, {"I", "mssp", 1 / M, rho_e, 1, 1 / M},
     {"II", "mssp", 1, rho_M* Ne, 1, 1},   {"II", "mup", 0, 0, 1, 0},
@@ -72,39 +45,49 @@ moe::Dataset one_sample() {
   return d;
 }
 
+/// Where an observable is in BatchMeans::fields.
+Eigen::Index row_of(const std::string& name) {
+  return std::find(moe::site_observables.begin(), moe::site_observables.end(), name) - moe::site_observables.begin();
+}
+double error_of_mean(const Eigen::ArrayXd& is) {
+  const auto n = static_cast<double>(is.size());
+  return std::sqrt((is - is.mean()).square().sum() / (n - 1) / n);
+}
+
 }  // namespace
 
-TEST_CASE("kernel iteration: correlations at initialisation are Gaussian integrals [II mssp, tanh, sigmoid gate]") {
-  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 1, 0);
-  s.sampling.precision = moe::Precision::float32;
+TEST_CASE(
+    "kernel iteration: correlations at initialisation are Gaussian integrals [regime x parameterization x "
+    "activation]") {
   constexpr moe::Index P = 4;
+  constexpr int replicas = 6;
   const moe::Dataset d = limit_fixture::data(P, 5, 1);
-  const moe::IterationResult r = moe::iterate_kernels(s, d, options(4000, 2000, 0, 4, 8));
-  REQUIRE(r.report.floor_at > 0);
-  const auto phi = [](double x) { return std::tanh(x); };
-  const auto slope = [](double x) { return 1 - std::tanh(x) * std::tanh(x); };
-  const auto gate = [](double x) { return 1 / (1 + std::exp(-x)); };
-  const auto gate_slope = [&](double x) { return gate(x) * (1 - gate(x)); };
-  const MatrixXd Phi = pair_averages(d.x.transpose() * d.x / 5.0, phi);
-  const MatrixXd D = d.y.transpose() * d.y / (P * P);  // f = 0 and wbar of variance one: D = wbar y/P
-  const MatrixXd G = pair_averages(Phi, gate), v = pair_averages(Phi, phi);
-  // II MSSP: s_chi^2 = 1 of Q and A; of B s_beta^2 = rho_M N_e * N_e/(M N_e/N) = N_e^2 Var B/N = rho_M N_e, the variance of zeta.
-  const double zeta2 = rho_M * Ne;
-  const std::vector<std::pair<Kernel, MatrixXd>> expected = {
-      {Kernel::phi, Phi},
-      {Kernel::D, D},
-      {Kernel::Gv, G.cwiseProduct(v)},
-      {Kernel::ghat, zeta2 * G.cwiseProduct(pair_averages(Phi, slope)).cwiseProduct(D)},
-      {Kernel::rho, zeta2 / Ne * pair_averages(Phi, gate_slope).cwiseProduct(v).cwiseProduct(D)}};
-  for (const auto& [kernel, value] : expected) {
-    const std::string name = moe::kernel_names[static_cast<std::size_t>(kernel)];
-    // 8 replicas x 4 draws: an entry's products have a standard deviation of at most twice the largest diagonal entry (kurtosis
-    // below that of a product of Gaussians, <x^4> = 3, times that of gates), over 2000 experts at least; f = 0 holds to 1/sqrt(4000).
-    const double allowed = 4 * 2 * value.diagonal().maxCoeff() / std::sqrt(32.0 * 2000);
-    INFO(name, " is\n", r.kernels[kernel], "\nexpected\n", value, "\nallowed ", allowed);
-    CHECK((r.kernels[kernel] - value).cwiseAbs().maxCoeff() <= allowed);
-    CHECK(allowed < 0.1 * value.diagonal().maxCoeff());
-  }
+  for (const known::Case& row : known::cases)
+    for (const moe::Activation activation : {moe::Activation::identity, moe::Activation::gelu, moe::Activation::tanh}) {
+      const std::string regime = row.regime;
+      moe::RunSpec s = limit_fixture::spec(regime, row.param, moe::OptimizerKind::sgd, 1, 0);
+      s.sampling.precision = moe::Precision::float32;
+      s.model.activation = activation;
+      const moe::Index experts = regime == "I" ? 2 : regime == "II" ? 1000 : 100, hidden = regime == "II" ? 4 : 300;
+      const moe::IterationResult r = moe::iterate_kernels(s, d, options(1000, experts, hidden, 1, replicas));
+      REQUIRE(r.report.floor_at > 0);
+      const known::InitialKernels expected(row, activation, d.x, d.y, 1000, static_cast<double>(experts),
+                                           static_cast<double>(hidden), replicas);
+      std::vector<std::pair<Kernel, const known::Estimate*>> compared = {{Kernel::phi, &expected.Phi},
+                                                                         {Kernel::Gv, &expected.Gv},
+                                                                         {Kernel::D, &expected.D},
+                                                                         {Kernel::ghat, &expected.ghat}};
+      if (regime == "II") compared.emplace_back(Kernel::rho, &expected.rho);
+      for (const auto& [which, kernel] : compared) {
+        INFO(regime, " ", std::string(row.param), ", activation ", static_cast<int>(activation), ": ",
+             std::string(moe::kernel_names[static_cast<std::size_t>(which)]), " is\n", r.kernels[which], "\nexpected\n",
+             kernel->value, "\nup to\n", 4 * kernel->error);
+        CHECK(((r.kernels[which] - kernel->value).array().abs() <=
+               4 * kernel->error.array() + 1e-6 * kernel->value.maxCoeff())
+                  .all());
+        CHECK(kernel->error.maxCoeff() <= 0.15 * kernel->value.maxCoeff());
+      }
+    }
 }
 
 TEST_CASE(
@@ -138,4 +121,64 @@ TEST_CASE(
         CHECK(allowed < 0.15);
       }
     }
+}
+
+TEST_CASE("kernel iteration: linear limit, loss and every field of a run [regime x parameterization]") {
+  constexpr double lr = 0.2;
+  constexpr int T = 2, P = 2, replicas = 6;
+  const moe::Dataset d = limit_fixture::data(P, 5, 2);
+  for (const known::Case& row : known::cases) {
+    const std::string regime = row.regime, param = row.param;
+    moe::RunSpec s = limit_fixture::spec(regime, param, moe::OptimizerKind::sgd, lr, T);
+    s.sampling.precision = moe::Precision::float32;
+    s.model.activation = moe::Activation::identity;
+    s.model.gate = moe::Gate::constant;
+    const moe::IterationResult r =
+        moe::iterate_kernels(s, d, options(3000, regime == "II" ? 1500 : 4, 1500, 1, replicas));
+    const known::LinearLimit exact(row.c, lr, d.x, d.y, T);
+    for (std::size_t t = 0; t <= T; ++t) {
+      const auto compare = [&](const char* name, double is, double sem, double expected) {
+        INFO(regime, " ", param, ", step ", t, ": ", std::string(name), " is ", is, " +- ", sem, ", expected ",
+             expected);
+        CHECK(std::abs(is - expected) <= 4 * sem + 1e-6);
+        CHECK(sem <= 0.04 * expected + 1.5e-3);
+      };
+      compare("loss", r.loss.mean[t], r.loss.sem[t], exact.loss(t, d.y));
+      for (const auto& [name, kernels] : exact.fields()) {
+        Eigen::ArrayXd is(replicas);  // mean squares
+        for (int k = 0; k < replicas; ++k)
+          is[k] = r.fields[static_cast<std::size_t>(k)](row_of(name), static_cast<Eigen::Index>(t));
+        compare(name, is.mean(), error_of_mean(is), (*kernels)[t].trace() / P);
+      }
+    }
+  }
+}
+
+TEST_CASE("kernel iteration: features and readout after the first step by hand [regime x parameterization]") {
+  constexpr double lr = 2;
+  constexpr int replicas = 8;
+  const moe::Dataset d = one_sample();
+  for (const known::Case& row : known::cases) {
+    const std::string regime = row.regime, param = row.param;
+    moe::RunSpec s = limit_fixture::spec(regime, param, moe::OptimizerKind::sgd, lr, 1);
+    s.sampling.precision = moe::Precision::float32;
+    const moe::IterationResult r =
+        moe::iterate_kernels(s, d, options(4000, regime == "II" ? 2000 : 32, 1000, 1, replicas));
+    const known::FirstStep expected(row, moe::Activation::tanh, lr * d.y(0, 0));
+    const Eigen::Index of_phi = row_of("rms_phi"), of_D = row_of("rms_D");
+    Eigen::ArrayXd growth(replicas), w_bar(replicas);
+    for (std::size_t k = 0; k < replicas; ++k) {
+      const MatrixXd& fields = r.fields[k];
+      growth[static_cast<Eigen::Index>(k)] = fields(of_phi, 1) / fields(of_phi, 0);
+      w_bar[static_cast<Eigen::Index>(k)] = fields(of_D, 1) / std::pow(d.y(0, 0) - r.f_per_replica[k](0, 1), 2);
+    }
+    for (const auto& [name, is, value] :
+         {std::tuple{"<phi phi> over that of t = 0", growth, expected.phi / expected.phi_before},
+          std::tuple{"<wbar wbar>", w_bar, expected.w_bar}}) {
+      const double sem = error_of_mean(is);
+      INFO(regime, " ", param, ": ", std::string(name), " is ", is.mean(), " +- ", sem, ", expected ", value);
+      CHECK(std::abs(is.mean() - value) <= 4 * sem + 1e-6);
+      CHECK(sem <= 0.1 * (value - 1) + 0.015);
+    }
+  }
 }
