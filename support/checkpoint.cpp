@@ -1,6 +1,7 @@
 #include "support/checkpoint.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -78,12 +79,15 @@ Checkpoints::Checkpoints(CheckpointOptions options, RunIdentity identity,
   resume_ = std::make_unique<H5Reader>(options_.resume);
   require_checkpoint(*resume_, options_.resume);
 
-  Faults faults;
+  std::vector<std::string> differences;
   const auto differs = [&](const std::string& what, const std::string& then, const std::string& now) {
-    faults.add(fmt::format(
-        "--resume {}: {} was {} and is {} now. Continue with what the checkpoint was written with, or start "
-        "anew without --resume",
-        options_.resume, what, then, now));
+    differences.push_back(fmt::format("{} was {} and is {} now", what, then, now));
+  };
+  const auto refuse_if_any = [&] {
+    if (differences.empty()) return;
+    throw ConfigError({fmt::format(
+        "--resume {}: {}. Continue with what the checkpoint was written with, or start anew without --resume",
+        options_.resume, fmt::join(differences, "; "))});
   };
   const auto compare = [&](const char* attribute, const std::string& now, const std::string& what) {
     if (const std::string then = resume_->attribute_text("/", attribute); then != now) differs(what, then, now);
@@ -93,15 +97,15 @@ Checkpoints::Checkpoints(CheckpointOptions options, RunIdentity identity,
   if (resume_->attribute_number("/", "checkpoint_version") != checkpoint_version)
     differs("the layout of checkpoints", fmt::format("{}", resume_->attribute_number("/", "checkpoint_version")),
             fmt::format("{}", checkpoint_version));
-  faults.throw_if_any();
+  refuse_if_any();
   const auto now = identifying_values(*identity_.spec);
   for (const auto& [key, then] :
        identifying_values(read_config_text(resume_->attribute_text("/", "config"), options_.resume)))
     if (then != now.at(key) && !may_differ(key, identity_.unused)) differs(key, then, now.at(key));
-  faults.throw_if_any();
+  refuse_if_any();
   compare("data", identity_.data, "the checksum of the data");
   compare("constants", identity_.constants, "what the parameterization file comes to");
-  faults.throw_if_any();
+  refuse_if_any();
   if (resume_->has("/job"))
     for (const std::string& job : resume_->members("/job")) saved_.insert(std::stoi(job));
 }
