@@ -233,6 +233,12 @@ std::optional<std::string> table_file(const RunSpec& spec, Faults& faults) {
     if (entry.path().extension() == ".toml") names.push_back(entry.path().stem().string());
   std::sort(names.begin(), names.end());
   if (std::find(names.begin(), names.end(), param) != names.end()) return (folder / (param + ".toml")).string();
+  if (names.empty()) {
+    faults.add("model.param", '"' + param + '"', place,
+               fmt::format("cannot be found: {} holds no tables", folder.string()),
+               "Build the program again where its sources are, or give a path ending in .toml");
+    return std::nullopt;
+  }
   const std::string near = nearest(param, names);
   faults.add("model.param", '"' + param + '"', place, fmt::format("is no table in {}", folder.string()),
              fmt::format("{}Use {}, or a path ending in .toml",
