@@ -9,8 +9,8 @@
 #include <set>
 
 #include "parameterizations/parameterization.hpp"
-#include "support/nearest.hpp"
 #include "support/toml_text.hpp"
+#include "support/words.hpp"
 
 namespace moe {
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "support/config_keys.hpp"
-#include "support/nearest.hpp"
 #include "support/toml_text.hpp"
+#include "support/words.hpp"
 
 namespace moe {
 

@@ -17,6 +17,7 @@
 #include "regimes/transfer.hpp"
 #include "support/config.hpp"
 #include "support/report.hpp"
+#include "support/words.hpp"
 
 namespace {
 
@@ -448,17 +449,6 @@ int list(Report& report) {
   return 0;
 }
 
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> words;
-  std::size_t from = 0;
-  while (from < text.size()) {
-    const std::size_t to = std::min(text.find(',', from), text.size());
-    words.push_back(text.substr(from, to - from));
-    from = to + 1;
-  }
-  return words;
-}
-
 int run(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "--help";
   std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
@@ -490,7 +480,7 @@ int run(int argc, char** argv) {
     else
       faults.add(fmt::format("command line: {} has no value. {} --help lists the flags", found->first, program.name));
   }
-  call.without = split(without);
+  call.without = moe::comma_separated(without);
   std::vector<std::string> formats = {"text", "markdown", "latex", "json"};
   if (command == "transfer") formats.emplace_back("python");
   const auto format = std::find(formats.begin(), formats.end(), call.format);

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <map>
 
+#include "support/words.hpp"
+
 namespace moe {
 
 namespace {
@@ -73,10 +75,7 @@ Sizes sizes_of(const Role& role, Sizes s) {
 Sizes parse_sizes(const std::string& text, const std::string& flag, Faults& faults) {
   Sizes sizes;
   std::map<std::string, bool> given;
-  std::size_t from = 0;
-  while (from <= text.size() && !text.empty()) {
-    const std::size_t to = std::min(text.find(',', from), text.size());
-    const std::string item = text.substr(from, to - from);
+  for (const std::string& item : comma_separated(text)) {
     const std::size_t equals = std::min(item.find('='), item.size());
     const std::string name = item.substr(0, equals);
     const auto key = std::find_if(size_keys.begin(), size_keys.end(), [&](const SizeKey& k) { return name == k.name; });
@@ -92,7 +91,6 @@ Sizes parse_sizes(const std::string& text, const std::string& flag, Faults& faul
     else
       sizes.*(key->member) = value;
     given[name] = true;
-    from = to + 1;
   }
   for (const auto& key : size_keys)
     if (key.required && !given[key.name])

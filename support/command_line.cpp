@@ -14,8 +14,8 @@
 #include "support/config_keys.hpp"
 #include "support/config_reader.hpp"
 #include "support/enum_names.hpp"
-#include "support/nearest.hpp"
 #include "support/result_file.hpp"
+#include "support/words.hpp"
 
 namespace moe {
 

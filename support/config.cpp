@@ -9,8 +9,8 @@
 #include "support/config_keys.hpp"
 #include "support/config_reader.hpp"
 #include "support/gpu.hpp"
-#include "support/nearest.hpp"
 #include "support/toml_text.hpp"
+#include "support/words.hpp"
 
 namespace moe {
 

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "support/config_keys.hpp"
-#include "support/nearest.hpp"
+#include "support/words.hpp"
 
 namespace moe {
 
@@ -120,34 +120,15 @@ WrittenValue number_in(const std::string& text) {
   return {text};
 }
 
-std::string trimmed(std::string text) {
-  const auto is_space = [](char c) { return c == ' ' || c == '\t'; };
-  while (!text.empty() && is_space(text.back())) text.pop_back();
-  while (!text.empty() && is_space(text.front())) text.erase(text.begin());
-  return text;
-}
-
 std::string without(std::string text, char open, char close) {
   text = trimmed(std::move(text));
   if (text.size() >= 2 && text.front() == open && text.back() == close) text = trimmed(text.substr(1, text.size() - 2));
   return text;
 }
 
-std::vector<std::string> pieces(const std::string& text) {
-  std::vector<std::string> list;
-  if (text.empty()) return list;
-  std::size_t begin = 0;
-  for (std::size_t comma = text.find(','); comma != std::string::npos; comma = text.find(',', begin)) {
-    list.push_back(trimmed(text.substr(begin, comma - begin)));
-    begin = comma + 1;
-  }
-  list.push_back(trimmed(text.substr(begin)));
-  return list;
-}
-
 WrittenValue power_law_in(const std::string& text) {
   WrittenValue::Table table;
-  for (const std::string& piece : pieces(without(text, '{', '}'))) {
+  for (const std::string& piece : comma_separated(without(text, '{', '}'))) {
     const auto equals = piece.find('=');
     if (equals == std::string::npos) return {text};
     table.push_back({trimmed(piece.substr(0, equals)), number_in(trimmed(piece.substr(equals + 1)))});
@@ -319,12 +300,12 @@ WrittenValue written_on_command_line(const Field& field, const std::string& text
       [&](std::string*) { return bare_word(text); }, [&](const EnumField&) { return bare_word(text); },
       [&](std::vector<int>*) -> WrittenValue {
         WrittenValue::List list;
-        for (const auto& piece : pieces(without(text, '[', ']'))) list.push_back(number_in(piece));
+        for (const auto& piece : comma_separated(without(text, '[', ']'))) list.push_back(number_in(piece));
         return {list};
       },
       [&](std::vector<std::string>*) -> WrittenValue {
         WrittenValue::List list;
-        for (const auto& piece : pieces(without(text, '[', ']'))) list.push_back(bare_word(piece));
+        for (const auto& piece : comma_separated(without(text, '[', ']'))) list.push_back(bare_word(piece));
         return {list};
       },
       [&](std::map<std::string, double>*) { return power_law_in(text); });

@@ -17,6 +17,7 @@
 #include "support/hdf5.hpp"
 #include "support/result_file.hpp"
 #include "support/schedule.hpp"
+#include "support/words.hpp"
 #include "validation/comparison.hpp"
 #include "validation/comparison_file.hpp"
 #include "validation/comparison_report.hpp"
@@ -175,21 +176,11 @@ int validate(const moe::Invocation& call, const moe::Dataset& data, const std::s
   return std::max(failed, status);
 }
 
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> words;
-  for (std::size_t from = 0; from <= text.size();) {
-    const std::size_t comma = std::min(text.find(',', from), text.size());
-    words.push_back(text.substr(from, comma - from));
-    from = comma + 1;
-  }
-  return words;
-}
-
 /// One comparison per parameterization, all in one file.
 int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
   std::vector<RunSpec> specs;
   moe::Faults faults;
-  for (const std::string& name : split(call.own.at("--coordinate-check"))) {
+  for (const std::string& name : moe::comma_separated(call.own.at("--coordinate-check"))) {
     RunSpec spec = call.spec;
     spec.model.param = name;
     spec.origin["model.param"] = "--coordinate-check on the command line";

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,10 +26,10 @@ using Values = std::map<std::string, Value>;  ///< loss and observables at the l
 
 const std::vector<std::string> fields = {"rms_r", "rms_u", "rms_y", "rms_zeta", "rms_xi"};
 
-moe::RunSpec describe(const grid::Case& which, int depth = 1) {
+/// One plain block, or a stack of so many blocks with norm and residual.
+moe::RunSpec describe(const grid::Case& which, std::optional<int> stack) {
   moe::RunSpec s = grid::spec(which);
-  s.model.depth = depth;
-  if (depth > 1) s.model.norm = moe::Norm::rms, s.model.residual = true;
+  if (stack) s.model.depth = *stack, s.model.norm = moe::Norm::rms, s.model.residual = true;
   s.sampling.precision = moe::Precision::float32;
   s.sampling.tolerance = 0.002;
   s.output.observables = fields;
@@ -88,8 +89,8 @@ struct Outcome {
 };
 
 /// Checks that no resolved deviation grows or stays; resolved: beyond 3 standard errors at the smallest width.
-Outcome approach(const grid::Case& which, const Effort& effort, int depth) {
-  const moe::RunSpec s = describe(which, depth);
+Outcome approach(const grid::Case& which, const Effort& effort, std::optional<int> stack) {
+  const moe::RunSpec s = describe(which, stack);
   const moe::Dataset d = grid::data(which);
   const Values limit =
       extrapolated_limit(s, d, which.regime == "III" ? effort.neurons / 4 : effort.neurons, effort.replicas);
@@ -109,8 +110,8 @@ Outcome approach(const grid::Case& which, const Effort& effort, int depth) {
     const bool resolved = std::abs(y[0]) > 3 * e[0];
     const moe::PowerLawFit fit = moe::fit_power_law(x, y, e);
     const std::string line =
-        fmt::format("{} L = {} {}: limit {:.4f}({:.4f}), deviations{}, {}", which.name(), depth, name, at_limit.mean,
-                    at_limit.error, deviations,
+        fmt::format("{} L = {} {}: limit {:.4f}({:.4f}), deviations{}, {}", which.name(), s.model.depth, name,
+                    at_limit.mean, at_limit.error, deviations,
                     resolved ? fmt::format("a = {:.2f} +- {:.2f}", -fit.exponent, fit.error) : "not resolved");
     MESSAGE(line);
     INFO(line);
@@ -129,10 +130,10 @@ Outcome approach(const grid::Case& which, const Effort& effort, int depth) {
   return outcome;
 }
 
-void approach(const std::vector<grid::Case>& cases, const Effort& effort, int depth = 1) {
+void approach(const std::vector<grid::Case>& cases, const Effort& effort, std::optional<int> stack = {}) {
   Outcome total;
   for (const auto& which : cases) {
-    const Outcome one = approach(which, effort, depth);
+    const Outcome one = approach(which, effort, stack);
     total.resolved += one.resolved, total.well_resolved += one.well_resolved;
   }
   MESSAGE(fmt::format("{} cases: {} resolved deviations, {} of them beyond 12 errors", cases.size(), total.resolved,
@@ -157,10 +158,17 @@ TEST_CASE(
            {{16, 32, 64}, 2048, 512, 48});
 }
 
+const grid::Case stacked{"II", "mssp", sgd, Routing::soft, Gate::sigmoid, Loss::mse};
+
 TEST_CASE(
-    "deviation of stacks of blocks from the limit shrinks with N [II mssp sgd, L = 2, 4, norm; N = 16 to 64] [slow]") {
-  for (const int depth : {2, 4})
-    approach({{"II", "mssp", sgd, Routing::soft, Gate::sigmoid, Loss::mse}}, {{16, 32, 64}, 1024, 512, 24}, depth);
+    "deviation of stacks of blocks from the limit shrinks with N [II mssp sgd, L = 1, 2, 4, norm; N = 16 to 64] "
+    "[slow]") {
+  for (const int depth : {1, 2, 4}) approach({stacked}, {{16, 32, 64}, 1024, 512, 24}, depth);
+}
+
+TEST_CASE("deviation of a stack of blocks from the limit shrinks with N [II mssp sgd, L = 8, norm; N = 16 to 128]" *
+          doctest::test_suite("long")) {
+  approach({stacked}, {{16, 32, 64, 128}, 1024, 1024, 32}, 8);
 }
 
 TEST_CASE("deviation of networks from the limit shrinks with N [slice of the grid, N to 256 or 128]" *

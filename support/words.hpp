@@ -1,4 +1,4 @@
-/// Spelling help in messages: the known word that is nearest to what a user wrote.
+/// Words as users write them: lists with commas between, and the known word that is nearest to a misspelt one.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,26 @@
 #include <vector>
 
 namespace moe {
+
+/// `text` without blanks at its ends.
+inline std::string trimmed(std::string text) {
+  const auto is_space = [](char c) { return c == ' ' || c == '\t'; };
+  while (!text.empty() && is_space(text.back())) text.pop_back();
+  while (!text.empty() && is_space(text.front())) text.erase(text.begin());
+  return text;
+}
+
+/// "a, b": a and b, trimmed. Nothing between two commas is an empty word, for the reader to refuse; an empty text is an empty list.
+inline std::vector<std::string> comma_separated(const std::string& text) {
+  std::vector<std::string> list;
+  if (trimmed(text).empty()) return list;
+  for (std::size_t from = 0; from <= text.size();) {
+    const std::size_t comma = std::min(text.find(',', from), text.size());
+    list.push_back(trimmed(text.substr(from, comma - from)));
+    from = comma + 1;
+  }
+  return list;
+}
 
 /// Edit distance: insertions, deletions, substitutions and swaps of neighbouring letters cost one each.
 inline std::size_t edit_distance(const std::string& a, const std::string& b) {
