@@ -207,13 +207,16 @@ class CommandLine {
     std::vector<std::string> known, same_leaf;
     for (const auto& flag : common_flags) known.push_back(flag.name);
     for (const auto& flag : program_.flags) known.push_back(flag.name);
-    std::string leaf = name.substr(std::min(name.find_first_not_of('-'), name.size()));
+    std::string leaf = name.substr(std::min(name.find_first_not_of('-'), name.size())), whole;
     std::replace(leaf.begin(), leaf.end(), '-', '_');
     for (const auto& key : config_keys()) {
       known.insert(known.end(), key.flags.begin(), key.flags.end());
       if (key.leaf() == leaf) same_leaf.push_back("--set " + key.path + "=VALUE");
+      std::string with_section = key.path;
+      std::replace(with_section.begin(), with_section.end(), '.', '_');
+      if (with_section == leaf) whole = key.flags.empty() ? "--set " + key.path + "=VALUE" : key.flags.front();
     }
-    const std::string near = nearest(name, known);
+    const std::string near = whole.empty() ? nearest(name, known) : whole;
     std::string remedy = fmt::format("{} --help lists the flags", program_.name);
     if (!near.empty()) remedy = fmt::format("Did you mean {}?", near);
     if (!same_leaf.empty()) remedy = fmt::format("Its name is not unique: use {}", alternatives(same_leaf));

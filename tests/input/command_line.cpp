@@ -202,9 +202,10 @@ TEST_CASE("options of the program itself") {
 TEST_CASE("faults of the command line come together with those of the file") {
   TemporaryFolder folder;
   const std::string file = write(folder, "run.toml", "model.gate = \"sigmod\"\n");
-  const auto faults = faults_of({"--lr", "nan", "--foo", "3", "--residual", "maybe", "--experts", "4", "--set",
-                                 "model.gat=2", "--widths", "64,x", "--set", "oops", "--expert-widht", "3", file});
-  CHECK(faults.size() == 9);
+  const auto faults =
+      faults_of({"--lr", "nan", "--foo", "3", "--residual", "maybe", "--experts", "4", "--set", "model.gat=2",
+                 "--widths", "64,x", "--set", "oops", "--expert-widht", "3", "--data-path", "x", file});
+  CHECK(faults.size() == 10);
   CHECK(any_has(faults, {"optimizer.lr = nan (--lr on the command line)", "not finite"}));
   CHECK(any_has(faults, {"--foo is an unknown flag"}));
   CHECK(any_has(faults, {"model.residual = \"maybe\"", "true or false"}));
@@ -212,6 +213,7 @@ TEST_CASE("faults of the command line come together with those of the file") {
   CHECK(any_has(faults, {"model.gat = 2 (--set on the command line)", "Did you mean model.gate?"}));
   CHECK(any_has(faults, {"network.widths", "has the element \"x\""}));
   CHECK(any_has(faults, {"--set oops has no value"}));
+  CHECK(any_has(faults, {"--data-path", "Did you mean --path?"}));
   CHECK(any_has(faults, {"--expert-widht", "Did you mean --expert-width?"}));
   CHECK(any_has(faults, {"model.gate = \"sigmod\"", "run.toml:1"}));
 }
