@@ -24,9 +24,11 @@ struct Case {
   bool random_limit() const { return regime == "I" && routing == moe::Routing::topk; }
   std::string name() const {
     static constexpr std::array<const char*, 3> gates = {"sigmoid", "softmax", "constant"};
-    return regime + "_" + param + (optimizer == moe::OptimizerKind::sgd ? "_sgd" : "_adam") +
-           (routing == moe::Routing::soft ? "_soft_" : "_topk_") + gates[static_cast<std::size_t>(gate)] +
-           (loss == moe::Loss::mse ? "_mse" : "_cross_entropy");
+    const char* const rule = optimizer == moe::OptimizerKind::sgd    ? "_sgd"
+                             : optimizer == moe::OptimizerKind::adam ? "_adam"
+                                                                     : "_adafactor";
+    return regime + "_" + param + rule + (routing == moe::Routing::soft ? "_soft_" : "_topk_") +
+           gates[static_cast<std::size_t>(gate)] + (loss == moe::Loss::mse ? "_mse" : "_cross_entropy");
   }
 };
 
@@ -67,7 +69,7 @@ inline std::vector<Case> slice() {
 /// Learning rate of the stored runs: a loss that falls well within eight steps and is not yet at its floor.
 inline double learning_rate(const Case& c) {
   const bool mse = c.loss == moe::Loss::mse;
-  if (c.optimizer == moe::OptimizerKind::adam) return mse ? 0.12 : 0.2;
+  if (c.optimizer != moe::OptimizerKind::sgd) return mse ? 0.12 : 0.2;
   const bool heavy_tails = c.param == "mssp" && c.regime != "I";  // of softmax gates over experts (theory section 6.3)
   const double gates = c.gate == moe::Gate::sigmoid    ? 1
                        : c.gate == moe::Gate::constant ? 0.5

@@ -171,6 +171,14 @@ TEST_CASE("deviation of a stack of blocks from the limit shrinks with N [II mssp
   approach({stacked}, {{16, 32, 64, 128}, 1024, 1024, 32}, 8);
 }
 
+TEST_CASE("deviation of networks from the limit shrinks with N [Adafactor; II mssp, II mup, III mssp; N = 16 to 128]" *
+          doctest::test_suite("long")) {
+  approach({{"II", "mssp", adafactor, Routing::soft, Gate::sigmoid, Loss::mse},
+            {"II", "mup", adafactor, Routing::soft, Gate::sigmoid, Loss::mse},
+            {"III", "mssp", adafactor, Routing::soft, Gate::sigmoid, Loss::mse}},
+           {{16, 32, 64, 128}, 1024, 1024, 16});
+}
+
 TEST_CASE("deviation of networks from the limit shrinks with N [slice of the grid, N to 256 or 128]" *
           doctest::test_suite("long")) {
   std::vector<grid::Case> cases;
