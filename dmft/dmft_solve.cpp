@@ -36,12 +36,16 @@ void on_interrupt(int) {
 bool iterated(const moe::LimitResult& r) { return r.summary.contains("iteration_floor"); }
 
 void print_iteration(const moe::LimitResult& r) {
+  const double batches = r.summary.at("site_batches"), draws = r.summary.at("iteration_draws");
   const auto& loss = r.diagnostics.at("iteration_last_loss");
   const auto& change = r.diagnostics.at("iteration_loss_change");
   const auto& kernel_change = r.diagnostics.at("iteration_kernel_change");
   fmt::print(
-      "Kernel iteration: {} neurons and {} experts with {} hidden units each in each of {} replicas, drawn plainly.\n",
-      r.counts.neurons, r.counts.experts, r.counts.hidden, r.replicas);
+      "Kernel iteration: {} neurons and {} experts with {} hidden units each in a batch, {} batch{} in each of {} "
+      "replicas, "
+      "drawn plainly{}.\n",
+      r.counts.neurons, r.counts.experts, r.counts.hidden, batches, batches > 1 ? "es" : "", r.replicas,
+      draws > 1 ? fmt::format(" {} times", draws) : "");
   fmt::print("{:>10}  {:>12}  {:>14} {:>15}\n", "iteration", "last loss", "change/scatter", "of kernels");
   for (std::size_t k = 0; k < loss.size(); ++k)
     fmt::print("{:>10}  {:>12.5f}  {:>14.2f} {:>15.2f}\n", k + 1, loss[k], change[k], kernel_change[k]);
@@ -115,9 +119,12 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
     const moe::IterationMemory memory =
         moe::iteration_memory(spec, limit, moe::step_shape(spec, data), options.threads);
     if (!options.quiet)
-      fmt::print(stderr, "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}, sampling {}\n",
-                 memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
-                 moe::bytes_text(memory.sampling));
+      fmt::print(
+          stderr,
+          "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}; sampling {}, {} batch{} at once; "
+          "{:.3g} sites per iteration\n",
+          memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
+          moe::bytes_text(memory.sampling), memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites);
     if (const std::string& file = options.checkpoint.file; !file.empty())
       moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
     return {};
@@ -152,7 +159,7 @@ int run(int argc, char** argv) {
     fmt::print(stderr, "dmft_solve: warning: no checkpoint: {} The run goes on.\n", problem);
   });
   moe::Progress progress("solving",
-                         iterates ? long{moe::most_iterations(spec)}
+                         iterates ? static_cast<long>(spec.sampling.draws) * moe::most_iterations(spec)
                                   : static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
                          call.options.quiet);
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -41,7 +43,8 @@ struct Chain {
 /// All that an iteration leaves to the next, and what has been sampled of the one under way.
 struct IterationState {
   std::vector<Chain> chains;
-  std::vector<BatchMeans> next;  ///< [replica]; empty: not sampled yet
+  std::vector<BatchMeans> next;  ///< [replica], sums over batches
+  std::vector<int> sampled;      ///< [replica], how many
   int of_draw = 0;               ///< iterations done of the draw under way
   KernelSet kernels_sum;         ///< over draws at their floors, of the mean over replicas
   IterationReport report;
@@ -50,35 +53,12 @@ struct IterationState {
       a(fmt::format("chain{}", r), chains[r]);
       a(fmt::format("next{}", r), next[r]);
     }
+    a("sampled", sampled);
     a("of_draw", of_draw);
     a("kernels_sum", kernels_sum);
     a("report", report);
   }
-  bool sampled(std::size_t replica) const { return next[replica].f.size() > 0; }
 };
-
-template <class B>
-BatchMeans sample(const SiteProblem& problem, const KernelSet& kernels, const IterationOptions& options,
-                  StreamNumbers& streams) {
-  SiteKernels<B> given(problem, kernels);
-  BatchMeans total;
-  for (int b = 0; b < options.batches; ++b) {
-    BatchMeans means = sample_batch<B>(problem, given, options.batch, streams, options.interrupt);
-    if (means.f.size() == 0) return means;  // interrupted
-    if (b == 0) {
-      total = std::move(means);
-      continue;
-    }
-    total.f += means.f;
-    total.fields += means.fields;
-    for (std::size_t k = 0; k < num_kernels; ++k) total.kernels.all()[k] += means.kernels.all()[k];
-  }
-  const double share = 1.0 / options.batches;
-  total.f *= share;
-  total.fields *= share;
-  for (MatrixXd& kernel : total.kernels.all()) kernel *= share;
-  return total;
-}
 
 std::vector<double> loss_of(const LimitSpec& limit, const SiteProblem& problem, const MatrixXd& f) {
   std::vector<double> loss;
@@ -178,11 +158,10 @@ Curve loss_of_mean(const LimitSpec& limit, const SiteProblem& problem, const std
   return curve;
 }
 
-/// f(k) on all cores, in any order.
+/// f(k) for k = 0 .. count - 1, handed out in this order to `at_once` workers that share the threads.
 template <class F>
-void for_all(int count, int threads, const F& f) {
-  const int all = threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const int workers = std::min(all, count);
+void for_all(int count, int at_once, int threads, const F& f) {
+  const int all = thread_count(threads), workers = std::min(at_once > 0 ? at_once : all, count);
   std::atomic<int> next{0};
   std::exception_ptr error;
   std::mutex error_mutex;
@@ -201,6 +180,79 @@ void for_all(int count, int threads, const F& f) {
       });
   }
   if (error) std::rethrow_exception(error);
+}
+
+/// A replica's kernels in the form that its batches use: made by the first of them, dropped by the last.
+template <class B>
+class KernelsOfReplica {
+ public:
+  SiteKernels<B>& get(const SiteProblem& problem, const KernelSet& kernels) {
+    const std::lock_guard lock(mutex_);
+    if (!made_) made_ = std::make_unique<SiteKernels<B>>(problem, kernels);
+    return *made_;
+  }
+  void drop() { made_.reset(); }
+
+ private:
+  std::mutex mutex_;
+  std::unique_ptr<SiteKernels<B>> made_;
+};
+
+/// Adds every batch of this iteration that the state has not got to its replica's sum. Batches are handed out by replica and number, and
+/// each waits to be added until all before it are: sums do not depend on who was faster, and there are never more batches in
+/// memory than samplers. False after an interrupt, which loses those that are being sampled.
+template <class B>
+bool sample_batches(const SiteProblem& problem, const IterationOptions& options, IterationState& state,
+                    const std::function<void()>& on_batch) {
+  struct Task {
+    std::size_t replica;
+    int batch;
+  };
+  std::vector<Task> tasks;
+  for (std::size_t r = 0; r < state.chains.size(); ++r)
+    for (int b = state.sampled[r]; b < options.batches; ++b) tasks.push_back({r, b});
+  std::vector<KernelsOfReplica<B>> kernels(state.chains.size());
+  std::mutex mutex;
+  std::condition_variable turned;
+  int turn = 0;
+  bool stopped = false;
+  const auto stop = [&] {
+    const std::lock_guard lock(mutex);
+    stopped = true;
+    turned.notify_all();
+  };
+  for_all(static_cast<int>(tasks.size()), options.samplers, options.threads, [&](int k) {
+    const auto [r, b] = tasks[static_cast<std::size_t>(k)];
+    BatchMeans means;
+    try {
+      if (options.interrupt == nullptr || !*options.interrupt) {
+        // A stream for every batch, in the order of draws, replicas and batches.
+        const auto stream = (static_cast<std::uint32_t>(state.report.draws) * state.chains.size() + r) *
+                                static_cast<std::uint32_t>(options.batches) +
+                            static_cast<std::uint32_t>(b);
+        StreamNumbers streams(problem.limit->seed, static_cast<std::uint32_t>(stream));
+        means = sample_batch<B>(problem, kernels[r].get(problem, state.chains[r].kernels), options.batch, streams,
+                                options.interrupt);
+      }
+    } catch (...) {
+      stop();
+      throw;
+    }
+    if (means.f.size() == 0) return stop();
+    std::unique_lock lock(mutex);
+    turned.wait(lock, [&] { return stopped || turn == k; });
+    if (turn != k) return;
+    if (b == 0)
+      state.next[r] = std::move(means);
+    else
+      state.next[r].add(means);
+    ++state.sampled[r];
+    ++turn;
+    if (state.sampled[r] == options.batches) kernels[r].drop();
+    on_batch();
+    turned.notify_all();
+  });
+  return std::all_of(state.sampled.begin(), state.sampled.end(), [&](int n) { return n == options.batches; });
 }
 
 std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const std::vector<BatchMeans>& next) {
@@ -225,6 +277,10 @@ std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const
 }
 
 }  // namespace
+
+int thread_count(int threads) {
+  return threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
 
 std::vector<std::string> iteration_faults(const RunSpec& spec) {
   std::vector<std::string> faults;
@@ -253,7 +309,9 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   return faults;
 }
 
-int most_iterations(const RunSpec& spec) { return 40 + 4 * spec.training.steps; }
+int most_iterations(const RunSpec& spec) {
+  return spec.sampling.iterations > 0 ? spec.sampling.iterations : 40 + 4 * spec.training.steps;
+}
 
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options) {
   Faults faults;
@@ -279,6 +337,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   state.chains.assign(R, {zero_kernels(limit, problem.n()), no_f, no_f,
                           MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps)});
   state.next.resize(R);
+  state.sampled.assign(R, 0);
   state.kernels_sum = zero_kernels(limit, problem.n());
   std::vector<Chain>& chains = state.chains;
   IterationReport& report = state.report;
@@ -288,7 +347,6 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       state.transfer(*saved);
       if (options.on_resume) options.on_resume(static_cast<int>(report.changes.size()));
     }
-  const auto interrupted = [&] { return options.interrupt != nullptr && *options.interrupt; };
   const auto keep = [&](bool now) {
     if (options.checkpoints == nullptr) return;
     options.checkpoints->between_steps(
@@ -298,24 +356,12 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   /// Every replica's next estimates. One draw's random numbers are the same in every iteration, so that kernels come to rest. False
   /// after an interrupt.
   const auto sample_all = [&] {
-    std::mutex means_mutex;
-    for_all(options.replicas, options.threads, [&](int k) {
-      const auto r = static_cast<std::size_t>(k);
-      {
-        const std::lock_guard lock(means_mutex);
-        if (state.sampled(r) || interrupted()) return;
-      }
-      StreamNumbers streams(limit.seed, static_cast<std::uint32_t>(report.draws * options.replicas + k));
-      BatchMeans means = spec.sampling.precision == Precision::float32
-                             ? sample<Cpu<float>>(problem, chains[r].kernels, sizes, streams)
-                             : sample<Cpu<double>>(problem, chains[r].kernels, sizes, streams);
-      if (means.f.size() == 0) return;
-      const std::lock_guard lock(means_mutex);
-      state.next[r] = std::move(means);
-      keep(false);
-    });
-    for (std::size_t r = 0; r < R; ++r)
-      if (!state.sampled(r)) return false;
+    const auto on_batch = [&] { keep(false); };
+    if (!(spec.sampling.precision == Precision::float32 ? sample_batches<Cpu<float>>(problem, sizes, state, on_batch)
+                                                        : sample_batches<Cpu<double>>(problem, sizes, state, on_batch)))
+      return false;
+    for (BatchMeans& means : state.next) means.scale(1.0 / sizes.batches);
+    state.sampled.assign(R, 0);
     return true;
   };
   const auto losses = [&] {
@@ -360,11 +406,11 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     }
     throw NumericsError(
         static_cast<int>(problem.steps) - 1, "kernel iteration",
-        fmt::format(
-            "still changes by {:.2f} of the Monte Carlo error of the loss and {:.2f} of that of "
-            "kernel {} after {} iterations. Lower training.steps or optimizer.lr, or use sampling.method = \"sweep\"",
-            report.changes.back().loss, report.changes.back().kernels,
-            kernel_names[static_cast<std::size_t>(report.changes.back().largest)], most));
+        fmt::format("still changes by {:.2f} of the Monte Carlo error of the loss and {:.2f} of that of "
+                    "kernel {} after {} iterations. Raise sampling.iterations, lower training.steps or optimizer.lr, "
+                    "or use sampling.method = \"sweep\"",
+                    report.changes.back().loss, report.changes.back().kernels,
+                    kernel_names[static_cast<std::size_t>(report.changes.back().largest)], most));
   };
   while (report.draws < options.draws && settle()) {
   }

@@ -10,13 +10,15 @@
 #include "dmft/iteration_report.hpp"
 #include "dmft/site_batch.hpp"
 #include "dmft/solve.hpp"
+#include "support/resources.hpp"
 
 namespace moe {
 
 struct IterationOptions {
   BatchCounts batch{2048, 512, 0};  ///< sites of one batch; explicit experts and hidden units stay the network's
-  int batches = 1;                  ///< per iteration and replica
-  int replicas = 8;                 ///< chains with random numbers and kernels of their own, for errors; at least 3
+  int batches = 1;   ///< per iteration and replica, each with a random stream of its own, added in their order
+  int samplers = 0;  ///< batches that are sampled at once, as memory allows; 0: as many as threads
+  int replicas = 8;  ///< chains with random numbers and kernels of their own, for errors; at least 3
   int most =
       0;  ///< iterations of a draw after which a change above the noise is a failure; 0: 40 + 4 T, as causality lets errors pass
   int draws = 1;    ///< sets of random numbers, one after the other, that each replica averages over
@@ -45,25 +47,32 @@ struct IterationInterrupted : Error {
 /// Sentences that name what kernel iteration does not solve; empty: it solves this.
 std::vector<std::string> iteration_faults(const RunSpec& spec);
 
-/// IterationOptions::most of a run that says nothing.
+/// Threads of a run; 0: all cores.
+int thread_count(int threads);
+
+/// IterationOptions::most of a run: sampling.iterations, or 40 + 4 T.
 int most_iterations(const RunSpec& spec);
 
+/// Batches of all replicas are sampled side by side; results do not depend on how many, nor on threads.
 /// Iterates from zero kernels with random numbers that stay the same until the change of every replica's loss, at each step, and of
 /// every kernel is a tenth of their scatter over replicas: the Monte Carlo floor. With fresh numbers in every iteration the noise of
 /// kernels never meets the fields that it would have caused, and grows along time. The next draw starts from the kernels of the last.
-/// A checkpoint holds all that was sampled, of the iteration under way too. Throws ConfigError; NumericsError with step and kernel of
+/// A checkpoint holds all batches that were sampled, of the iteration under way too. Throws ConfigError; NumericsError with step and kernel of
 /// what is not finite or grows without end, or if the floor is not reached; IterationInterrupted.
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options);
 
-/// Bytes: kernels of all replicas and the arrays of those that are sampled at once.
+/// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
+  int samplers = 1;       ///< batches at once: one per thread, fewer where memory is short
+  double sites = 0;       ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most
   int arrays = 0;         ///< kernels of (T P)^2 entries in each replica
   double queries = 0;     ///< T P
   double total() const { return kernels + sampling; }
 };
-IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads);
+IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
+                                 double available = available_memory().bytes);
 
 /// What the run says, with the sites of a batch that hold where it says nothing.
 IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit);

@@ -189,6 +189,18 @@ double router_entropy(typename B::View G, Index active) {
 
 }  // namespace
 
+void BatchMeans::add(const BatchMeans& batch) {
+  f += batch.f;
+  fields += batch.fields;
+  for (std::size_t k = 0; k < num_kernels; ++k) kernels.all()[k] += batch.kernels.all()[k];
+}
+
+void BatchMeans::scale(double factor) {
+  f *= factor;
+  fields *= factor;
+  for (MatrixXd& kernel : kernels.all()) kernel *= factor;
+}
+
 KernelSet zero_kernels(const LimitSpec& limit, Index n) {
   const LimitConstants& c = limit.block.constants;
   KernelSet k;
@@ -211,12 +223,18 @@ KernelSet zero_kernels(const LimitSpec& limit, Index n) {
 
 MatrixXd causal_root(const MatrixXd& kernel) {
   constexpr double smallest = 1e-6;  // of a query's mean square; kernels are sums in float32
+  constexpr Index panel = 48;        // columns that earlier ones are taken out of by one product
   MatrixXd L = MatrixXd::Zero(kernel.rows(), kernel.cols());
-  for (Index j = 0; j < kernel.cols(); ++j) {
-    const Index below = kernel.rows() - j;
-    Eigen::VectorXd column = kernel.col(j).tail(below);
-    if (j > 0) column -= L.bottomLeftCorner(below, j) * L.row(j).head(j).transpose();
-    if (column[0] > smallest * kernel(j, j)) L.col(j).tail(below) = column / std::sqrt(column[0]);
+  for (Index first = 0; first < kernel.cols(); first += panel) {
+    const Index columns = std::min(panel, kernel.cols() - first), rows = kernel.rows() - first;
+    MatrixXd rest = kernel.block(first, first, rows, columns);
+    if (first > 0) rest.noalias() -= L.bottomLeftCorner(rows, first) * L.block(first, 0, columns, first).transpose();
+    for (Index k = 0; k < columns; ++k) {
+      const Index j = first + k, below = kernel.rows() - j;
+      Eigen::VectorXd column = rest.col(k).tail(below);
+      if (k > 0) column -= L.block(j, first, below, k) * L.block(j, first, 1, k).transpose();
+      if (column[0] > smallest * kernel(j, j)) L.col(j).tail(below) = column / std::sqrt(column[0]);
+    }
   }
   return L;
 }

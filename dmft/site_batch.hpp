@@ -58,6 +58,8 @@ struct BatchMeans {
     a("fields", fields);
     a("f", f);
   }
+  void add(const BatchMeans& batch);  ///< of the same limit
+  void scale(double factor);
 };
 
 /// Neurons: h, phi, y, D, xi along time, and the explicit router of regime I.

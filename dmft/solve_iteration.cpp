@@ -88,26 +88,41 @@ IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit) 
   options.batch.hidden = many_hidden ? said(spec.sampling.hidden, both ? default_hidden_of_many : default_hidden)
                                      : limit.block.counts.hidden;
   options.replicas = spec.sampling.replicas;
+  options.batches = spec.sampling.site_batches;
+  options.draws = spec.sampling.draws;
+  options.most = most_iterations(spec);
   return options;
 }
 
-IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads) {
+IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
+                                 double available) {
   const IterationOptions o = iteration_options(spec, limit);
-  const int all = threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const double R = o.replicas, at_once = std::min(all, o.replicas);
+  const double R = o.replicas, batches = o.batches;
   IterationMemory memory;
   memory.queries = (spec.training.steps + 1.0) * step.samples;
   const KernelSet present = zero_kernels(limit, 1);
   for (const MatrixXd& kernel : present.all()) memory.arrays += kernel.size() > 0 ? 1 : 0;
-  const double squares = memory.queries * memory.queries;
-  // Every replica's kernels and their next estimates, the mean over replicas, and the differences of one kernel.
-  memory.kernels = sizeof(double) * squares * ((2 * R + 1) * memory.arrays + R);
-  // Roots and memories, and what they are made from; paths of ten arrays on neurons and eight on sites.
-  const double sites = static_cast<double>(o.batch.experts) * static_cast<double>(o.batch.hidden);
-  memory.sampling =
-      at_once * (squares * (12 * element(spec) + 4 * sizeof(double)) +
-                 memory.queries * element(spec) * (10 * static_cast<double>(o.batch.neurons) + 8 * sites));
-  memory.checkpoint = sizeof(double) * squares * (2 * R + 1) * memory.arrays;
+  const double squares = memory.queries * memory.queries, square = sizeof(double) * squares;
+  // Every replica's kernels and the sums of their next estimates, the mean over replicas, and the differences of one kernel.
+  memory.kernels = square * ((2 * R + 1) * memory.arrays + R);
+  memory.checkpoint = square * (2 * R + 1) * memory.arrays;
+  const auto neurons = static_cast<double>(o.batch.neurons), experts = static_cast<double>(o.batch.experts),
+             units = experts * static_cast<double>(o.batch.hidden);
+  memory.sites = R * batches * (neurons + experts + units);
+  // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
+  // averaged, and, unless they are the replica's own, a batch's means.
+  const double paths = element(spec) * (memory.queries * (10 * neurons + 4 * experts + 8 * units) +
+                                        step.samples * (24 * neurons + 20 * experts + 12 * units));
+  const double batch = paths + squares * element(spec) + 2 * square + (o.batches > 1 ? square * memory.arrays : 0);
+  // Roots and memories of a replica, and what they are made from.
+  const double given = squares * 12 * element(spec) + 4 * square;
+  const auto sampling = [&](int samplers) {
+    const double replicas = std::min(R, std::floor((samplers - 1 + batches - 1) / batches) + 1);
+    return samplers * batch + replicas * given;
+  };
+  memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
+  while (memory.samplers > 1 && memory.kernels + sampling(memory.samplers) > available) --memory.samplers;
+  memory.sampling = sampling(memory.samplers);
   return memory;
 }
 
@@ -118,17 +133,21 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   for (const std::string& fault : iteration_faults(spec)) faults.add(fault);
   const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
   faults.throw_if_any();
-  const IterationMemory memory = iteration_memory(spec, limit, step_shape(spec, data), solve.threads);
-  if (const AvailableMemory available = available_memory(); memory.total() > available.bytes)
+  const AvailableMemory available = available_memory();
+  const IterationMemory memory = iteration_memory(spec, limit, step_shape(spec, data), solve.threads, available.bytes);
+  if (memory.total() > available.bytes)
     throw ConfigError({fmt::format(
         "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
         "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
-        "sampling.replicas; or use sampling.method = \"sweep\".",
+        "sampling.replicas; or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and "
+        "more "
+        "of them (sampling.site_batches); or use sampling.method = \"sweep\".",
         bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
         bytes_text(memory.sampling), bytes_text(available.bytes), available.source)});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
+  options.samplers = memory.samplers;
   options.interrupt = solve.interrupt;
   options.checkpoints = solve.checkpoints;
   options.on_resume = [&](int iterations) {
@@ -146,6 +165,7 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   result.replicas = options.replicas;
   result.interrupted = r.interrupted;
   record(r.report, result);
+  result.summary["site_batches"] = options.batches;
   result.eval_steps = eval_steps(spec.training);
   result.observe_steps = observe_steps(spec);
   result.kernel_steps = kernel_steps(spec);

@@ -162,6 +162,12 @@ std::vector<Key> rows() {
       "of initial matrices: bases of what was asked, dense, or auto: bases while they are small; a flow starts dense"));
   k.push_back(key("sampling.precision", MEMBER(sampling.precision), "of every program"));
   k.push_back(key("sampling.method", MEMBER(sampling.method), "causal sweep or kernel iteration"));
+  k.push_back(key("sampling.site_batches", MEMBER(sampling.site_batches),
+                  "iterate only: batches of sites per iteration and replica", {.low = 1, .high = 1 << 20}));
+  k.push_back(key("sampling.draws", MEMBER(sampling.draws),
+                  "iterate only: sets of random numbers that are averaged over", {.low = 1, .high = 1 << 10}));
+  k.push_back(key("sampling.iterations", MEMBER(sampling.iterations),
+                  "iterate only: most iterations of a draw, 0 = 40 + 4 steps", not_negative));
 
   k.push_back(key("network.widths", MEMBER(network.widths), "widths N", size_range));
   k.push_back(key("network.seeds", MEMBER(network.seeds), "networks per width", {.low = 1, .high = 1 << 20}));

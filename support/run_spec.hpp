@@ -118,6 +118,10 @@ struct SamplingSpec {
   Form form = Form::automatic;  ///< of the operators: dense from the start for a flow, else when it pays
   Precision precision = Precision::float32;
   Method method = Method::sweep;
+  // Of kernel iteration. Additions to the interface.
+  int site_batches = 1;  ///< batches of sites of each replica in an iteration
+  int draws = 1;         ///< sets of random numbers, one after the other, that each replica averages over
+  int iterations = 0;    ///< most of a draw; 0 = not said: 40 + 4 T
 };
 
 struct NetworkSpec {

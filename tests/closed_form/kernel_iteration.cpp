@@ -182,3 +182,32 @@ TEST_CASE("kernel iteration: features and readout after the first step by hand [
     }
   }
 }
+
+TEST_CASE(
+    "kernel iteration: four batches halve the sampling errors of kernels, and sums are the same for any number of "
+    "samplers and threads [II mssp]") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.5, 2);
+  s.sampling.precision = moe::Precision::float32;
+  const moe::Dataset d = limit_fixture::data(4, 5, 1);
+  moe::IterationOptions o = options(300, 150, 0, 1, 12);
+  std::vector<moe::IterationResult> runs;
+  struct Way {
+    int batches, samplers, threads;
+  };
+  for (const Way& way : {Way{1, 0, 2}, Way{4, 1, 1}, Way{4, 5, 2}, Way{4, 0, 3}}) {
+    o.batches = way.batches, o.samplers = way.samplers, o.threads = way.threads;
+    runs.push_back(moe::iterate_kernels(s, d, o));
+  }
+  for (std::size_t k = 2; k < runs.size(); ++k) {
+    CHECK(runs[k].loss.mean == runs[1].loss.mean);
+    for (std::size_t i = 0; i < moe::num_kernels; ++i) CHECK(runs[k].kernels.all()[i] == runs[1].kernels.all()[i]);
+  }
+  double log_ratio = 0;
+  for (std::size_t k = 0; k < runs[0].report.residuals.size(); ++k)
+    log_ratio += std::log(runs[1].report.residuals[k].noise / runs[0].report.residuals[k].noise) /
+                 static_cast<double>(runs[0].report.residuals.size());
+  // Noise of 12 replicas is known to 1/sqrt(2 11) for a kernel of one direction, better for the rest and for their mean.
+  const double allowed = 2 * std::sqrt(2.0) / std::sqrt(22.0) / std::sqrt(3.0);
+  INFO("errors are smaller by ", std::exp(log_ratio));
+  CHECK(std::abs(log_ratio - std::log(0.5)) < allowed);
+}

@@ -25,11 +25,13 @@ std::vector<std::string> iterate(std::vector<std::string> more) {
 TEST_CASE("dmft_solve --method iterate: floor, certificate and the file of a sweep [II mssp sgd]") {
   const TemporaryFolder folder;
   const std::string out = folder / "a.h5", swept = folder / "b.h5";
-  const ProgramRun run = run_program("dmft_solve", iterate({"--kernels-at", "0,4", "--out", out}));
+  const ProgramRun run = run_program("dmft_solve", iterate({"--kernels-at", "0,4", "--out", out, "--neurons", "400",
+                                                            "--set", "sampling.experts=200", "--site-batches", "2"}));
   CAPTURE(run.text);
   REQUIRE(run.status == 0);
-  for (const char* piece : {"kernels of 30 x 30 in 6 replicas need about", "Monte Carlo floor at iteration",
-                            "Certificate", "kernel iteration leaves out"})
+  for (const char* piece : {"kernels of 30 x 30 in 6 replicas need about", "2.64e+04 sites per iteration",
+                            "2 batches in each of 6 replicas", "Monte Carlo floor at iteration", "Certificate",
+                            "kernel iteration leaves out"})
     CHECK_MESSAGE(contains(run.text, piece), piece);
   std::vector<std::string> as_sweep = iterate({"--kernels-at", "0,4", "--out", swept, "--replicas", "12"});
   as_sweep[1] = "sweep";
@@ -80,5 +82,9 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
   refused({"--optimizer", "adam", "--routing", "topk"}, {"optimizer.name", "SGD only", "model.routing", "--optimizer"});
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
   refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
-  refused({"--steps", "100000"}, {"memory", "training.steps"});
+  refused({"--site-batches", "0", "--draws", "-1"}, {"sampling.site_batches", "sampling.draws", ">= 1"});
+  refused({"--steps", "100000"}, {"memory", "training.steps", "sampling.site_batches"});
+  const ProgramRun early = run_program("dmft_solve", iterate({"--iterations", "1", "--out", folder / "a.h5"}));
+  CHECK_MESSAGE((early.status == 1 && contains(early.text, "after 1 iterations. Raise sampling.iterations")),
+                early.text);
 }

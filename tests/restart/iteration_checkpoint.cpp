@@ -29,13 +29,14 @@ struct Case {
   const char* param;
   moe::Precision precision;
   moe::BatchCounts batch;
+  int batches;
   int draws;
 };
 
 const Case cases[] = {
-    {"II", "mssp", moe::Precision::float32, {200, 100, 0}, 3},
-    {"I", "mup", moe::Precision::float64, {200, 0, 100}, 1},
-    {"III", "mssp", moe::Precision::float64, {150, 12, 16}, 2},
+    {"II", "mssp", moe::Precision::float32, {200, 100, 0}, 1, 3},
+    {"I", "mup", moe::Precision::float64, {200, 0, 100}, 2, 1},
+    {"III", "mssp", moe::Precision::float64, {150, 12, 16}, 3, 2},
 };
 
 moe::RunSpec spec_of(const Case& c) {
@@ -61,6 +62,7 @@ moe::IterationResult iterate(const Case& c, Run& run) {
   moe::Checkpoints checkpoints(run.files, moe::solve_identity(s, d, "test"));
   moe::IterationOptions options;
   options.batch = c.batch;
+  options.batches = c.batches;
   options.replicas = 4;
   options.draws = c.draws;
   options.threads = run.threads;
@@ -93,13 +95,12 @@ std::vector<double> numbers(const moe::IterationResult& r) {
   return all;
 }
 
-/// Iterations that a checkpoint holds, and replicas of the one under way.
+/// Iterations that a checkpoint holds, and batches of the one under way, of all replicas.
 std::pair<int, int> progress_of(const std::string& checkpoint) {
   const moe::H5Reader file(checkpoint);
   file.verify();
   int sampled = 0;
-  for (int r = 0; file.has("/job/0/next" + std::to_string(r)); ++r)
-    sampled += file.read("/job/0/next" + std::to_string(r) + "/f").values.empty() ? 0 : 1;
+  for (const double batches : file.read("/job/0/sampled").values) sampled += static_cast<int>(batches);
   return {static_cast<int>(file.read("/job/0/report/changes").shape[0]), sampled};
 }
 
@@ -172,7 +173,7 @@ TEST_CASE(
   for (const auto& state : states) {
     const std::pair<int, int> progress = state.first;
     within += progress.second > 0 ? 1 : 0;
-    INFO("a state of iteration ", progress.first, " with ", progress.second, " replicas of the next");
+    INFO("a state of iteration ", progress.first, " with ", progress.second, " batches of the next");
     CHECK(numbers(continued(c, state.second)) == expected);
   }
   CHECK(within >= 2);
@@ -272,7 +273,7 @@ TEST_CASE(
       REQUIRE_MESSAGE(run.status == 0, run.text);
     if (fs::exists(checkpoint)) {
       const std::pair<int, int> now = progress_of(checkpoint);  // throws if it is not whole
-      INFO("iteration ", now.first, " and ", now.second, " replicas; before ", kept.first, " and ", kept.second);
+      INFO("iteration ", now.first, " and ", now.second, " batches; before ", kept.first, " and ", kept.second);
       CHECK(now >= kept);
       grown += now > kept ? 1 : 0;
       kept = now;
