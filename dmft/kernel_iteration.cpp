@@ -289,7 +289,8 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       faults.push_back(fmt::format("{} = {} ({}): kernel iteration {}. Use sampling.method = \"sweep\"", key, value,
                                    spec.place(key), why));
   };
-  refuse(spec.optimizer.name != OptimizerKind::sgd, "optimizer.name", to_string(spec.optimizer.name), "has SGD only");
+  refuse(!is_linear(spec.optimizer.name), "optimizer.name", to_string(spec.optimizer.name),
+         "has SGD and momentum only");
   refuse(spec.training.batch > 0, "training.batch", std::to_string(spec.training.batch), "has full batches only");
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),

@@ -18,11 +18,28 @@ typename B::Matrix uploaded(const MatrixXd& from) {
   return to;
 }
 
-/// Correlations with earlier steps only: what SGD has learned by then.
-MatrixXd past(const MatrixXd& kernel, Index P) {
+/// What a linear rule has learned by step t of the gradients of steps s < t: correlations times lr sum_{k < t - s} m^k, m the momentum.
+MatrixXd learned(const MatrixXd& kernel, Index P, const UpdateRule& rule) {
   MatrixXd result = kernel;
   keep_causal(result, P, false);
+  std::vector<double> weight = {0};  // [t - s]
+  const double m = rule.has_velocity() ? rule.momentum : 0;
+  for (Index age = 1; age * P < kernel.cols(); ++age)
+    weight.push_back(rule.has_velocity() ? rule.lr + m * weight.back() : rule.lr);
+  for (Index t = 0; t * P < kernel.cols(); ++t)
+    for (Index s = 0; s < t; ++s) result.block(s * P, t * P, P, P) *= weight[static_cast<std::size_t>(t - s)];
   return result;
+}
+
+/// state += lr gradient; with momentum first velocity = m velocity + gradient, which then takes its place. `add(to, factor, keep)` does
+/// to = keep to + factor gradient.
+template <class B, class Add>
+void learn(const UpdateRule& rule, DualMatrix<B>& state, DualMatrix<B>& velocity, const Add& add) {
+  if (!rule.has_velocity()) return add(state.view(), rule.lr, 1.0);
+  if (velocity.value.rows() == 0) velocity = DualMatrix<B>(state.value.rows(), state.value.cols());
+  add(velocity.view(), 1.0, rule.momentum);
+  accumulate<B>(velocity.value, static_cast<typename B::Real>(rule.lr), state.value);
+  accumulate<B>(velocity.tangent, static_cast<typename B::Real>(rule.lr), state.tangent);
 }
 
 template <class B>
@@ -269,7 +286,6 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k) {
     return R.size() == 0 ? MatrixXd(MatrixXd::Zero(like.rows(), like.cols())) : MatrixXd(variance * R);
   };
   const MatrixXd& phi = k[Kernel::phi];
-  const MatrixXd phi_past = past(phi, P);
   root_phi = root(phi);
   root_D = root(k[Kernel::D]);
   root_ghat = root(k[of_A.shared ? Kernel::shared_ghat : Kernel::ghat]);
@@ -277,22 +293,22 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k) {
 
   // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
   const MatrixXd u_initial = initial(c.expert_in.beta2, k[Kernel::A_x], phi);
-  const MatrixXd u_learned = block.expert_in.lr * phi_past;
+  const MatrixXd u_learned = learned(phi, P, block.expert_in);
   if (of_A.shared) u_of_shared = uploaded<B>(u_initial);
   u_of_ghat = uploaded<B>(of_A.shared ? u_learned : u_initial + u_learned);
   const MatrixXd zeta_initial = initial(c.expert_out.chi2, k[Kernel::B_z], phi);  // (T13), (T18)
-  const MatrixXd zeta_learned = block.expert_out.lr * past(k[Kernel::D], P);
+  const MatrixXd zeta_learned = learned(k[Kernel::D], P, block.expert_out);
   if (of_B.shared) zeta_of_shared = uploaded<B>(zeta_initial);
   zeta_of_Gv = uploaded<B>(of_B.shared ? zeta_learned : zeta_initial + zeta_learned);
 
   y_of_D = uploaded<B>(of_B.memory * initial(c.expert_out.beta2, k[Kernel::B_x], phi) +
-                       block.expert_out.lr / kappa * past(k[Kernel::Gv], P));  // (T12), (T17)
+                       learned(k[Kernel::Gv], P, block.expert_out) / kappa);  // (T12), (T17)
   MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, k[Kernel::A_z], phi) +
-                block.expert_in.lr / kappa * past(k[Kernel::ghat], P);  // (T13), (T19)
+                learned(k[Kernel::ghat], P, block.expert_in) / kappa;  // (T13), (T19)
   if (block.experts_sampled) {
     root_rho = root(k[Kernel::rho]);
-    r_of_rho = uploaded<B>(initial(c.router.beta2, k[Kernel::router_x], phi) + block.router.lr * phi_past);  // (T15)
-    xi += initial(c.router.chi2, k[Kernel::router_z], phi) / kappa + block.router.lr / kappa * past(k[Kernel::rho], P);
+    r_of_rho = uploaded<B>(initial(c.router.beta2, k[Kernel::router_x], phi) + learned(phi, P, block.router));  // (T15)
+    xi += initial(c.router.chi2, k[Kernel::router_z], phi) / kappa + learned(k[Kernel::rho], P, block.router) / kappa;
   }
   xi_of_phi = uploaded<B>(xi);
 }
@@ -381,14 +397,20 @@ void NeuronBatch<B>::backward(Index t, View rho) {
   if (!block.experts_sampled) {
     const double over_K = 1.0 / static_cast<double>(block.counts.active);
     times_constant<B>(q.view(), Op::plain, over_K, rho, 1, xi.view());
-    times_constant<B>(phi.columns(t * P_, P_), Op::transposed, block.router.lr, rho, 1, q.view());
+    learn<B>(block.router, q, q_velocity_, [&](DualView<B> to, double factor, double keep) {
+      times_constant<B>(phi.columns(t * P_, P_), Op::transposed, factor, rho, keep, to);
+    });
   }
   if (limit.layer.residual) add_to<B>(D0_.view(), xi.view());
   measured_.col(t) << mean_square<B>(h.value), mean_square<B>(phi.value.columns(t * P_, P_)), mean_square<B>(y_.value),
       mean_square<B>(D.value.columns(t * P_, P_)), mean_square<B>(xi.value);
-  times_constant<B>(s_.view(), Op::transposed, limit.readout.lr, delta_, 1, w_bar.view());  // (T20)
+  learn<B>(limit.readout, w_bar, w_bar_velocity_, [&](DualView<B> to, double factor, double keep) {
+    times_constant<B>(s_.view(), Op::transposed, factor, delta_, keep, to);  // (T20)
+  });
   times_slope<B>(block.activation, block.activation_scale, h.view(), xi.view(), gradient.view());
-  times_constant<B>(gradient.view(), Op::plain, limit.input.lr, x_gram_, 1, h.view());  // (T21)
+  learn<B>(limit.input, h, h_velocity_, [&](DualView<B> to, double factor, double keep) {
+    times_constant<B>(gradient.view(), Op::plain, factor, x_gram_, keep, to);  // (T21)
+  });
 }
 
 template <class B>

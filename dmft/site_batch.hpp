@@ -88,9 +88,10 @@ class NeuronBatch {
   const SiteProblem& problem_;
   SiteKernels<B>& kernels_;
   Index S_, P_;
-  Eigen::MatrixXd measured_;  ///< the first five rows of BatchMeans::fields
-  DualMatrix<B> y_, s_, D0_;  ///< (S, P)
-  Matrix x_gram_, delta_;     ///< (P, P) x^T x/D, (C, P)
+  Eigen::MatrixXd measured_;                                ///< the first five rows of BatchMeans::fields
+  DualMatrix<B> y_, s_, D0_;                                ///< (S, P)
+  DualMatrix<B> h_velocity_, w_bar_velocity_, q_velocity_;  ///< as the states, with momentum only
+  Matrix x_gram_, delta_;                                   ///< (P, P) x^T x/D, (C, P)
 };
 
 /// Experts with their hidden units. Of explicit experts the logits come from the neurons, and averages over hidden units (s, hence

@@ -112,7 +112,7 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
   // averaged, and, unless they are the replica's own, a batch's means.
   const double paths = element(spec) * (memory.queries * (10 * neurons + 4 * experts + 8 * units) +
-                                        step.samples * (24 * neurons + 20 * experts + 12 * units));
+                                        step.samples * (26 * neurons + 20 * experts + 12 * units));
   const double batch = paths + squares * element(spec) + 2 * square + (o.batches > 1 ? square * memory.arrays : 0);
   // Roots and memories of a replica, and what they are made from.
   const double given = squares * 12 * element(spec) + 4 * square;

@@ -23,6 +23,7 @@ struct Case {
   moe::Gate gate;
   double temperature;
   bool residual;
+  moe::OptimizerKind optimizer = moe::OptimizerKind::sgd;
 };
 using enum moe::Activation;
 using enum moe::Gate;
@@ -34,6 +35,9 @@ const std::vector<Case> cases = {
     {"II mssp constant gate", "II", "mssp", gelu, identity, constant, 1, false},
     {"III mup softmax", "III", "mup", gelu, tanh, softmax, 0.5, true},
     {"III mssp", "III", "mssp", tanh, gelu, sigmoid, 2, true},
+    {"I mup momentum", "I", "mup", tanh, tanh, sigmoid, 1, true, moe::OptimizerKind::momentum},
+    {"II mssp momentum", "II", "mssp", tanh, gelu, softmax, 1, false, moe::OptimizerKind::momentum},
+    {"III mssp momentum", "III", "mssp", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::momentum},
 };
 
 /// Sites whose values move together: averages that are closed then move at second order only, as they do in the limit.
@@ -108,9 +112,10 @@ double deviation(moe::DualMatrix<B>& plus, moe::DualMatrix<B>& minus, Index apar
 
 }  // namespace
 
-TEST_CASE("kernel iteration: tangents are the derivatives of sites' paths [regime x parameterization x gate x psi]") {
+TEST_CASE(
+    "kernel iteration: tangents are the derivatives of sites' paths [regime x parameterization x gate x psi x rule]") {
   for (const Case& c : cases) {
-    moe::RunSpec s = limit_fixture::spec(c.regime, c.param, moe::OptimizerKind::sgd, 0.7, T - 1);
+    moe::RunSpec s = limit_fixture::spec(c.regime, c.param, c.optimizer, 0.7, T - 1);
     s.model.activation = c.activation;
     s.model.post_activation = c.post;
     s.model.gate = c.gate;

@@ -79,10 +79,11 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
     for (const std::string& piece : pieces) CHECK_MESSAGE(contains(run.text, piece), piece);
     CHECK(folder.file_count() == 0);
   };
-  refused({"--optimizer", "adam", "--routing", "topk"}, {"optimizer.name", "SGD only", "model.routing", "--optimizer"});
+  refused({"--optimizer", "adam", "--routing", "topk"},
+          {"optimizer.name", "SGD and momentum only", "model.routing", "--optimizer"});
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
   refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
-  refused({"--site-batches", "0", "--draws", "-1"}, {"sampling.site_batches", "sampling.draws", ">= 1"});
+  refused({"--site-batches", "0", "--draws", "-1"}, {"sampling.site_batches", "sampling.draws", "in [1, "});
   refused({"--steps", "100000"}, {"memory", "training.steps", "sampling.site_batches"});
   const ProgramRun early = run_program("dmft_solve", iterate({"--iterations", "1", "--out", folder / "a.h5"}));
   CHECK_MESSAGE((early.status == 1 && contains(early.text, "after 1 iterations. Raise sampling.iterations")),
