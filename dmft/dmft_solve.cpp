@@ -42,8 +42,7 @@ void print_iteration(const moe::LimitResult& r) {
   const auto& kernel_change = r.diagnostics.at("iteration_kernel_change");
   fmt::print(
       "Kernel iteration: {} neurons and {} experts with {} hidden units each in a batch, {} batch{} in each of {} "
-      "replicas, "
-      "drawn plainly{}.\n",
+      "replicas, drawn plainly{}.\n",
       r.counts.neurons, r.counts.experts, r.counts.hidden, batches, batches > 1 ? "es" : "", r.replicas,
       draws > 1 ? fmt::format(" {} times", draws) : "");
   fmt::print("{:>10}  {:>12}  {:>14} {:>15}\n", "iteration", "last loss", "change/scatter", "of kernels");

@@ -14,6 +14,7 @@
 
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
+#include "support/resources.hpp"
 #include "support/schedule.hpp"
 
 namespace moe {
@@ -277,10 +278,6 @@ std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const
 }
 
 }  // namespace
-
-int thread_count(int threads) {
-  return threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-}
 
 std::vector<std::string> iteration_faults(const RunSpec& spec) {
   std::vector<std::string> faults;

@@ -47,9 +47,6 @@ struct IterationInterrupted : Error {
 /// Sentences that name what kernel iteration does not solve; empty: it solves this.
 std::vector<std::string> iteration_faults(const RunSpec& spec);
 
-/// Threads of a run; 0: all cores.
-int thread_count(int threads);
-
 /// IterationOptions::most of a run: sampling.iterations, or 40 + 4 T.
 int most_iterations(const RunSpec& spec);
 

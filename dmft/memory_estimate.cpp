@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <thread>
 #include <utility>
 
 #include "support/observable.hpp"
@@ -141,8 +140,7 @@ SolveSizes solve_sizes(const RunSpec& spec, const Dataset& data, int threads) {
   s.kernels = static_cast<double>(kernel_steps(spec).size());
   s.float64 = spec.sampling.precision == Precision::float64;
   s.replicas = spec.sampling.replicas;
-  const double all = threads > 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
-  s.concurrent = std::min(all, s.replicas);
+  s.concurrent = std::min<double>(thread_count(threads), s.replicas);
   return s;
 }
 

@@ -24,8 +24,7 @@ MatrixXd learned(const MatrixXd& kernel, Index P, const UpdateRule& rule) {
   keep_causal(result, P, false);
   std::vector<double> weight = {0};  // [t - s]
   const double m = rule.has_velocity() ? rule.momentum : 0;
-  for (Index age = 1; age * P < kernel.cols(); ++age)
-    weight.push_back(rule.has_velocity() ? rule.lr + m * weight.back() : rule.lr);
+  for (Index age = 1; age * P < kernel.cols(); ++age) weight.push_back(rule.lr + m * weight.back());
   for (Index t = 0; t * P < kernel.cols(); ++t)
     for (Index s = 0; s < t; ++s) result.block(s * P, t * P, P, P) *= weight[static_cast<std::size_t>(t - s)];
   return result;

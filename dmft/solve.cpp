@@ -305,8 +305,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   if (matching && !plan.limit.block.starts_dense) warn_of_short_lists(spec, plan.limit, step_shape(spec, data), result);
 
   const int replicas = spec.sampling.replicas;
-  const int all =
-      options.threads > 0 ? options.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int all = thread_count(options.threads);
   const int workers = std::min({all, replicas, static_cast<int>(memory.concurrent)});
   std::vector<Record> records(static_cast<std::size_t>(replicas));
   std::atomic<int> next{0};

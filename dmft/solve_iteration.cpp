@@ -140,8 +140,7 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
         "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
         "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
         "sampling.replicas; or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and "
-        "more "
-        "of them (sampling.site_batches); or use sampling.method = \"sweep\".",
+        "more of them (sampling.site_batches); or use sampling.method = \"sweep\".",
         bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
         bytes_text(memory.sampling), bytes_text(available.bytes), available.source)});
 

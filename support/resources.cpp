@@ -11,6 +11,7 @@
 #include <fstream>
 #include <limits>
 #include <sstream>
+#include <thread>
 
 #include "support/error.hpp"
 
@@ -83,6 +84,10 @@ double left_in_address_space(const fs::path& proc) {
 }
 
 }  // namespace
+
+int thread_count(int threads) {
+  return threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
 
 AvailableMemory available_memory(const std::string& proc, const std::string& cgroups) {
   const AvailableMemory candidates[] = {

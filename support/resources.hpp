@@ -1,9 +1,12 @@
-/// What the machine has left for this process: memory and room for a file.
+/// What the machine has for this process: cores, memory and room for a file.
 #pragma once
 
 #include <string>
 
 namespace moe {
+
+/// `threads` as a user said, or all hardware threads where nothing (0) was said.
+int thread_count(int threads);
 
 /// Bytes, and who grants them: "MemAvailable", "the control group", "the address space limit (ulimit -v)".
 struct AvailableMemory {

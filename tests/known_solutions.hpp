@@ -132,6 +132,22 @@ inline const Case cases[] = {
     {"III", "mssp", {1, 1 / rho_e, 1, rho_e}},
 };
 
+/// With f(0) = 0, target Y and only one tensor learning, f(t+1) = f(t) + eta rate (Y - f(t)): the rate is that tensor's tangent
+/// kernel. rho_e = N_e/N, rho_M = M/N; M experts in regime I. Derivation for regime I: u_i = chi_i of variance 1, y_0 of variance
+/// 1/M; zeta_i = Y b_i with b_i = B_i^T wbar of variance rho_e; a = (1/M) sum_i A_i^T b_i of variance 1/M. Readout learns with <y_0^2> =
+/// 1/M, B with <u_i^2> <wbar^2> = 1, A with <b_i^2> <h^2> = rho_e, W_in with <a^2> = 1/M. The other rows follow with the constants of
+/// theory section 4.
+struct Rates {
+  const char* regime;
+  const char* param;
+  double input, expert_in, expert_out, readout;
+};
+inline const Rates rates[] = {
+    {"I", "mup", 1 / M, rho_e, 1, 1 / M}, {"I", "mssp", 1 / M, rho_e, 1, 1 / M},
+    {"II", "mssp", 1, rho_M* Ne, 1, 1},   {"II", "mup", 0, 0, 1, 0},
+    {"III", "mssp", 1, rho_e, 1, 1},      {"III", "mup", 0, rho_e, 1, 0},
+};
+
 /// A kernel of t = 0 and one standard deviation of its estimate from samples.
 struct Estimate {
   MatrixXd value, error;

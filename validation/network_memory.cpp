@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <thread>
 
 #include "regimes/regime.hpp"
 #include "support/error.hpp"
@@ -65,7 +64,7 @@ void require_network_memory(const RunSpec& spec, const Dataset& data, int thread
   // train_networks begins with the last width and goes on to the first: the worst case is that the widest meet.
   std::vector<int> widths = spec.network.widths;
   std::sort(widths.rbegin(), widths.rend());
-  double free_workers = threads > 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
+  double free_workers = thread_count(threads);
   double need = 0, at_once = 0;
   for (const int width : widths) {
     const double networks = std::min<double>(spec.network.seeds, free_workers);

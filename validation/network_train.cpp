@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "support/cpu.hpp"
+#include "support/resources.hpp"
 #include "validation/network.hpp"
 #include "validation/network_start.hpp"
 #include "validation/trainer_run.hpp"
@@ -27,8 +28,6 @@ class KeepThreads {
   int before_;
 };
 
-int all_cores() { return static_cast<int>(std::max(1U, std::thread::hardware_concurrency())); }
-
 NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
                     const TrainOptions& options) {
   const KeepThreads guard;
@@ -47,7 +46,7 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
 NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
                          const TrainOptions& options) {
   trainer::Team team;
-  team.threads = options.threads > 0 ? options.threads : all_cores();
+  team.threads = thread_count(options.threads);
   return train_on(team, spec, data, width, seed, options);
 }
 
@@ -76,7 +75,7 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
 
   keep_freed_memory();
   trainer::Team team;
-  team.threads = threads > 0 ? threads : all_cores();
+  team.threads = thread_count(threads);
   const std::size_t workers = std::min(jobs.size(), static_cast<std::size_t>(team.threads));
   team.running = static_cast<int>(workers);
 

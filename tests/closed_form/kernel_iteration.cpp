@@ -27,18 +27,6 @@ moe::IterationOptions options(moe::Index neurons, moe::Index experts, moe::Index
   return o;
 }
 
-struct Rates {  // as in limit_linear.cpp
-  const char* regime;
-  const char* param;
-  double input, expert_in, expert_out, readout;
-};
-using known::M, known::Ne, known::rho_e, known::rho_M;
-const std::vector<Rates> table = {
-    {"I", "mup", 1 / M, rho_e, 1, 1 / M}, {"I", "mssp", 1 / M, rho_e, 1, 1 / M},
-    {"II", "mssp", 1, rho_M* Ne, 1, 1},   {"II", "mup", 0, 0, 1, 0},
-    {"III", "mssp", 1, rho_e, 1, 1},      {"III", "mup", 0, rho_e, 1, 0},
-};
-
 moe::Dataset one_sample() {
   moe::Dataset d = limit_fixture::data(1, 5, 1);
   d.y(0, 0) = 1.5;
@@ -95,7 +83,7 @@ TEST_CASE(
     "x parameterization x tensor]") {
   constexpr double lr = 0.15;
   constexpr int T = 3;
-  for (const auto& row : table)
+  for (const auto& row : known::rates)
     for (const auto& [tensor, rate] :
          {std::pair{Tensor::input, row.input}, std::pair{Tensor::expert_in, row.expert_in},
           std::pair{Tensor::expert_out, row.expert_out}, std::pair{Tensor::readout, row.readout}}) {

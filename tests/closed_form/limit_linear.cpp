@@ -14,22 +14,7 @@ namespace {
 
 using moe::Tensor;
 
-/// With f(0) = 0, target Y and only one tensor learning, f(t+1) = f(t) + eta rate (Y - f(t)): the rate is that tensor's tangent
-/// kernel. rho_e = N_e/N, rho_M = M/N; M experts in regime I. Derivation for regime I: u_i = chi_i of variance 1, y_0 of variance
-/// 1/M; zeta_i = Y b_i with b_i = B_i^T wbar of variance rho_e; a = (1/M) sum_i A_i^T b_i of variance 1/M. Readout learns with <y_0^2> =
-/// 1/M, B with <u_i^2> <wbar^2> = 1, A with <b_i^2> <h^2> = rho_e, W_in with <a^2> = 1/M. The other rows follow with the constants of
-/// theory section 4.
-struct Rates {
-  const char* regime;
-  const char* param;
-  double input, expert_in, expert_out, readout;
-};
-using known::M, known::Ne, known::rho_e, known::rho_M;
-const std::vector<Rates> table = {
-    {"I", "mup", 1 / M, rho_e, 1, 1 / M}, {"I", "mssp", 1 / M, rho_e, 1, 1 / M},
-    {"II", "mssp", 1, rho_M* Ne, 1, 1},   {"II", "mup", 0, 0, 1, 0},
-    {"III", "mssp", 1, rho_e, 1, 1},      {"III", "mup", 0, rho_e, 1, 0},
-};
+using known::Rates, known::rho_M;
 
 moe::RunSpec linear(const Rates& row, double lr, int steps) {
   moe::RunSpec s = limit_fixture::spec(row.regime, row.param, moe::OptimizerKind::sgd, lr, steps);
@@ -53,7 +38,7 @@ TEST_CASE(
     "tensor]") {
   constexpr double lr = 0.15;
   constexpr int T = 6;
-  for (const auto& row : table)
+  for (const auto& row : known::rates)
     for (const auto& [tensor, rate] :
          {std::pair{Tensor::input, row.input}, std::pair{Tensor::expert_in, row.expert_in},
           std::pair{Tensor::expert_out, row.expert_out}, std::pair{Tensor::readout, row.readout}}) {
@@ -79,7 +64,7 @@ TEST_CASE(
     "linear limit: all tensors learning, the first step is the sum of the tangent kernels [regime x "
     "parameterization]") {
   constexpr double lr = 0.2;
-  for (const auto& row : table) {
+  for (const auto& row : known::rates) {
     const moe::RunSpec s = linear(row, lr, 1);
     const moe::LimitResult r = moe::solve_limit(s, one_sample());
     // Exact: at t = 1 every cross term of two updates averages to zero, because f(0) = 0 and the fields of one update are independent of
