@@ -79,7 +79,7 @@ TEST_CASE("every example runs, limit and networks, two steps of small counts thr
     CHECK(all_finite(moe::H5Reader(out).read("/network/N16/loss")));
   }
   for (const char* name : {"quickstart.toml", "fashion_mnist.toml", "dense_network.toml", "own_table.toml",
-                           "wide_experts.toml", "all_grow.toml", "deep_recipe.toml"})
+                           "wide_experts.toml", "all_grow.toml", "deep_recipe.toml", "deep_study.toml"})
     CHECK_MESSAGE(seen.contains(name), name);
 }
 
@@ -97,6 +97,12 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
        {"'" + examples + "learning_rate.sh' '" + out +
             "' --steps 2 --train 16 --test 16 --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
         {"sweep_mup.h5", "sweep_mssp.html", "learning_rate.svg", "best_loss.png"}}},
+      {"depth.sh",
+       {"'" + examples + "depth.sh' '" + out +
+            "' tables --steps 2 --train 16 --test 16 --lr-sweep 0.3:0.6:3 --depth 2 --neurons 60 --replicas 2 --widths "
+            "16,24 --seeds 2 "
+            "--threads 1 --quiet",
+        {"tables_mssp.h5", "tables_slow_mup.h5"}}},
       {"monotone_improvement.py",
        {"'" + source + "/validation/python/python' '" + examples +
             "monotone_improvement.py' --quick --only II_sgd --threads 1 --out '" + out + "' --data-path '" + data + "'",
