@@ -4,6 +4,7 @@
 #include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numbers>
 #include <string>
 #include <utility>
@@ -29,17 +30,13 @@ struct GaussHermite {
 
 /// A pointwise function of a Gaussian field, and how its pair averages are found.
 enum class Closed { no, arc_cosine, step, erf };  ///< relu, its slope, exact gelu; no: quadrature
-template <class F>
 struct Pointwise {
-  F f;
+  std::function<double(double)> f;
   Closed closed = Closed::no;
 };
-template <class F>
-Pointwise(F, Closed) -> Pointwise<F>;
 
 /// <f(x) f(y)> of Gaussians with variances p, q and covariance c.
-template <class F>
-double pair_average(double p, double q, double c, const Pointwise<F>& g) {
+inline double pair_average(double p, double q, double c, const Pointwise& g) {
   const double cosine = std::clamp(c / std::sqrt(p * q), -1.0, 1.0), theta = std::acos(cosine), pi = std::numbers::pi;
   if (g.closed == Closed::arc_cosine) return std::sqrt(p * q) / (2 * pi) * (std::sin(theta) + (pi - theta) * cosine);
   if (g.closed == Closed::step) return (pi - theta) / (2 * pi);
@@ -68,8 +65,7 @@ struct Products {
 };
 
 /// <f(x_a) f(x_b)>, x Gaussian with covariance C, which is known up to C_error.
-template <class F>
-Products pair_products(const MatrixXd& C, const MatrixXd& C_error, const Pointwise<F>& g) {
+inline Products pair_products(const MatrixXd& C, const MatrixXd& C_error, const Pointwise& g) {
   const auto square = [&](double x) { return g.f(x) * g.f(x); };
   Products out{MatrixXd(C.rows(), C.cols()), MatrixXd(C.rows(), C.cols()), MatrixXd(C.rows(), C.cols())};
   for (Eigen::Index a = 0; a < C.rows(); ++a)
@@ -79,7 +75,7 @@ Products pair_products(const MatrixXd& C, const MatrixXd& C_error, const Pointwi
         return std::abs(pair_average(p + dp, q + dq, c + dc, g) - value);
       };
       out.value(a, b) = value;
-      out.variance(a, b) = pair_average(p, q, c, Pointwise{square, Closed::no}) - value * value;
+      out.variance(a, b) = pair_average(p, q, c, {square}) - value * value;
       out.inherited(a, b) = a == b
                                 ? moved(C_error(a, a), C_error(a, a), C_error(a, a))
                                 : moved(C_error(a, a), 0, 0) + moved(0, C_error(b, b), 0) + moved(0, 0, -C_error(a, b));
@@ -87,26 +83,21 @@ Products pair_products(const MatrixXd& C, const MatrixXd& C_error, const Pointwi
   return out;
 }
 
-/// phi, its slope and a gate by their names in a configuration.
-template <class Then>
-auto with_activation(moe::Activation activation, const Then& then) {
+/// phi of an activation, and its slope.
+inline std::pair<Pointwise, Pointwise> phi_and_slope(moe::Activation activation) {
   switch (activation) {
-    case moe::Activation::identity:
-      return then(Pointwise{[](double x) { return x; }, Closed::no}, Pointwise{[](double) { return 1.0; }, Closed::no});
+    case moe::Activation::identity: return {{[](double x) { return x; }}, {[](double) { return 1.0; }}};
     case moe::Activation::relu:
-      return then(Pointwise{[](double x) { return std::max(0.0, x); }, Closed::arc_cosine},
-                  Pointwise{[](double x) { return x > 0 ? 1.0 : 0.0; }, Closed::step});
+      return {{[](double x) { return std::max(0.0, x); }, Closed::arc_cosine},
+              {[](double x) { return x > 0 ? 1.0 : 0.0; }, Closed::step}};
     case moe::Activation::gelu: {
       const auto below = [](double x) { return 0.5 * std::erfc(-x / std::numbers::sqrt2); };
-      return then(
-          Pointwise{[=](double x) { return x * below(x); }, Closed::erf},
-          Pointwise{[=](double x) { return below(x) + x * std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi); },
-                    Closed::no});
+      return {{[=](double x) { return x * below(x); }, Closed::erf},
+              {[=](double x) { return below(x) + x * std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi); }}};
     }
     case moe::Activation::tanh: break;
   }
-  return then(Pointwise{[](double x) { return std::tanh(x); }, Closed::no},
-              Pointwise{[](double x) { return 1 - std::tanh(x) * std::tanh(x); }, Closed::no});
+  return {{[](double x) { return std::tanh(x); }}, {[](double x) { return 1 - std::tanh(x) * std::tanh(x); }}};
 }
 inline double logistic(double x) { return 1 / (1 + std::exp(-x)); }
 inline double logistic_slope(double x) { return logistic(x) * (1 - logistic(x)); }
@@ -170,52 +161,49 @@ struct InitialKernels {
     const auto P = static_cast<double>(x.cols());
     const MatrixXd x_gram = x.transpose() * x / static_cast<double>(x.rows()),
                    zero = MatrixXd::Zero(x.cols(), x.cols());
-    with_activation(activation, [&](const auto& phi, const auto& slope) {
-      const auto mean = [&](const Products& p, double samples) -> Estimate {
-        return {p.value, p.error(samples * replicas)};
-      };
-      Phi = mean(pair_products(x_gram, zero, phi), neurons);
-      const double sites = (shared ? 1 : experts) * hidden;
-      const Products v = pair_products(Phi.value, Phi.error, phi), slopes = pair_products(Phi.value, Phi.error, slope);
-      // In regime I, r = <qbar phi> vanishes as neurons^-1/2 (by 0 under MSSP).
-      Estimate gates;
-      if (regime == "I") {
-        const double r = std::string(one.param) == "mup" ? std::sqrt(Phi.value.maxCoeff() / neurons) : 0;
-        gates = {MatrixXd::Constant(x.cols(), x.cols(), 0.25),
-                 MatrixXd::Constant(x.cols(), x.cols(), r / 4 / std::sqrt(experts * replicas) + r * r / 16)};
-      } else {
-        gates = mean(pair_products(Phi.value, Phi.error, Pointwise{logistic, Closed::no}), experts);
-      }
-      Gv = times(gates, mean(v, sites));
-      // D = wbar Delta: fluctuations of <wbar wbar> = 1 and of f = <wbar y>, which is zero.
-      const MatrixXd delta = y / P;
-      const Eigen::VectorXd f = (c.b_chi * Gv.value.diagonal() / neurons).cwiseSqrt() / P;
-      const MatrixXd cross = f * delta.cwiseAbs();
-      D.value = delta.transpose() * delta;
-      D.error = (2 * D.value.cwiseAbs2() / (neurons * replicas)).cwiseSqrt() +
-                (cross + cross.transpose()) / std::sqrt(replicas) + f * f.transpose();
-      const Estimate zeta{c.b_beta * D.value, c.b_beta * D.error};
-      const Eigen::VectorXd own = zeta.value.diagonal();
-      const MatrixXd pairs = own * own.transpose() + 2 * zeta.value.cwiseAbs2();  // <zeta_a^2 zeta_b^2>
-      const auto with_zeta = [&](const Products& p, const MatrixXd& fourth) -> Products {
-        const MatrixXd value = p.value.cwiseProduct(zeta.value);
-        return {value, (p.variance + p.value.cwiseAbs2()).cwiseProduct(fourth) - value.cwiseAbs2(),
-                p.inherited.cwiseProduct(zeta.value.cwiseAbs()) + p.value.cwiseAbs().cwiseProduct(zeta.error)};
-      };
-      ghat = times(gates, mean(with_zeta(slopes, pairs), sites));
-      if (regime == "II") {
-        // s = <v zeta>_a over N_e units: <s^4> = (<v^4 zeta^4> + 3 (N_e - 1) <v^2 zeta^2>^2)/N_e^3, and <s_a^2 s_b^2> is at most that.
-        const Products term = with_zeta(v, pairs);
-        const Eigen::VectorXd second = term.value.diagonal(), fourth = term.variance.diagonal() + second.cwiseAbs2();
-        const Eigen::VectorXd of_s =
-            ((fourth + 3 * (hidden - 1) * second.cwiseAbs2()) / std::pow(hidden, 3)).cwiseSqrt();
-        const Products s{term.value / hidden, of_s * of_s.transpose() - (term.value / hidden).cwiseAbs2(),
-                         term.inherited / hidden};
-        rho = times(mean(pair_products(Phi.value, Phi.error, Pointwise{logistic_slope, Closed::no}), experts),
-                    mean(s, experts));
-      }
-      return 0;
-    });
+    const auto functions = phi_and_slope(activation);
+    const Pointwise &phi = functions.first, &slope = functions.second;
+    const auto mean = [&](const Products& p, double samples) -> Estimate {
+      return {p.value, p.error(samples * replicas)};
+    };
+    Phi = mean(pair_products(x_gram, zero, phi), neurons);
+    const double sites = (shared ? 1 : experts) * hidden;
+    const Products v = pair_products(Phi.value, Phi.error, phi), slopes = pair_products(Phi.value, Phi.error, slope);
+    // In regime I, r = <qbar phi> vanishes as neurons^-1/2 (by 0 under MSSP).
+    Estimate gates;
+    if (regime == "I") {
+      const double r = std::string(one.param) == "mup" ? std::sqrt(Phi.value.maxCoeff() / neurons) : 0;
+      gates = {MatrixXd::Constant(x.cols(), x.cols(), 0.25),
+               MatrixXd::Constant(x.cols(), x.cols(), r / 4 / std::sqrt(experts * replicas) + r * r / 16)};
+    } else {
+      gates = mean(pair_products(Phi.value, Phi.error, {logistic}), experts);
+    }
+    Gv = times(gates, mean(v, sites));
+    // D = wbar Delta: fluctuations of <wbar wbar> = 1 and of f = <wbar y>, which is zero.
+    const MatrixXd delta = y / P;
+    const Eigen::VectorXd f = (c.b_chi * Gv.value.diagonal() / neurons).cwiseSqrt() / P;
+    const MatrixXd cross = f * delta.cwiseAbs();
+    D.value = delta.transpose() * delta;
+    D.error = (2 * D.value.cwiseAbs2() / (neurons * replicas)).cwiseSqrt() +
+              (cross + cross.transpose()) / std::sqrt(replicas) + f * f.transpose();
+    const Estimate zeta{c.b_beta * D.value, c.b_beta * D.error};
+    const Eigen::VectorXd own = zeta.value.diagonal();
+    const MatrixXd pairs = own * own.transpose() + 2 * zeta.value.cwiseAbs2();  // <zeta_a^2 zeta_b^2>
+    const auto with_zeta = [&](const Products& p, const MatrixXd& fourth) -> Products {
+      const MatrixXd value = p.value.cwiseProduct(zeta.value);
+      return {value, (p.variance + p.value.cwiseAbs2()).cwiseProduct(fourth) - value.cwiseAbs2(),
+              p.inherited.cwiseProduct(zeta.value.cwiseAbs()) + p.value.cwiseAbs().cwiseProduct(zeta.error)};
+    };
+    ghat = times(gates, mean(with_zeta(slopes, pairs), sites));
+    if (regime == "II") {
+      // s = <v zeta>_a over N_e units: <s^4> = (<v^4 zeta^4> + 3 (N_e - 1) <v^2 zeta^2>^2)/N_e^3, and <s_a^2 s_b^2> is at most that.
+      const Products term = with_zeta(v, pairs);
+      const Eigen::VectorXd second = term.value.diagonal(), fourth = term.variance.diagonal() + second.cwiseAbs2();
+      const Eigen::VectorXd of_s = ((fourth + 3 * (hidden - 1) * second.cwiseAbs2()) / std::pow(hidden, 3)).cwiseSqrt();
+      const Products s{term.value / hidden, of_s * of_s.transpose() - (term.value / hidden).cwiseAbs2(),
+                       term.inherited / hidden};
+      rho = times(mean(pair_products(Phi.value, Phi.error, {logistic_slope}), experts), mean(s, experts));
+    }
   }
 };
 
@@ -228,24 +216,23 @@ struct FirstStep {
     const Constants& c = one.c;
     const bool averaged = regime == "I" || (regime == "III" && std::string(one.param) == "mssp");
     phi_before = phi = w_bar = 0;
-    with_activation(activation, [&](const auto& act, const auto& slope) {
-      const auto square = [&](double variance, const auto& g) { return pair_average(variance, variance, variance, g); };
-      phi_before = square(1, act);
-      const double Phi = phi_before, v2 = square(Phi, act), slope2 = square(Phi, slope);
-      // What neurons see of the gates: r = 0 in I; shared matrices average over experts; elsewhere each expert has its own.
-      const double gate2 = averaged ? 0.25 : square(Phi, Pointwise{logistic, Closed::no});
-      w_bar = 1 + q * q * c.b_chi * gate2 * v2;
-      double z2 = c.a_beta * gate2 * slope2 * c.b_beta;
-      if (regime == "II")
-        z2 += (1 / rho_M) * square(Phi, Pointwise{logistic_slope, Closed::no}) * v2 * c.b_beta /
-              Ne;  // s_beta^2(Q) <rho^2>
-      static const GaussHermite rule(60);
-      for (Eigen::Index i = 0; i < rule.x.size(); ++i)
-        for (Eigen::Index j = 0; j < rule.x.size(); ++j)
-          phi += rule.w[i] * rule.w[j] *
-                 std::pow(act.f(rule.x[i] + q * slope.f(rule.x[i]) * std::sqrt(z2) * rule.x[j]), 2);
-      return 0;
-    });
+    const auto functions = phi_and_slope(activation);
+    const Pointwise &act = functions.first, &slope = functions.second;
+    const auto square = [&](double variance, const Pointwise& g) {
+      return pair_average(variance, variance, variance, g);
+    };
+    phi_before = square(1, act);
+    const double Phi = phi_before, v2 = square(Phi, act), slope2 = square(Phi, slope);
+    // What neurons see of the gates: r = 0 in I; shared matrices average over experts; elsewhere each expert has its own.
+    const double gate2 = averaged ? 0.25 : square(Phi, {logistic});
+    w_bar = 1 + q * q * c.b_chi * gate2 * v2;
+    double z2 = c.a_beta * gate2 * slope2 * c.b_beta;
+    if (regime == "II") z2 += (1 / rho_M) * square(Phi, {logistic_slope}) * v2 * c.b_beta / Ne;  // s_beta^2(Q) <rho^2>
+    static const GaussHermite rule(60);
+    for (Eigen::Index i = 0; i < rule.x.size(); ++i)
+      for (Eigen::Index j = 0; j < rule.x.size(); ++j)
+        phi +=
+            rule.w[i] * rule.w[j] * std::pow(act.f(rule.x[i] + q * slope.f(rule.x[i]) * std::sqrt(z2) * rule.x[j]), 2);
   }
 };
 

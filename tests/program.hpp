@@ -14,6 +14,13 @@
 #include "tests/folders.hpp"
 #include "tests/temporary_folder.hpp"
 
+/// About how much longer code runs under the sanitizers: steps that are there only to make a run last are divided by it.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr int slowdown = 10;
+#else
+inline constexpr int slowdown = 1;
+#endif
+
 struct ProgramRun {
   int status = -1;        ///< exit status, or 128 + signal
   std::string text;       ///< standard output and standard error

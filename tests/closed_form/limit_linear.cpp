@@ -89,9 +89,8 @@ TEST_CASE(
   const moe::Dataset d = limit_fixture::data(5, 6, 1);
   const moe::LimitResult r = moe::solve_limit(s, d);
   const auto arc_cosine = [](const Eigen::MatrixXd& C) {
-    return known::with_activation(moe::Activation::relu, [&](const auto& relu, const auto&) {
-      return known::pair_products(C, Eigen::MatrixXd::Zero(C.rows(), C.cols()), relu).value;
-    });
+    const known::Pointwise relu = known::phi_and_slope(moe::Activation::relu).first;
+    return known::pair_products(C, Eigen::MatrixXd::Zero(C.rows(), C.cols()), relu).value;
   };
   const Eigen::MatrixXd Phi = arc_cosine(d.x.transpose() * d.x / 6.0), GvGv = arc_cosine(Phi);
   // Monte Carlo error of an entry of relative fluctuation ~1.5 with 4 x 4000 neurons, 4 x 8000 sites, four standard errors.

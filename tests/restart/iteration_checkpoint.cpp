@@ -53,6 +53,7 @@ struct Run {
   int threads = 2;
   std::function<void(int iteration)> on_iteration = {};
   const std::atomic<bool>* interrupt = nullptr;
+  int replicas = 4;
   int resumed = -1;  ///< iterations that the checkpoint knew
 };
 
@@ -63,7 +64,7 @@ moe::IterationResult iterate(const Case& c, Run& run) {
   moe::IterationOptions options;
   options.batch = c.batch;
   options.batches = c.batches;
-  options.replicas = 4;
+  options.replicas = run.replicas;
   options.draws = c.draws;
   options.threads = run.threads;
   options.checkpoints = &checkpoints;
@@ -72,8 +73,8 @@ moe::IterationResult iterate(const Case& c, Run& run) {
   if (run.on_iteration) options.on_iteration = [&](int iteration, double) { run.on_iteration(iteration); };
   return moe::iterate_kernels(s, d, options);
 }
-moe::IterationResult continued(const Case& c, const std::string& checkpoint, int threads = 2) {
-  Run run{{"", 60, checkpoint}, threads};
+moe::IterationResult continued(const Case& c, const std::string& checkpoint, int threads = 2, int replicas = 4) {
+  Run run{{"", 60, checkpoint}, threads, {}, nullptr, replicas};
   moe::IterationResult result = iterate(c, run);
   CHECK(run.resumed >= 0);
   return result;
@@ -150,7 +151,8 @@ TEST_CASE(
     "kernel iteration: whatever state was ever written, within iterations too, continues to the same numbers "
     "[threads]") {
   const Case& c = cases[2];
-  Run undisturbed;
+  constexpr int replicas = 3;  // a state is written after each batch of each
+  Run undisturbed{{}, 2, {}, nullptr, replicas};
   const std::vector<double> expected = numbers(iterate(c, undisturbed));
   const TemporaryFolder folder;
   const std::string file = folder / "run.ckpt";
@@ -158,7 +160,7 @@ TEST_CASE(
   {
     std::atomic<bool> done{false};
     std::jthread run([&] {
-      Run all{{file, 0, ""}, 1};
+      Run all{{file, 0, ""}, 1, {}, nullptr, replicas};
       iterate(c, all);
       done = true;
     });
@@ -169,12 +171,13 @@ TEST_CASE(
       states.emplace(progress_of(copy), copy);
     }
   }
-  int within = 0;
+  int within = 0, seen = 0;
   for (const auto& state : states) {
+    if (slowdown > 1 && ++seen % 4 != 0) continue;  // the sanitizers see the same code in each
     const std::pair<int, int> progress = state.first;
     within += progress.second > 0 ? 1 : 0;
     INFO("a state of iteration ", progress.first, " with ", progress.second, " batches of the next");
-    CHECK(numbers(continued(c, state.second)) == expected);
+    CHECK(numbers(continued(c, state.second, 2, replicas)) == expected);
   }
   CHECK(within >= 2);
 }

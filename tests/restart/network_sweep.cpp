@@ -21,17 +21,18 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Six runs of a second or so each, one after the other.
+const std::string steps = std::to_string(150 / slowdown);
 std::vector<std::string> command(const std::string& out, std::vector<std::string> more = {}) {
   std::vector<std::string> arguments = {"--widths",      "64,96",
                                         "--seeds",       "3",
-                                        "--steps",       "150",
+                                        "--steps",       steps,
                                         "--lr",          "0.05",
                                         "--observables", "rms_y,rms_f",
                                         "--threads",     "1",
                                         "--out",         out,
                                         "--set",         "output.weights=true",
-                                        "--set",         "output.kernels_at=[0,150]",
-                                        "--set",         "output.distributions_at=[0,150]",
+                                        "--set",         "output.kernels_at=[0," + steps + "]",
+                                        "--set",         "output.distributions_at=[0," + steps + "]",
                                         "--test",        "64"};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
