@@ -14,6 +14,7 @@
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "support/progress.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
 
@@ -146,20 +147,32 @@ int run(int argc, char** argv) {
   const bool from_checkpoint = !checkpoint.resume.empty() && call.spec.origin.empty();
   const moe::RunSpec spec = from_checkpoint ? moe::checkpoint_config(checkpoint.resume) : call.spec;
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+  const moe::Ranks& ranks = moe::ranks();
+  if (ranks.several() && !checkpoint.file.empty() && spec.sampling.method == moe::Method::sweep)
+    throw moe::ConfigError(
+        {fmt::format("--checkpoint, --resume: replicas of a sweep that are spread over {} processes are not kept. "
+                     "Start one process, or "
+                     "use sampling.method = \"iterate\", which keeps its iterations",
+                     ranks.count())});
 
-  { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the solve, not after it
+  if (ranks.first()) {
+    const moe::H5Writer probe(out);
+  }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
   const moe::MemoryEstimate memory = require_resources(spec, data, call.options, out);
   const bool iterates = spec.sampling.method == moe::Method::iterate;
   const std::string jumps = moe::jumping_flow_warning(spec);  // before it takes its time
   if (!jumps.empty()) fmt::print(stderr, "dmft_solve: warning: {}\n", jumps);
   const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);
-  moe::Checkpoints checkpoints(checkpoint, identity, [](const std::string& problem) {
+  moe::CheckpointOptions kept = checkpoint;
+  if (!ranks.first()) kept.file.clear();  // the first keeps the iterations of all
+  moe::Checkpoints checkpoints(kept, identity, [](const std::string& problem) {
     fmt::print(stderr, "dmft_solve: warning: no checkpoint: {} The run goes on.\n", problem);
   });
   moe::Progress progress("solving",
                          iterates ? static_cast<long>(spec.sampling.draws) * moe::most_iterations(spec)
-                                  : static_cast<long>(spec.sampling.replicas) * (spec.training.steps + 1L),
+                                  : static_cast<long>(ranks.share(static_cast<std::size_t>(spec.sampling.replicas))) *
+                                        (spec.training.steps + 1L),
                          call.options.quiet);
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   moe::SolveOptions options;
@@ -183,7 +196,7 @@ int run(int argc, char** argv) {
   }
   progress.finish();
 
-  moe::write_limit_file(out, program.name, spec, data, result);
+  if (ranks.first()) moe::write_limit_file(out, program.name, spec, data, result);
   for (const auto& warning : result.warnings)
     if (warning != jumps) fmt::print(stderr, "dmft_solve: warning: {}\n", warning);
   if (!call.options.quiet) print_summary(spec, data, result, memory, out);

@@ -9,11 +9,13 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
 
@@ -199,9 +201,28 @@ class KernelsOfReplica {
   std::unique_ptr<SiteKernels<B>> made_;
 };
 
+/// Sums over ranks of what each has sampled: one reduction of each large kernel, one of all small ones.
+void add_over_ranks(const SiteProblem& problem, std::vector<BatchMeans>& next) {
+  if (!ranks().several()) return;
+  std::vector<std::span<double>> sums;
+  const auto sum = [&](MatrixXd& m) { sums.emplace_back(m.data(), static_cast<std::size_t>(m.size())); };
+  for (BatchMeans& means : next) {
+    if (means.f.size() == 0)  // no batch of this replica was this rank's
+      means = {zero_kernels(*problem.limit, problem.n()),
+               MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
+               MatrixXd::Zero(problem.y.rows(), problem.n())};
+    for (MatrixXd& kernel : means.kernels.all())
+      if (kernel.size() > 0) sum(kernel);
+    sum(means.fields);
+    sum(means.f);
+  }
+  ranks().sum(sums);
+}
+
 /// Adds every batch of this iteration that the state has not got to its replica's sum. Batches are handed out by replica and number, and
 /// each waits to be added until all before it are: sums do not depend on who was faster, and there are never more batches in
-/// memory than samplers. False after an interrupt, which loses those that are being sampled.
+/// memory than samplers. Ranks take equal shares of the list. False after an interrupt, which loses those that are being sampled,
+/// with several ranks the whole iteration.
 template <class B>
 bool sample_batches(const SiteProblem& problem, const IterationOptions& options, IterationState& state,
                     const std::function<void()>& on_batch) {
@@ -212,6 +233,10 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
   std::vector<Task> tasks;
   for (std::size_t r = 0; r < state.chains.size(); ++r)
     for (int b = state.sampled[r]; b < options.batches; ++b) tasks.push_back({r, b});
+  const auto share = [&](int rank) { return static_cast<std::ptrdiff_t>(tasks.size()) * rank / ranks().count(); };
+  tasks = {tasks.begin() + share(ranks().rank()), tasks.begin() + share(ranks().rank() + 1)};
+  std::vector<int> left(state.chains.size(), 0);  // of each replica, of this rank
+  for (const Task& task : tasks) ++left[task.replica];
   std::vector<KernelsOfReplica<B>> kernels(state.chains.size());
   std::mutex mutex;
   std::condition_variable turned;
@@ -243,17 +268,19 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
     std::unique_lock lock(mutex);
     turned.wait(lock, [&] { return stopped || turn == k; });
     if (turn != k) return;
-    if (b == 0)
+    if (state.next[r].f.size() == 0)
       state.next[r] = std::move(means);
     else
       state.next[r].add(means);
     ++state.sampled[r];
     ++turn;
-    if (state.sampled[r] == options.batches) kernels[r].drop();
+    if (--left[r] == 0) kernels[r].drop();
     on_batch();
     turned.notify_all();
   });
-  return std::all_of(state.sampled.begin(), state.sampled.end(), [&](int n) { return n == options.batches; });
+  stopped = ranks().any(stopped);
+  if (!stopped) add_over_ranks(problem, state.next);
+  return !stopped;
 }
 
 std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const std::vector<BatchMeans>& next) {
@@ -339,14 +366,20 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   state.kernels_sum = zero_kernels(limit, problem.n());
   std::vector<Chain>& chains = state.chains;
   IterationReport& report = state.report;
+  // A rank has batches of its own: what is kept with several of them are whole iterations.
+  const auto forget_batches = [&] {
+    state.next.assign(R, {});
+    state.sampled.assign(R, 0);
+  };
   constexpr int job = 0;  // of the checkpoint
   if (options.checkpoints != nullptr)
     if (auto saved = options.checkpoints->begin(job)) {
       state.transfer(*saved);
+      if (ranks().several()) forget_batches();
       if (options.on_resume) options.on_resume(static_cast<int>(report.changes.size()));
     }
   const auto keep = [&](bool now) {
-    if (options.checkpoints == nullptr) return;
+    if (options.checkpoints == nullptr || !ranks().first()) return;
     options.checkpoints->between_steps(
         job, [&](Archive& a) { state.transfer(a); }, now);
   };
@@ -354,10 +387,15 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   /// Every replica's next estimates. One draw's random numbers are the same in every iteration, so that kernels come to rest. False
   /// after an interrupt.
   const auto sample_all = [&] {
-    const auto on_batch = [&] { keep(false); };
-    if (!(spec.sampling.precision == Precision::float32 ? sample_batches<Cpu<float>>(problem, sizes, state, on_batch)
-                                                        : sample_batches<Cpu<double>>(problem, sizes, state, on_batch)))
+    const auto on_batch = [&] {
+      if (!ranks().several()) keep(false);
+    };
+    if (!(spec.sampling.precision == Precision::float32
+              ? sample_batches<Cpu<float>>(problem, sizes, state, on_batch)
+              : sample_batches<Cpu<double>>(problem, sizes, state, on_batch))) {
+      if (ranks().several()) forget_batches();
       return false;
+    }
     for (BatchMeans& means : state.next) means.scale(1.0 / sizes.batches);
     state.sampled.assign(R, 0);
     return true;
@@ -382,7 +420,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       const auto loss = losses();
       report.loss_by_iteration.push_back(mean_of(loss));
       report.changes.push_back(change_of(chains, state.next, loss_before, loss));
-      const bool at_floor = state.of_draw > 1 && report.changes.back().at_floor(floor_threshold);
+      const bool at_floor = ranks().any(state.of_draw > 1 && report.changes.back().at_floor(floor_threshold));
       for (std::size_t r = 0; r < R; ++r) {
         BatchMeans means = std::exchange(state.next[r], BatchMeans());
         chains[r].kernels = std::move(means.kernels);

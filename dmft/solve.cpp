@@ -15,6 +15,8 @@
 #include "dmft/memory_estimate.hpp"
 #include "support/gpu.hpp"
 #include "support/observable.hpp"
+#include "support/rank_results.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
 
@@ -282,7 +284,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
     if (result.random_limit) matching = false;
     const auto noisy = noisy_gradients<Cpu<float>>(spec, data, plan.limit);
     return_freed_memory();  // the pilot's arrays, which the threads below could not use
-    if (!noisy.empty()) {
+    if (ranks().any(!noisy.empty())) {
       matching = false;
       result.warnings.push_back(fmt::format(
           "eps = {:g} is below the Monte Carlo size of gradients that vanish in the limit: {}. Samples are drawn "
@@ -306,7 +308,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
 
   const int replicas = spec.sampling.replicas;
   const int all = thread_count(options.threads);
-  const int workers = std::min({all, replicas, static_cast<int>(memory.concurrent)});
+  const int workers = std::min(
+      {all, static_cast<int>(ranks().share(static_cast<std::size_t>(replicas))), static_cast<int>(memory.concurrent)});
   std::vector<Record> records(static_cast<std::size_t>(replicas));
   std::atomic<int> next{0};
   std::atomic<bool> stop{false};
@@ -319,6 +322,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
       pool.emplace_back([&] {
         set_operation_threads(std::max(1, all / workers));
         for (int k = next++; k < replicas && !stop; k = next++) {
+          if (!ranks().mine(static_cast<std::size_t>(k))) continue;
           Record& record = records[static_cast<std::size_t>(k)];
           try {
             if (on_gpu)
@@ -339,7 +343,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
       });
   }
   if (error) std::rethrow_exception(error);
-  result.interrupted = options.interrupt != nullptr && *options.interrupt;
+  share_results(records);
+  result.interrupted = ranks().any(options.interrupt != nullptr && *options.interrupt);
   const auto failed =
       std::find_if(records.begin(), records.end(), [](const Record& r) { return r.failure.has_value(); });
   const std::optional<NumericsError> failure = failed == records.end() ? std::nullopt : failed->failure;

@@ -16,6 +16,7 @@
 #include "regimes/regime.hpp"
 #include "regimes/transfer.hpp"
 #include "support/config.hpp"
+#include "support/ranks.hpp"
 #include "support/report.hpp"
 #include "support/words.hpp"
 
@@ -523,6 +524,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
+    moe::require_one_rank("moe_param");
     return run(argc, argv);
   } catch (const moe::ConfigError& error) {
     for (const auto& fault : error.faults) fmt::print(stderr, "moe_param: {}\n", fault);

@@ -14,6 +14,7 @@
 #include "support/config_keys.hpp"
 #include "support/config_reader.hpp"
 #include "support/enum_names.hpp"
+#include "support/ranks.hpp"
 #include "support/result_file.hpp"
 #include "support/words.hpp"
 
@@ -310,15 +311,15 @@ Invocation parse_command_line(const ProgramInfo& program, int argc, const char* 
 }
 
 int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv) {
+  int status = 0;
+  std::exception_ptr error;
   try {
-    return run(argc, argv);
-  } catch (const ConfigError& error) {
-    fmt::print(stderr, "{}: {}\n", program.name, error.what());
-    return 2;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "{}: {}\n", program.name, error.what());
-    return 1;
+    ranks().start(program.name);
+    status = run(argc, argv);
+  } catch (...) {
+    error = std::current_exception();
   }
+  return ranks().finish(program.name, status, error);
 }
 
 }  // namespace moe

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <malloc.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 
@@ -14,6 +15,7 @@
 #include <thread>
 
 #include "support/error.hpp"
+#include "support/ranks.hpp"
 
 namespace moe {
 namespace {
@@ -86,7 +88,14 @@ double left_in_address_space(const fs::path& proc) {
 }  // namespace
 
 int thread_count(int threads) {
-  return threads > 0 ? threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  if (threads > 0) return threads;
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  if (!ranks().several()) return cores;
+  // A launcher may have bound this rank to its own cores; else those of the machine are for all ranks on it.
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  const int bound = ::sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : cores;
+  return bound < cores ? bound : std::max(1, cores / ranks().on_this_machine());
 }
 
 AvailableMemory available_memory(const std::string& proc, const std::string& cgroups) {
@@ -94,8 +103,13 @@ AvailableMemory available_memory(const std::string& proc, const std::string& cgr
       {number_after(fs::path(proc) / "meminfo", "MemAvailable", infinite), "MemAvailable"},
       {left_in_groups(proc, cgroups), "the control group"},
       {left_in_address_space(proc), "the address space limit (ulimit -v)"}};
-  return *std::min_element(std::begin(candidates), std::end(candidates),
-                           [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
+  AvailableMemory least = *std::min_element(std::begin(candidates), std::end(candidates),
+                                            [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
+  if (const int sharing = ranks().on_this_machine(); sharing > 1) {
+    least.bytes /= sharing;
+    least.source += fmt::format(", shared by {} processes", sharing);
+  }
+  return least;
 }
 
 double free_disk(const std::string& path) {

@@ -15,6 +15,7 @@
 #include "support/config.hpp"
 #include "support/config_keys.hpp"
 #include "support/hdf5.hpp"
+#include "support/ranks.hpp"
 #include "support/result_file.hpp"
 #include "support/schedule.hpp"
 #include "support/words.hpp"
@@ -87,6 +88,7 @@ void make_page(const std::string& out, bool quiet) {
   std::fflush(stdout);
   const pid_t child = ::fork();
   if (child == 0) {
+    moe::forget_launcher();
     ::execv(argv[0], argv.data());
     ::_exit(127);
   }
@@ -159,6 +161,7 @@ int validate(const moe::Invocation& call, const moe::Dataset& data, const std::s
   moe::require_resources(spec, data, call.options.threads, out);
   moe::on_signals();
   const moe::ValidationRun run = moe::run_validation(spec, data, call.options, "validating");
+  if (!moe::ranks().first()) return 0;
 
   moe::H5Writer file(out);
   moe::write_root_attributes(file, "validation", program.name, spec);
@@ -190,24 +193,29 @@ int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, cons
   faults.throw_if_any();
   for (const RunSpec& spec : specs) moe::require_resources(spec, data, call.options.threads, out);
   moe::on_signals();
-  moe::H5Writer file(out);
-  moe::write_root_attributes(file, "validation", program.name, specs.front());
-  moe::write_data(file, data.x, data.y);
+  std::optional<moe::H5Writer> file;
+  if (moe::ranks().first()) {
+    file.emplace(out);
+    moe::write_root_attributes(*file, "validation", program.name, specs.front());
+    moe::write_data(*file, data.x, data.y);
+  }
   int status = 0;
   for (const RunSpec& spec : specs) {
-    if (moe::interrupted) break;
+    if (moe::ranks().any(moe::interrupted)) break;
     const std::string name = std::filesystem::path(spec.model.param).stem().string();
     const moe::ValidationRun run = moe::run_validation(spec, data, call.options, name);
+    if (!file) continue;
     const auto comparison = comparison_of(run, spec);
     print_warnings(run);
     status = std::max({status, tell_failures(run, out), comparison ? 0 : 1});
     if (!comparison) continue;
-    moe::write_comparison(file, "/coordinate_check/" + name, *comparison);
+    moe::write_comparison(*file, "/coordinate_check/" + name, *comparison);
     if (call.options.quiet) continue;
     fmt::print("{}{}Verdict: {}. {}.\n\n", heading(spec, data.description), moe::coordinate_table(*comparison),
                moe::to_string(comparison->overall), comparison->reason);
   }
-  file.commit();
+  if (!file) return 0;
+  file->commit();
   if (!call.options.quiet) fmt::print("Written: {}\n", out);
   return status;
 }
@@ -228,6 +236,7 @@ int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::s
   moe::require_resources(call.spec, data, call.options.threads, out);
   moe::on_signals();
   const moe::LrSweep sweep = moe::run_lr_sweep(call.spec, data, call.options, eta, *criterion);
+  if (!moe::ranks().first()) return 0;
   if (sweep.optimum.empty()) {
     fmt::print(stderr, "dmft_validate: interrupted before three learning rates were done; nothing is written\n");
     return 1;
@@ -273,17 +282,20 @@ int run(int argc, char** argv) {
          "compare their "
          "files with --limit FILE --networks FILE."});
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
-  { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the run, not after it
+  const bool first = moe::ranks().first();
+  if (first) {
+    const moe::H5Writer probe(out);
+  }  // a name that cannot be written is a fault before the run, not after it
   int status = 0;
   if (call.own.contains("--limit")) {
-    status = compare_files(call, out);
+    if (first) status = compare_files(call, out);  // files are compared by one process
   } else {
     const moe::Dataset data = moe::load_dataset(call.spec);
     status = call.own.contains("--lr-sweep")           ? lr_sweep(call, data, out)
              : call.own.contains("--coordinate-check") ? coordinate_check(call, data, out)
                                                        : validate(call, data, out);
   }
-  if (!call.own.contains("--no-page") && !moe::interrupted) make_page(out, call.options.quiet);
+  if (first && !call.own.contains("--no-page") && !moe::interrupted) make_page(out, call.options.quiet);
   return status;
 }
 

@@ -14,10 +14,12 @@
 #include "support/config.hpp"
 #include "support/observable.hpp"
 #include "support/progress.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
+#include "validation/network_jobs.hpp"
 #include "validation/network_memory.hpp"
 #include "validation/run_store.hpp"
 
@@ -102,29 +104,33 @@ void on_interrupt(int signal) {
   for (const int s : {SIGINT, SIGTERM}) std::signal(s, SIG_DFL);  // a second one ends the program at once
 }
 
-/// Ends a training from its listener, when the state of its network is saved.
-struct Interrupted {};
-
 void warn(const std::string& problem) { fmt::print(stderr, "moe_train: warning: {}\n", problem); }
 
-/// Trains what is not yet in the folder of kept runs, then writes `out` and deletes the folder. Throws Interrupted.
+/// Trains what is not yet in the folder of kept runs, then writes `out` and deletes the folder. Throws TrainingInterrupted.
 std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, const moe::RunSpec& spec,
                                                 const moe::Dataset& data, const std::string& folder,
                                                 const std::string& out) {
-  moe::RunStore store(folder, spec, data, {call.options.checkpoint.every_s, warn});
+  moe::Ranks& ranks = moe::ranks();
+  // Ranks keep their networks in one folder, which the first makes and guards.
+  std::optional<moe::RunStore> opened;
+  const moe::RunStore::Options keeping{call.options.checkpoint.every_s, warn, ranks.first()};
+  if (ranks.first()) opened.emplace(folder, spec, data, keeping);
+  ranks.any(false);
+  if (!ranks.first()) opened.emplace(folder, spec, data, keeping);
+  moe::RunStore& store = *opened;
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
 
   std::map<std::pair<int, std::uint64_t>, moe::NetworkRun> finished;
   long work = 0, count = 0;
-  for (const int width : spec.network.widths)
-    for (int s = 0; s < spec.network.seeds; ++s) {
-      const std::uint64_t seed = spec.sampling.seed + static_cast<std::uint64_t>(s);
-      count += 1;
-      if (auto run = store.load(width, seed))
-        finished[{width, seed}] = std::move(*run);
-      else
-        work += cost(spec, data, width) * spec.training.steps;
-    }
+  for (const moe::NetworkJob& job : moe::own_network_jobs(spec)) {
+    const int width = spec.network.widths[job.width];
+    const std::uint64_t seed = spec.sampling.seed + job.seed;
+    count += 1;
+    if (auto run = store.load(width, seed))
+      finished[{width, seed}] = std::move(*run);
+    else
+      work += cost(spec, data, width) * spec.training.steps;
+  }
   if (!finished.empty() && !call.options.quiet)
     fmt::print("Continuing: {} of {} runs are in {}.\n", finished.size(), count, store.folder());
 
@@ -148,7 +154,7 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
   options.keep = [&](int width, std::uint64_t seed, const moe::TrainOptions::State& state) {
     const bool interrupted = interrupting_signal != 0;
     store.keep(width, seed, state, interrupted);
-    if (interrupted) throw Interrupted{};
+    if (interrupted) throw moe::TrainingInterrupted{};
   };
   options.on_run = [&](const moe::NetworkRun& run) {
     store.save(run);
@@ -156,6 +162,7 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
   };
   auto runs = moe::train_networks(spec, data, call.options.threads, options);
   progress.finish();
+  if (!ranks.first()) return runs;
   moe::write_network_file(out, program.name, spec, data, runs);
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);
   store.remove();
@@ -204,11 +211,13 @@ int run(int argc, char** argv) {
   if (const std::string jumps = moe::jumping_flow_warning(spec); !jumps.empty()) warn(jumps);
   moe::require_network_memory(spec, data, call.options.threads);
   require_room(spec, data, out, folder, !checkpoint.file.empty());
-  { const moe::H5Writer probe(out); }  // a name that cannot be written is a fault before the training, not after it
+  if (moe::ranks().first()) {
+    const moe::H5Writer probe(out);
+  }  // a name that cannot be written is a fault before the training, not after it
   std::vector<std::vector<moe::NetworkRun>> runs;
   try {
     runs = train(call, spec, data, folder, out);
-  } catch (const Interrupted&) {
+  } catch (const moe::TrainingInterrupted&) {
     fmt::print(
         stderr,
         "\nmoe_train: interrupted; what was done is kept in {}. Continue with the same command, or with --resume {} "

@@ -7,8 +7,11 @@
 #include <thread>
 
 #include "support/cpu.hpp"
+#include "support/rank_results.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "validation/network.hpp"
+#include "validation/network_jobs.hpp"
 #include "validation/network_start.hpp"
 #include "validation/trainer_run.hpp"
 
@@ -41,6 +44,21 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
              : trainer::train<double>(spec, data, shape, std::move(start), seed, options, team);
 }
 
+/// Every network from the rank that trained it.
+void share(const RunSpec& spec, std::vector<std::vector<NetworkRun>>& runs) {
+  if (!ranks().several()) return;
+  const std::vector<NetworkJob> jobs = network_jobs(spec);
+  std::vector<NetworkRun> list;
+  list.reserve(jobs.size());
+  for (const auto& [w, s] : jobs) list.push_back(std::move(runs[w][s]));
+  share_results(list);
+  for (std::size_t k = 0; k < jobs.size(); ++k) {
+    const auto& [w, s] = jobs[k];
+    runs[w][s] = std::move(list[k]);
+    runs[w][s].seed = spec.sampling.seed + s;  // all its digits, which an archive does not keep
+  }
+}
+
 }  // namespace
 
 NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
@@ -50,28 +68,38 @@ NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, st
   return train_on(team, spec, data, width, seed, options);
 }
 
-std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
-                                                    const TrainOptions& options) {
-  struct Job {
-    std::size_t width, seed;
-  };
-  // The widest first, so that no worker is left alone with it at the end.
+std::vector<NetworkJob> network_jobs(const RunSpec& spec) {
   std::vector<std::size_t> order(spec.network.widths.size());
   for (std::size_t w = 0; w < order.size(); ++w) order[w] = w;
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return spec.network.widths[a] > spec.network.widths[b]; });
-  std::vector<Job> jobs;
+  std::vector<NetworkJob> jobs;
+  for (const std::size_t w : order)
+    for (std::size_t s = 0; s < static_cast<std::size_t>(spec.network.seeds); ++s) jobs.push_back({w, s});
+  return jobs;
+}
+
+std::vector<NetworkJob> own_network_jobs(const RunSpec& spec) {
+  std::vector<NetworkJob> own;
+  const auto all = network_jobs(spec);
+  for (std::size_t k = 0; k < all.size(); ++k)
+    if (ranks().mine(k)) own.push_back(all[k]);
+  return own;
+}
+
+std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
+                                                    const TrainOptions& options) {
+  std::vector<NetworkJob> jobs;
   const auto seeds = static_cast<std::size_t>(spec.network.seeds);
   std::vector<std::vector<NetworkRun>> runs(spec.network.widths.size(), std::vector<NetworkRun>(seeds));
-  for (const std::size_t w : order)
-    for (std::size_t s = 0; s < seeds; ++s) {
-      std::optional<NetworkRun> stored;
-      if (options.stored) stored = options.stored(spec.network.widths[w], spec.sampling.seed + s);
-      if (stored)
-        runs[w][s] = std::move(*stored);
-      else
-        jobs.push_back({w, s});
-    }
+  for (const NetworkJob& job : own_network_jobs(spec)) {
+    std::optional<NetworkRun> stored;
+    if (options.stored) stored = options.stored(spec.network.widths[job.width], spec.sampling.seed + job.seed);
+    if (stored)
+      runs[job.width][job.seed] = std::move(*stored);
+    else
+      jobs.push_back(job);
+  }
 
   keep_freed_memory();
   trainer::Team team;
@@ -81,6 +109,7 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
 
   std::atomic<std::size_t> next = 0;
   std::exception_ptr error;
+  std::atomic<bool> interrupted = false;
   std::mutex error_mutex;
   const auto work = [&] {
     for (std::size_t k = next++; k < jobs.size(); k = next++) {
@@ -92,6 +121,9 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
         NetworkRun run = train_on(team, spec, data, width, spec.sampling.seed + jobs[k].seed, own);
         if (options.on_run) options.on_run(run);
         runs[jobs[k].width][jobs[k].seed] = std::move(run);
+      } catch (const TrainingInterrupted&) {
+        interrupted = true;
+        next = jobs.size();
       } catch (...) {
         const std::lock_guard lock(error_mutex);
         if (!error) error = std::current_exception();
@@ -105,6 +137,8 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
     for (std::size_t k = 0; k < workers; ++k) pool.emplace_back(work);
   }
   if (error) std::rethrow_exception(error);
+  if (ranks().any(interrupted)) throw TrainingInterrupted{};
+  share(spec, runs);
   return runs;
 }
 

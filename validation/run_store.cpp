@@ -83,6 +83,7 @@ RunSpec sweep_config(const std::string& folder) {
 
 RunStore::RunStore(std::string folder, const RunSpec& spec, const Dataset& data, Options options)
     : folder_(std::move(folder)), options_(std::move(options)) {
+  if (!options_.guards) return;
   std::error_code error;
   fs::create_directories(folder_, error);
   if (error) fail(folder_, "making the folder", error.message());

@@ -31,6 +31,7 @@ class RunStore {
     double every_s = 60;  ///< least time between two states of a network; 0: after every step
     /// Hears of a file that is not whole, whose network begins anew, and of one that could not be written: the run goes on.
     std::function<void(const std::string&)> on_problem = {};
+    bool guards = true;  ///< makes the folder and keeps other programs out; off for all ranks of a run but the first
   };
 
   /// Opens or makes the folder, for this process alone. Throws ConfigError when the runs in it are of another sweep, naming every

@@ -9,8 +9,10 @@
 
 #include "dmft/memory_estimate.hpp"
 #include "support/progress.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "validation/network_file.hpp"
+#include "validation/network_jobs.hpp"
 #include "validation/network_memory.hpp"
 
 namespace moe {
@@ -24,8 +26,11 @@ void on_interrupt(int) {
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, SIG_DFL);
 }
 
-/// Ends a training from its listener.
-struct Interrupted {};
+/// Was any rank interrupted? A call of all.
+bool ended() {
+  if (ranks().any(interrupted)) interrupted = true;
+  return interrupted;
+}
 
 LimitSpec limit_of(const RunSpec& spec, const Dataset& data) {
   Faults faults;
@@ -79,15 +84,16 @@ std::optional<std::vector<NetworkRun>> train(RunSpec spec, const Dataset& data, 
   TrainOptions options;
   options.keep_outputs = keep_outputs;
   options.on_step = [&](int, double loss) {
-    if (interrupted) throw Interrupted{};
+    if (interrupted) throw TrainingInterrupted{};
     progress.advance(cost, fmt::format("{}N = {}, loss {:.4f}", name, N, loss));
   };
   options.keep = [](int, std::uint64_t, const TrainOptions::State&) {  // also within a long interval of a flow
-    if (interrupted) throw Interrupted{};
+    if (interrupted) throw TrainingInterrupted{};
   };
   try {
     return train_networks(spec, data, threads, options).at(0);
-  } catch (const Interrupted&) {
+  } catch (const TrainingInterrupted&) {
+    interrupted = true;
     return std::nullopt;
   }
 }
@@ -142,11 +148,11 @@ ValidationRun run_validation(RunSpec spec, const Dataset& data, const ProgramOpt
   Progress progress(label, total, options.quiet);
   ValidationRun run;
   run.limit = solve(spec, data, options.threads, progress, "limit");
-  if (run.limit->failure || interrupted) return run;
+  if (ended() || run.limit->failure) return run;
   if (second)
     run.second =
         solve(*second, data, options.threads, progress, fmt::format("limit, {} neurons", second->sampling.neurons));
-  if (interrupted) return run;
+  if (ended()) return run;
   for (const int N : spec.network.widths) {
     auto of_width = train(spec, data, N, outputs_fit(spec, data), options.threads, progress, "");
     if (!of_width) return run;
@@ -179,10 +185,10 @@ LrSweep run_lr_sweep(const RunSpec& spec, const Dataset& data, const ProgramOpti
     const LimitResult limit = solve(one, data, options.threads, progress, name + "limit");
     std::vector<std::vector<NetworkRun>> networks;
     for (const int N : one.network.widths) {
-      if (interrupted) break;
+      if (ended()) break;
       if (auto runs = train(one, data, N, false, options.threads, progress, name)) networks.push_back(std::move(*runs));
     }
-    if (interrupted) break;
+    if (ended()) break;
     std::vector<double> values;
     for (std::size_t r = 0; r < limit.loss_per_replica.size(); ++r)
       values.push_back(limit.failure

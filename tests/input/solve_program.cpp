@@ -5,6 +5,8 @@
 #include <sched.h>
 
 #include <chrono>
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <thread>
 
@@ -41,6 +43,49 @@ void check_says(const ProgramRun& run, const std::vector<std::string>& pieces) {
   CAPTURE(run.text);
   CHECK(run.status == 1);
   for (const std::string& piece : pieces) CHECK(contains(run.text, piece));
+}
+
+const std::string mpirun = "/usr/bin/mpirun";
+
+/// Both what a build with MPI has and what starts it.
+bool has_mpi() { return fs::exists(mpirun) && fs::exists(program_folder() + "/../lib/dmft_mpi.so"); }
+
+/// As run_program does, by `processes` processes of mpirun.
+ProgramRun run_ranks(int processes, const std::string& name, const std::vector<std::string>& arguments) {
+  const TemporaryFolder folder;
+  std::string line = mpirun + " --allow-run-as-root --oversubscribe --bind-to none -n " + std::to_string(processes) +
+                     " " + program_folder() + "/" + name;
+  for (const std::string& argument : arguments) line += " '" + argument + "'";
+  const int status = std::system((line + " >" + folder / "log" + " 2>&1").c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_bytes(folder / "log"), 0};
+}
+
+/// Every number below `group` is the same in both files, up to `rounding` of its array's largest, but for times that were taken.
+void check_same_numbers(const H5Reader& a, const H5Reader& b, const std::string& group, double rounding,
+                        int& compared) {
+  for (const std::string& name : a.members(group)) {
+    const std::string path = group + "/" + name;
+    CAPTURE(path);
+    if (name.find("seconds") != std::string::npos) continue;
+    H5Array x;
+    try {
+      x = a.read(path);
+    } catch (const IoError&) {
+      check_same_numbers(a, b, path, rounding, compared);
+      continue;
+    }
+    const H5Array y = b.read(path);
+    REQUIRE(x.shape == y.shape);
+    double largest = 0, difference = 0;
+    for (std::size_t k = 0; k < x.values.size(); ++k) {
+      if (std::isnan(x.values[k]) && std::isnan(y.values[k])) continue;
+      largest = std::max(largest, std::abs(x.values[k]));
+      difference = std::max(difference, std::abs(x.values[k] - y.values[k]));
+    }
+    CAPTURE(difference);
+    CHECK(difference <= rounding * largest);
+    ++compared;
+  }
 }
 
 }  // namespace
@@ -249,4 +294,68 @@ TEST_CASE("programs: a data set that is not installed is told with what to type"
     CHECK(run.status == 1);
     CHECK(contains(run.text, "./run install dataset-fashion-mnist"));
   }
+}
+
+TEST_CASE("mpirun: several processes write the file of one [iterate, sweep, moe_train]") {
+  if (!has_mpi()) return;
+  const TemporaryFolder folder;
+  const std::string one = folder / "one.h5", several = folder / "several.h5";
+  const auto compare = [&](int processes, const std::string& program, std::vector<std::string> arguments,
+                           const std::string& group, double rounding) {
+    CAPTURE(program);
+    arguments.insert(arguments.end(), {"--threads", "1", "--out", one});
+    const ProgramRun alone = run_program(program, arguments);
+    REQUIRE_MESSAGE(alone.status == 0, alone.text);
+    arguments.back() = several;
+    const ProgramRun run = run_ranks(processes, program, arguments);
+    CAPTURE(run.text);
+    REQUIRE(run.status == 0);
+    CHECK(run.text.find("Written: ") == run.text.rfind("Written: "));  // said once
+    int compared = 0;
+    check_same_numbers(H5Reader(one), H5Reader(several), group, rounding, compared);
+    CHECK(compared > 10);
+  };
+  // Three replicas of three batches on two processes: the sum of one replica is split, and its rounding differs.
+  compare(2, "dmft_solve",
+          with({"--method", "iterate", "--replicas", "3", "--site-batches", "3", "--set", "sampling.experts=16"}),
+          "/limit", 1e-9);
+  // More processes than some have replicas. Each is one process's work: bit for bit.
+  compare(3, "dmft_solve", with({"--replicas", "2"}), "/limit", 0);
+  compare(2, "moe_train", with({"--widths", "8,16", "--seeds", "2"}), "/network", 0);
+  CHECK(folder.file_count() == 2);  // nothing that was kept on the way is left
+}
+
+TEST_CASE("mpirun: a run that fails says so once, with its status [refused, diverges]") {
+  if (!has_mpi()) return;
+  const TemporaryFolder folder;
+  const auto check_once = [&](const ProgramRun& run, int status, const std::string& piece) {
+    CAPTURE(run.text);
+    CHECK(run.status == status);
+    CHECK(run.text.find(piece) != std::string::npos);
+    CHECK(run.text.find(piece) == run.text.rfind(piece));
+  };
+  check_once(run_ranks(2, "dmft_solve", with({"--method", "iterate", "--routing", "topk", "--out", folder / "a.h5"})),
+             2, "--routing on the command line");
+  check_once(run_ranks(2, "dmft_solve", with({"--checkpoint", folder / "c.h5", "--out", folder / "a.h5"})), 2,
+             "use sampling.method = \"iterate\"");
+  CHECK(folder.file_count() == 0);
+  check_once(run_ranks(2, "dmft_solve", with({"--lr", "1e6", "--replicas", "2", "--out", folder / "a.h5"})), 1,
+             "What was computed before is in");
+}
+
+TEST_CASE(
+    "programs: started by a launcher without what they need, several processes are refused and not run side by side") {
+  const TemporaryFolder folder;
+  const auto launched = [](const char* rank) {
+    return [rank] {  // as srun does without --mpi=pmix
+      ::setenv("SLURM_STEP_NUM_TASKS", "2", 1);
+      ::setenv("SLURM_PROCID", rank, 1);
+    };
+  };
+  const auto arguments = with({"--out", folder / "a.h5"});
+  const ProgramRun first = run_program("dmft_solve", arguments, launched("0"));
+  CHECK_MESSAGE((first.status == 2 && contains(first.text, "srun started 2 processes of dmft_solve")), first.text);
+  const ProgramRun second = run_program("dmft_solve", arguments, launched("1"));
+  CHECK_MESSAGE((second.status == 2 && second.text.empty()), second.text);
+  CHECK(folder.file_count() == 0);
 }
