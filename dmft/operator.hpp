@@ -260,23 +260,25 @@ class Operator {
     B::gemm(Op::plain, Op::plain, 1, raw, change, 0, images);
   }
 
-  /// Covariance of the fresh part of answers to queries x outside the basis, with averages `gram`: s_chi^2 gram less what is returned,
-  /// which is s_beta^2/S_from for each vector of the basis, but of listed ones only for what of x lies outside the list.
+  /// Covariance of the fresh part of answers to queries x, averages `gram`: s_chi^2 gram less what is returned, s_beta^2/S_from a vector of
+  /// the basis, for listed ones of what of x is not linear in the list: what lies outside it and the share m/S_from that m vectors take.
   Eigen::MatrixXd variance_left(const Side& from, const Side& to, View x, const Eigen::MatrixXd& gram) {
-    Eigen::MatrixXd left = (to.variance - returned(from, from.known)) * gram;
+    Eigen::MatrixXd left = (to.variance - returned(from, from.known - from.listed)) * gram;
     if (returned(from, from.listed) > 0) {
       Matrix overlap = from.population->list_overlap(x);
-      if (!overlap.empty())
-        left += returned(from, from.listed) * static_cast<double>(overlap.rows()) * B::gram(overlap);
+      const double share = static_cast<double>(overlap.rows()) / static_cast<double>(from.sites());
+      left -= returned(from, from.listed) / (1 - share) *
+              (overlap.empty() ? gram : gram - static_cast<double>(overlap.rows()) * B::gram(overlap));
     }
     return left;
   }
   /// Its trace, without the products.
   double total_variance_left(const Side& from, const Side& to, View x, double gram_trace) {
-    double left = (to.variance - returned(from, from.known)) * gram_trace;
+    double left = (to.variance - returned(from, from.known - from.listed)) * gram_trace;
     if (returned(from, from.listed) > 0) {
       Matrix overlap = from.population->list_overlap(x);
-      left += returned(from, from.listed) * sum_of_squares<B>(overlap);
+      const double share = static_cast<double>(overlap.rows()) / static_cast<double>(from.sites());
+      left -= returned(from, from.listed) / (1 - share) * (gram_trace - sum_of_squares<B>(overlap));
     }
     return left;
   }

@@ -7,6 +7,7 @@
 
 #include "dmft/matched_draws.hpp"
 #include "tests/limit_fixture.hpp"
+#include "tests/operator_fixture.hpp"
 #include "validation/validation_run.hpp"
 
 namespace {
@@ -49,6 +50,45 @@ TEST_CASE("moment matching: the same where lists are full and draws are plain [I
     INFO(neurons, " neurons: ", d.value, " +- ", d.error);
     // The variance of what is returned is a mean over few directions, itself known to O(1/S).
     CHECK(std::abs(d.value) < 4 * d.error + 1.0 / neurons);
+  }
+}
+
+TEST_CASE("moment matching: answers to unrelated queries keep their variance while lists fill and when they are full") {
+  using operator_fixture::Index;
+  constexpr Index P = 8;
+  constexpr int steps = 12, seeds = 24;
+  struct Sites {
+    Index X, Y;
+  };
+  for (const Sites S : {Sites{160, 160}, Sites{100, 200}}) {  // lists are full after S/(2 P) steps: 10 and 10, 6 and 12
+    const double beta2 = static_cast<double>(S.Y) / static_cast<double>(S.X);  // in ratio
+    // Shares of the mean square that it must have: stored answers both ways, evaluation-only ones.
+    Eigen::MatrixXd sum = Eigen::MatrixXd::Zero(steps, 3), squares = sum;
+    for (int seed = 0; seed < seeds; ++seed) {
+      operator_fixture::Asked W(S.X, S.Y, {1, beta2}, operator_fixture::rule(moe::OptimizerKind::sgd, 0), 1e-6, true,
+                                static_cast<std::uint64_t>(seed));
+      for (int t = 0; t < steps; ++t) {
+        const auto query = [&](Index sites, std::uint32_t which) {
+          return operator_fixture::gaussian(sites, P, 1000 + static_cast<std::uint64_t>(seed),
+                                            10 + 3 * static_cast<std::uint32_t>(t) + which);
+        };
+        const auto share = [](const Eigen::MatrixXd& answer, const Eigen::MatrixXd& asked, double variance) {
+          return answer.squaredNorm() / static_cast<double>(answer.rows()) /
+                 (variance * asked.squaredNorm() / static_cast<double>(asked.rows()));
+        };
+        const Eigen::MatrixXd x = query(S.Y, 0), z = query(S.X, 1), e = query(S.Y, 2);
+        const Eigen::RowVector3d now(share(W.forward(x), x, 1), share(W.backward(z), z, beta2),
+                                     share(W.evaluate_forward(e), e, 1));
+        sum.row(t) += now;
+        squares.row(t) += now.cwiseProduct(now);
+      }
+    }
+    const Eigen::MatrixXd mean = sum / seeds;
+    const Eigen::MatrixXd error =
+        ((squares / seeds - mean.cwiseProduct(mean)).cwiseMax(0) / (seeds - 1)).array().sqrt().matrix();
+    INFO(S.X, " and ", S.Y, " sites; mean:\n", mean, "\nerror:\n", error);
+    // 72 means of 24: Student's t at 1e-3 over them is 4.8. What of x lies outside the list is known to O(1/S).
+    CHECK(((mean.array() - 1).abs() < 4.8 * error.array() + 1.0 / static_cast<double>(S.X)).all());
   }
 }
 
