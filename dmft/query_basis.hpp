@@ -1,7 +1,9 @@
 /// Orthonormal basis of everything that matrices were asked on one population: xt or zt of theory section 6.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "dmft/pointwise.hpp"
 #include "dmft/small_linear_algebra.hpp"
@@ -29,41 +31,16 @@ class QueryBasis {
   View coefficients() { return coefficients_; }
 
   /// Takes a block of P queries (sites, P): coefficients by block Gram-Schmidt with re-orthogonalisation, and new vectors for what
-  /// is left above `tolerance` times the RMS of the block. Smaller directions are dropped, and so are queries that are not finite:
-  /// a flow tries stages that overflow, and goes on without them.
+  /// is left above `tolerance` times the RMS of the block, or above the rounding of the query. Smaller directions are dropped, and so
+  /// are queries that are not finite: a flow tries stages that overflow, and goes on without them.
   void ask(View query) {
     if (users_ == 0) return;
-    const double size2 = mean_square(query), threshold = tolerance_ * std::sqrt(size2);
+    const double size2 = mean_square(query);
     project(query, coefficients_);
     if (!(size2 > 0) || !std::isfinite(size2)) return;
-    auto residual = Matrix::uninitialized(sites_, query.cols);
-    B::copy(query, residual);
-    subtract(coefficients_, residual);
-    // The largest eigenvalue of the Gram matrix is at most its trace.
-    if (mean_square(residual) * static_cast<double>(query.cols) <= threshold * threshold) return;
-    const Eigen::MatrixXd combine = new_directions(B::gram(residual), threshold, sites_ - rank());
-    const Index k = combine.cols(), old = rank();
-    if (k == 0) return;
-    auto weights = Matrix::uninitialized(query.cols, k);
-    B::upload(combine, weights);
-    auto fresh = Matrix::uninitialized(sites_, k);
-    auto whitened = Matrix::uninitialized(sites_, k);
-    B::gemm(Op::plain, Op::plain, 1, residual, weights, 0, fresh);
-    // A residual at the tolerance carries the rounding of the query 1/tolerance times enlarged: clean the new vectors once more, against
-    // the basis and each other.
-    Matrix correction;
-    project(fresh, correction);
-    subtract(correction, fresh);
-    auto whiten = Matrix::uninitialized(k, k);
-    B::upload(symmetric_power(B::gram(fresh), -0.5), whiten);
-    B::gemm(Op::plain, Op::plain, 1, fresh, whiten, 0, whitened);
-    vectors_.set_columns(old + k);
-    B::copy(whitened, vectors_.columns(old, k));
-    auto grown = Matrix::uninitialized(old + k, query.cols);
-    B::copy(coefficients_, grown.view().row_range(0, old));
-    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), whitened, query, 0,
-            grown.view().row_range(old, k));
-    coefficients_ = std::move(grown);
+    constexpr double rounding = 64 * static_cast<double>(std::numeric_limits<typename B::Real>::epsilon());
+    while (extend(query, std::max(tolerance_, rounding) * std::sqrt(size2))) {
+    }
   }
 
   /// out (rank, P) = <vectors, query>.
@@ -91,6 +68,41 @@ class QueryBasis {
   }
 
  private:
+  /// Adds what the residual of the query has above the threshold, as far as its Gram matrix tells; true if more may be left below.
+  bool extend(View query, double threshold) {
+    auto residual = Matrix::uninitialized(sites_, query.cols);
+    B::copy(query, residual);
+    subtract(coefficients_, residual);
+    // The largest eigenvalue of the Gram matrix is at most its trace.
+    if (mean_square(residual) * static_cast<double>(query.cols) <= threshold * threshold) return false;
+    const Eigen::MatrixXd gram = B::gram(residual);
+    const double resolved = resolution(gram), least = std::max(threshold * threshold, resolved);
+    const Eigen::MatrixXd combine = new_directions(gram, std::sqrt(least), sites_ - rank());
+    const Index k = combine.cols(), old = rank();
+    if (k == 0) return false;
+    auto weights = Matrix::uninitialized(query.cols, k);
+    B::upload(combine, weights);
+    auto fresh = Matrix::uninitialized(sites_, k);
+    auto whitened = Matrix::uninitialized(sites_, k);
+    B::gemm(Op::plain, Op::plain, 1, residual, weights, 0, fresh);
+    // A residual at the tolerance carries the rounding of the query 1/tolerance times enlarged: clean the new vectors once more, against
+    // the basis and each other.
+    Matrix correction;
+    project(fresh, correction);
+    subtract(correction, fresh);
+    auto whiten = Matrix::uninitialized(k, k);
+    B::upload(symmetric_power(B::gram(fresh), -0.5), whiten);
+    B::gemm(Op::plain, Op::plain, 1, fresh, whiten, 0, whitened);
+    vectors_.set_columns(old + k);
+    B::copy(whitened, vectors_.columns(old, k));
+    auto grown = Matrix::uninitialized(old + k, query.cols);
+    B::copy(coefficients_, grown.view().row_range(0, old));
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), whitened, query, 0,
+            grown.view().row_range(old, k));
+    coefficients_ = std::move(grown);
+    return resolved > threshold * threshold;
+  }
+
   static double mean_square(View q) { return sum_of_squares<B>(q) / static_cast<double>(q.size()); }
 
   Index sites_;

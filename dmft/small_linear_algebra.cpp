@@ -3,6 +3,7 @@
 #include <Eigen/Cholesky>
 #include <Eigen/Eigenvalues>
 #include <cmath>
+#include <limits>
 
 namespace moe {
 
@@ -19,6 +20,10 @@ Eigen::MatrixXd semidefinite_root(const Eigen::MatrixXd& symmetric) {
   Eigen::MatrixXd L = factor.matrixL();
   L = L * roots.asDiagonal();
   return factor.transpositionsP().transpose() * L;
+}
+
+double resolution(const Eigen::MatrixXd& gram) {
+  return 16 * static_cast<double>(gram.rows()) * std::numeric_limits<double>::epsilon() * gram.trace();
 }
 
 Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double threshold, Eigen::Index room) {

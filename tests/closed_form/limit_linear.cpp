@@ -138,6 +138,30 @@ TEST_CASE(
     }
 }
 
+TEST_CASE(
+    "linear limit: any tolerance down to rounding gives exact numbers, and bases of the rank that there is [II mssp]") {
+  constexpr double lr = 0.3;
+  constexpr int T = 5, P = 4;
+  const moe::Dataset d = limit_fixture::data(P, 6, 1);
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, lr, T);
+  s.model.activation = moe::Activation::identity;
+  s.model.gate = moe::Gate::constant;
+  s.sampling.neurons = 400;
+  s.sampling.replicas = 2;
+  s.sampling.precision = moe::Precision::float64;
+  const known::LinearLimit exact(known::cases[3].c, lr, d.x, d.y, T);
+  for (const double tolerance : {1e-6, 1e-9, 1e-12, 0.0}) {
+    s.sampling.tolerance = tolerance;
+    const moe::LimitResult r = moe::solve_limit(s, d);
+    for (std::size_t t = 0; t < T; ++t) {
+      INFO("tolerance ", tolerance, ", step ", t, ": loss ", r.loss.mean[t], ", exact ", exact.loss(t, d.y));
+      CHECK(std::abs(r.loss.mean[t] - exact.loss(t, d.y)) <= tolerance + 1e-11);
+      // D = wbar Delta: one more direction a step, whatever the number of samples.
+      CHECK(r.diagnostics.at("rank_D")[t] <= static_cast<double>(t + 1));
+    }
+  }
+}
+
 TEST_CASE("linear limit: the first step by hand [regime x parameterization]") {
   constexpr double eta = 0.3, Y = 1.5, q = eta * Y;
   const moe::Dataset d = one_sample();
