@@ -88,7 +88,16 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
   write_images(images, 140);
   const std::string log = folder / "log", out = folder / "out", source = source_folder();
   const std::string programs = "MOE_DMFT_BIN='" + program_folder() + "' ", data = images.path().string();
+  // In the place of srun: one process, without srun's own flags.
+  write_bytes(folder / "srun", "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do shift; done\nexec \"$@\"\n");
+  std::filesystem::permissions(folder / "srun", std::filesystem::perms::owner_all);
+  std::filesystem::create_directory(out);
   const std::map<std::string, std::pair<std::string, std::vector<std::string>>> commands = {
+      {"slurm.sbatch",
+       {"PATH='" + folder.path().string() + "':\"$PATH\" SLURM_CPUS_PER_TASK=1 env -C '" + out + "' bash '" + examples +
+            "slurm.sbatch' --steps 2 --train 8 --test 0 --neurons 60 --set sampling.experts=30 --site-batches 2 "
+            "--replicas 3 --widths 16,24 --seeds 2 --quiet",
+        {"limit.h5", "networks.h5"}}},
       {"readme_figures.sh",
        {"'" + examples + "readme_figures.sh' '" + out + "' --steps 2 --train 64 --set data.path='" + data +
             "' --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
