@@ -87,7 +87,7 @@ TEST_CASE("moment matching: answers to unrelated queries keep their variance whi
     const Eigen::MatrixXd error =
         ((squares / seeds - mean.cwiseProduct(mean)).cwiseMax(0) / (seeds - 1)).array().sqrt().matrix();
     INFO(S.X, " and ", S.Y, " sites; mean:\n", mean, "\nerror:\n", error);
-    // 72 means of 24: Student's t at 1e-3 over them is 4.8. What of x lies outside the list is known to O(1/S).
+    // 72 means of 24: Student's t at 5e-3 over all of them is 4.8. What of x lies outside the list is known to O(1/S).
     CHECK(((mean.array() - 1).abs() < 4.8 * error.array() + 1.0 / static_cast<double>(S.X)).all());
   }
 }
