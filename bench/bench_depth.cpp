@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -16,7 +17,6 @@
 #include <string>
 #include <vector>
 
-#include "bench/timing.hpp"
 #include "dmft/solve.hpp"
 #include "support/config.hpp"
 #include "support/cpu.hpp"

@@ -47,8 +47,15 @@ void check_says(const ProgramRun& run, const std::vector<std::string>& pieces) {
 
 const std::string mpirun = "/usr/bin/mpirun";
 
-/// Both what a build with MPI has and what starts it.
-bool has_mpi() { return fs::exists(mpirun) && fs::exists(program_folder() + "/../lib/dmft_mpi.so"); }
+/// Both what a build with MPI has and what starts it; says so where one is missing.
+bool has_mpi() {
+  for (const std::string& needed : {mpirun, program_folder() + "/../lib/dmft_mpi.so"})
+    if (!fs::exists(needed)) {
+      MESSAGE("skipped: there is no ", needed);
+      return false;
+    }
+  return true;
+}
 
 /// As run_program does, by `processes` processes of mpirun.
 ProgramRun run_ranks(int processes, const std::string& name, const std::vector<std::string>& arguments) {
