@@ -165,7 +165,7 @@ void move_bias(const GateSpec& spec, typename B::View mask, typename B::View bia
   const typename B::View tokens = tokens_matrix;
   detail::tokens_of_experts<B>(mask, tokens);
   const Real rate = static_cast<Real>(spec.balance_bias);
-  const double experts = static_cast<double>(mask.rows), fair = static_cast<double>(mask.cols * spec.active);
+  const auto experts = static_cast<double>(mask.rows), fair = static_cast<double>(mask.cols * spec.active);
   const SignPoint<Real> sign;
   B::each(mask.rows, 1, [=] MOE_HD(Index i, Index) {
     bias(i, 0) += rate * sign(static_cast<Real>(fair - experts * static_cast<double>(tokens(i, 0))));
