@@ -176,7 +176,8 @@ struct Products {
   template <class F>
   static void for_pieces(Index experts, Index units, const F& f) {
     const Index pieces = (units + 2 * piece - 1) / (2 * piece);
-#pragma omp parallel for schedule(dynamic, 4)
+    const Index together = std::clamp<Index>(experts * pieces / (8 * omp_get_max_threads()), 1, 4);
+#pragma omp parallel for schedule(dynamic, together)
     for (Index k = 0; k < experts * pieces; ++k) {
       const Index i = k / pieces, first = (k % pieces) * units / pieces;
       f(i, first, (k % pieces + 1) * units / pieces - first);
