@@ -319,11 +319,13 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
-  refuse(spec.model.routing == Routing::topk, "model.routing", "\"topk\"",
-         "has soft routing only: responses of a threshold are point masses");
-  refuse(spec.model.activation == Activation::relu, "model.activation", "\"relu\"",
-         "needs phi'', which is a point mass");
-  refuse(spec.model.post_activation == Activation::relu, "model.post_activation", "\"relu\"",
+  refuse(
+      spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled, "model.routing",
+      "\"topk\"",
+      "averages over sites, and what these experts are chosen by at vanishing logits are fluctuations of the averages "
+      "themselves: this limit is random");
+  refuse(!has_curvature(spec.model.activation), "model.activation", "\"relu\"", "needs phi'', which is a point mass");
+  refuse(!has_curvature(spec.model.post_activation), "model.post_activation", "\"relu\"",
          "needs psi'', which is a point mass");
   refuse(spec.model.depth > 1, "model.depth", std::to_string(spec.model.depth), "has one block only");
   refuse(spec.model.balance_loss != 0, "model.balance_loss", fmt::format("{:g}", spec.model.balance_loss),
@@ -347,14 +349,18 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                     "replicas. Take at least 3",
                     options.replicas, spec.place("sampling.replicas")));
   std::vector<std::string> warnings;
-  const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, warnings);
+  IterationOptions sizes = options;
+  RunSpec of_batch =
+      spec;  // a batch's sites stand for the population: thresholds and the share of active experts are its own
+  of_batch.sampling.neurons = static_cast<int>(options.batch.neurons);
+  of_batch.sampling.experts = static_cast<int>(options.batch.experts);
+  of_batch.sampling.hidden = static_cast<int>(options.batch.hidden);
+  const LimitSpec limit = limit_spec(of_batch, step_shape(spec, data), faults, warnings);
   faults.throw_if_any();
   const SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
-  IterationOptions sizes = options;
   const int most = options.most > 0 ? options.most : most_iterations(spec);
-  if (!limit.block.experts_sampled) sizes.batch.experts = limit.block.counts.experts;
-  if (limit.block.experts_sampled && !regime_named(spec.model.regime).hidden_sampled)
-    sizes.batch.hidden = limit.block.counts.hidden;
+  sizes.batch.experts = limit.block.counts.experts;
+  sizes.batch.hidden = limit.block.counts.hidden;
 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
@@ -451,6 +457,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   while (report.draws < options.draws && settle()) {
   }
   IterationResult result;
+  result.counts = limit.block.counts;
   result.interrupted = report.draws < options.draws || !sample_all();  // fresh numbers at last
   if (result.interrupted) keep(true);
   if (report.draws == 0)

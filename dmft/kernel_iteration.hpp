@@ -30,8 +30,9 @@ struct IterationOptions {
 };
 
 struct IterationResult {
-  Curve loss;         ///< [step] of f, averaged over draws and replicas; jackknife errors over replicas
-  Eigen::MatrixXd f;  ///< (C, n), the average
+  SampleCounts counts;  ///< of a batch
+  Curve loss;           ///< [step] of f, averaged over draws and replicas; jackknife errors over replicas
+  Eigen::MatrixXd f;    ///< (C, n), the average
   std::vector<Eigen::MatrixXd> f_per_replica;
   std::vector<Eigen::MatrixXd> fields;  ///< [replica], BatchMeans::fields, mean over draws
   KernelSet kernels;                    ///< mean over draws and replicas

@@ -108,7 +108,8 @@ void mean_products(DualView<B> v, DualView<B> zeta, DualView<B> s) {
   });
 }
 
-/// (T2) and (T9) with derivatives. Averages over the population, a softmax's sum and mean, are closed: no derivative.
+/// (T2) and (T9) with derivatives. Averages over the population, a softmax's sum and mean and a threshold, are closed: no derivative.
+/// A gate that jumps from zero to g at the threshold has g times a point mass.
 template <class B>
 void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, DualView<B> G) {
   using Real = typename B::Real;
@@ -118,6 +119,32 @@ void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, Du
   B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
     const Real g = G.value(i, p);
     G.tangent(i, p) = beta * (logistic_gate ? g * (Real(1) - g) : g) * r.tangent(i, p);
+  });
+  if (!gate.topk || gate.active == r.rows()) return;
+  typename B::Matrix threshold_matrix(3, r.cols());  // where, 1/width, g
+  const typename B::View threshold = threshold_matrix;
+  const Gate kind = gate.kind;
+  B::each(1, r.cols(), [=] MOE_HD(Index, Index p) {
+    Index lowest = -1, highest = -1;  // of those that are active, of those that are not
+    double sum = 0, squares = 0;
+    for (Index i = 0; i < r.rows(); ++i) {
+      const Real value = r.value(i, p);
+      Index& nearest = mask(i, p) > Real(0) ? lowest : highest;
+      if (nearest < 0 || (mask(i, p) > Real(0)) == (value < r.value(nearest, p))) nearest = i;
+      sum += static_cast<double>(value), squares += static_cast<double>(value) * static_cast<double>(value);
+    }
+    const auto experts = static_cast<double>(r.rows());
+    const double variance = squares / experts - sum / experts * (sum / experts);
+    const Real at = Real(0.5) * (r.value(lowest, p) + r.value(highest, p));
+    threshold(0, p) = at;
+    threshold(1, p) = variance > 0 ? static_cast<Real>(1 / (point_mass_width * std::sqrt(variance))) : Real(0);
+    threshold(2, p) = kind == Gate::constant  ? Real(1)
+                      : kind == Gate::sigmoid ? logistic(beta * at)
+                                              : G.value(lowest, p) * std::exp(beta * (at - r.value(lowest, p)));
+  });
+  B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
+    const PointMass<Real> mass{threshold(0, p), threshold(1, p)};
+    G.tangent(i, p) += threshold(2, p) * mass(r.value(i, p)) * r.tangent(i, p);
   });
 }
 template <class B>
@@ -135,13 +162,17 @@ void gate_backward(const GateSpec& gate, DualView<B> G, typename B::View mask, D
         rho.tangent(i, p) = beta * (slope * s(i, p)).tangent;
       });
       return;
-    case Gate::softmax:  // rho = beta G (s - mean), so that beta dG (s - mean) = dG rho/G
+    case Gate::softmax: {  // rho = beta G (s - mean)
+      typename B::Matrix mean_matrix(1, s.cols());
+      const typename B::View mean = mean_matrix;
+      column_sums_of_products<B>(G.value, s.value, mean);
+      const Real inverse_K = Real(1) / static_cast<Real>(gate.active);
       B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
-        const Dual<Real> g = G(i, p);
-        const Real along_gate = g.value > Real(0) ? g.tangent * (rho.value(i, p) / g.value) : Real(0);
-        rho.tangent(i, p) = along_gate + beta * g.value * s.tangent(i, p);
+        const Dual<Real> from_mean{s.value(i, p) - inverse_K * mean(0, p), s.tangent(i, p)};
+        rho.tangent(i, p) = beta * (G(i, p) * from_mean).tangent;
       });
       return;
+    }
   }
 }
 
@@ -166,6 +197,14 @@ MatrixXd response(SiteField<B>& field, typename B::View tangent, Index P, bool e
 template <class B>
 double mean_square(typename B::View a) {
   return sum_of_squares<B>(a) / static_cast<double>(a.size());
+}
+/// Over the pairs of expert and token that are active, of all an expert's units.
+template <class B>
+double mean_square_of_active(typename B::View a, typename B::View mask) {
+  const Index hidden = a.rows / mask.rows;
+  const double sum =
+      B::sum(a.rows, a.cols, [=] MOE_HD(Index k, Index p) { return mask(k / hidden, p) * a(k, p) * a(k, p); });
+  return sum / (moe::sum<B>(mask) * static_cast<double>(hidden));
 }
 
 /// (sum_i c_i)^2 / sum_i c_i^2, c_i = sum_a w_ia^2; smallest over tokens that any expert serves, 0 if there is none.
@@ -452,7 +491,7 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
       zeta_(experts * hidden, P_),
       common_(hidden, P_),
       mask_(experts, P_) {
-  gate_.active = experts;
+  gate_.active = std::max<Index>(1, std::lround(kappa_ * static_cast<double>(experts)));
   const LimitConstants& c = problem.limit->block.constants;
   const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
   const auto draw = [&](Index count, Matrix& root, double variance) {
@@ -513,7 +552,8 @@ void ExpertBatch<B>::backward(Index t) {
   times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, now);
   times_gate<B>(G_.view(), now, Sa_, now);
   if (block.constants.expert_in_shared) mean_over_experts<B>(now, kappa_, shared_ghat.columns(t * P_, P_));
-  measured_.col(t) << mean_square<B>(r_.value), mean_square<B>(u_.value), mean_square<B>(v_.value),
+  measured_.col(t) << mean_square<B>(r_.value), mean_square_of_active<B>(u_.value, mask_),
+      mean_square_of_active<B>(v_.value, mask_), mean_square<B>(u_.value), mean_square<B>(v_.value),
       mean_square<B>(zeta_.value), mean_square<B>(rho.value.columns(t * P_, P_)),
       effective_experts<B>(Gv.value.columns(t * P_, P_), Sa_), effective_experts<B>(now.value, Sa_),
       router_entropy<B>(G_.value, gate_.active);

@@ -44,9 +44,9 @@ struct SiteKernels {
 };
 
 /// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields.
-inline constexpr std::array site_observables = {"rms_h",       "rms_phi",      "rms_y",         "rms_D",    "rms_xi",
-                                                "rms_r",       "rms_u",        "rms_v",         "rms_zeta", "rms_rho",
-                                                "ess_forward", "ess_backward", "router_entropy"};
+inline constexpr std::array site_observables = {"rms_h",    "rms_phi", "rms_y",       "rms_D",        "rms_xi",
+                                                "rms_r",    "rms_u",   "rms_v",       "rms_u_all",    "rms_v_all",
+                                                "rms_zeta", "rms_rho", "ess_forward", "ess_backward", "router_entropy"};
 
 /// Averages over one batch, to be summed over batches.
 struct BatchMeans {

@@ -82,7 +82,22 @@ struct Zero {
 };
 }  // namespace detail
 
-/// True where phi'' is a function: relu's is a point mass, which no sample hits.
+/// A point mass delta(x - at), as steps have it for a derivative, spread over a width by a kernel whose second moment is zero: an
+/// average over sites is off by the fourth power of the width. Values keep the step; sites on both of its sides carry the mass alike, so
+/// that products of things that jump together come out right to second order in the jumps.
+template <class Real>
+struct PointMass {
+  Real at = 0, inverse_width = 0;  ///< 0: no site has another value than `at`, and nothing is spread
+
+  MOE_HD Real operator()(Real x) const {
+    const Real z = (x - at) * inverse_width;
+    return inverse_width * Real(0.5) * (Real(3) - z * z) * std::exp(Real(-0.5) * z * z) * Real(0.39894228040143267794);
+  }
+};
+/// Width of a point mass in units of the standard deviation over sites (docs/theory.md, 6.2).
+inline constexpr double point_mass_width = 0.1;
+
+/// True where phi'' is a function: relu's is a point mass (docs/theory.md, 6.2, on why it is not spread as a threshold's is).
 inline bool has_curvature(Activation kind) { return kind != Activation::relu; }
 
 /// out = phi''(at) * field

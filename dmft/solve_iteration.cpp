@@ -157,8 +157,7 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   };
   const IterationResult r = iterate_kernels(spec, data, options);
 
-  result.counts = {static_cast<int>(options.batch.neurons), static_cast<int>(options.batch.experts),
-                   static_cast<int>(options.batch.hidden), static_cast<int>(options.batch.experts)};
+  result.counts = r.counts;
   result.constants = limit.block.constants;
   result.matching = false;
   result.replicas = options.replicas;
@@ -193,8 +192,6 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   result.observables["rms_f"] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
     return std::sqrt(f_at(r.f_per_replica[replica], t).array().square().mean());
   });
-  for (const char* field : {"rms_u", "rms_v"})  // with soft routing all experts are active
-    result.observables[std::string(field) + "_all"] = result.observables.at(field);
   for (const int t : result.kernel_steps)
     for (const auto& [name, kernel] : stored_kernels)
       result.kernels[name].emplace_back(r.kernels[kernel].block(t * P, t * P, P, P));

@@ -166,8 +166,53 @@ TEST_CASE("kernel iteration: responses look back only, at equal times at their o
     }
 }
 
+TEST_CASE(
+    "kernel iteration: gates of top-K move with the logit as Stein's formula says, the jump at the threshold included "
+    "[gate x share]") {
+  constexpr Index experts = 40000, tokens = 2;
+  for (const moe::Gate gate : {sigmoid, softmax, constant})
+    for (const double share : {0.2, 0.7}) {
+      moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.7, 0);
+      s.model.routing = moe::Routing::topk;
+      s.model.active_fraction = share;
+      s.model.gate = gate;
+      s.model.activation = identity;
+      s.model.expert_width = 1;
+      s.sampling.experts = 100;
+      const moe::Dataset data = limit_fixture::data(tokens, 4, 1);
+      moe::Faults faults;
+      std::vector<std::string> warnings;
+      const moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, data), faults, warnings);
+      const moe::SiteProblem problem{&limit, data.x, data.y, 1};
+      moe::KernelSet kernels = moe::zero_kernels(limit, tokens);
+      kernels[moe::Kernel::phi].diagonal().setConstant(0.6);
+      moe::SiteKernels<B> given(problem, kernels);
+      moe::StreamNumbers streams(3, 0);
+      moe::ExpertBatch<B> batch(problem, given, experts, 1, streams);
+      batch.forward(0);
+      // G v = G(r) u with u independent of r: <u dG/dr u> = <u G u r>/<r r>, u taken from its own field.
+      for (Index p = 0; p < tokens; ++p) {
+        double derivative = 0, derivatives = 0, product = 0, products = 0, square = 0;
+        for (Index i = 0; i < experts; ++i) {
+          const double r = batch.chi_Q.gaussian()(i, p), u = batch.chi_A.gaussian()(i, p);
+          const double G = batch.Gv.value(i, p) / u;
+          const double dG = (batch.Gv.tangent(i, p) - G * batch.chi_A.probe()(i, p)) / u / batch.chi_Q.probe()(i, p);
+          const double x = G * r;
+          derivative += dG, derivatives += dG * dG, product += x, products += x * x, square += r * r;
+        }
+        const double n = experts, from_stein = product / square;
+        const double error = std::hypot(std::sqrt(derivatives / n - std::pow(derivative / n, 2)) / std::sqrt(n),
+                                        std::sqrt(products / n) / (square / n) / std::sqrt(n));
+        INFO("gate ", static_cast<int>(gate), ", share ", share, ": <dG/dr> is ", derivative / n, ", by Stein ",
+             from_stein, ", error ", error);
+        CHECK(std::abs(derivative / n - from_stein) <= 4 * error);
+        CHECK(4 * error <= 0.2 * from_stein);
+      }
+    }
+}
+
 TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {
-  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 0.7, 2);
+  moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::adam, 0.7, 2);
   s.model.activation = relu;
   s.model.routing = moe::Routing::topk;
   s.model.depth = 2;

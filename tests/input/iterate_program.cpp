@@ -79,7 +79,7 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
     for (const std::string& piece : pieces) CHECK_MESSAGE(contains(run.text, piece), piece);
     CHECK(folder.file_count() == 0);
   };
-  refused({"--optimizer", "adam", "--routing", "topk"},
+  refused({"--optimizer", "adam", "--routing", "topk", "--regime", "I"},
           {"optimizer.name", "SGD and momentum only", "model.routing", "--optimizer"});
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
   refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
