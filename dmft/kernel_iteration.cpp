@@ -27,16 +27,20 @@ using Eigen::MatrixXd;
 
 /// Change of a replica in units of the scatter over replicas below which an iteration is at the floor.
 constexpr double floor_threshold = 0.1;
+/// Of Adam and AdamW.
+constexpr double smallest_eps = 0.01;
 /// Scatter that rounding alone may leave, relative.
 constexpr double rounding = 1e-6;
 
 /// One replica's chain of iterates with one set of random numbers after the other.
 struct Chain {
   KernelSet kernels;
+  SitePaths paths;             ///< of its first batch
   MatrixXd f;                  ///< (C, n) of the last iteration
   MatrixXd f_sum, fields_sum;  ///< over draws, at their floors
   void transfer(Archive& a) {
     a("kernels", kernels);
+    a("paths", paths);
     a("f", f);
     a("f_sum", f_sum);
     a("fields_sum", fields_sum);
@@ -189,9 +193,9 @@ void for_all(int count, int at_once, int threads, const F& f) {
 template <class B>
 class KernelsOfReplica {
  public:
-  SiteKernels<B>& get(const SiteProblem& problem, const KernelSet& kernels) {
+  SiteKernels<B>& get(const SiteProblem& problem, const Chain& chain) {
     const std::lock_guard lock(mutex_);
-    if (!made_) made_ = std::make_unique<SiteKernels<B>>(problem, kernels);
+    if (!made_) made_ = std::make_unique<SiteKernels<B>>(problem, chain.kernels, chain.paths);
     return *made_;
   }
   void drop() { made_.reset(); }
@@ -210,9 +214,13 @@ void add_over_ranks(const SiteProblem& problem, std::vector<BatchMeans>& next) {
     if (means.f.size() == 0)  // no batch of this replica was this rank's
       means = {zero_kernels(*problem.limit, problem.n()),
                MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
-               MatrixXd::Zero(problem.y.rows(), problem.n())};
+               MatrixXd::Zero(problem.y.rows(), problem.n()),
+               {}};
+    if (means.paths.phi.size() == 0) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
     for (MatrixXd& kernel : means.kernels.all())
       if (kernel.size() > 0) sum(kernel);
+    for (MatrixXd* path : means.paths.all())
+      if (path->size() > 0) sum(*path);
     sum(means.fields);
     sum(means.f);
   }
@@ -257,7 +265,7 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
                                 static_cast<std::uint32_t>(options.batches) +
                             static_cast<std::uint32_t>(b);
         StreamNumbers streams(problem.limit->seed, static_cast<std::uint32_t>(stream));
-        means = sample_batch<B>(problem, kernels[r].get(problem, state.chains[r].kernels), options.batch, streams,
+        means = sample_batch<B>(problem, kernels[r].get(problem, state.chains[r]), options.batch, streams,
                                 options.interrupt);
       }
     } catch (...) {
@@ -265,6 +273,7 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
       throw;
     }
     if (means.f.size() == 0) return stop();
+    if (b > 0) means.paths = {};
     std::unique_lock lock(mutex);
     turned.wait(lock, [&] { return stopped || turn == k; });
     if (turn != k) return;
@@ -313,8 +322,16 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       faults.push_back(fmt::format("{} = {} ({}): kernel iteration {}. Use sampling.method = \"sweep\"", key, value,
                                    spec.place(key), why));
   };
-  refuse(!is_linear(spec.optimizer.name), "optimizer.name", to_string(spec.optimizer.name),
-         "has SGD and momentum only");
+  refuse(spec.optimizer.name == OptimizerKind::adafactor, "optimizer.name", "\"adafactor\"",
+         "has no running means over rows and columns of pairs");
+  refuse(spec.optimizer.name == OptimizerKind::signsgd, "optimizer.name", "\"signsgd\"",
+         "needs the derivative of the sign of a site's own gradients, which is a point mass");
+  const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw;
+  refuse(
+      has_moments && spec.optimizer.eps < smallest_eps, "optimizer.eps", fmt::format("{:g}", spec.optimizer.eps),
+      fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish in the limit moves weights "
+                  "(docs/theory.md, section 5)",
+                  smallest_eps));
   refuse(spec.training.batch > 0, "training.batch", std::to_string(spec.training.batch), "has full batches only");
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
@@ -365,7 +382,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
   IterationState state;
-  state.chains.assign(R, {zero_kernels(limit, problem.n()), no_f, no_f,
+  state.chains.assign(R, {zero_kernels(limit, problem.n()), zero_paths(limit, problem.n()), no_f, no_f,
                           MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps)});
   state.next.resize(R);
   state.sampled.assign(R, 0);
@@ -430,6 +447,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       for (std::size_t r = 0; r < R; ++r) {
         BatchMeans means = std::exchange(state.next[r], BatchMeans());
         chains[r].kernels = std::move(means.kernels);
+        chains[r].paths = std::move(means.paths);
         if (!at_floor) continue;
         chains[r].f_sum += means.f;
         chains[r].fields_sum += means.fields;
@@ -473,6 +491,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     result.f += result.f_per_replica.back() / static_cast<double>(R);
   }
   result.kernels = std::move(state.kernels_sum);
+  result.paths = std::move(chains[0].paths);
   for (MatrixXd& kernel : result.kernels.all()) kernel /= report.draws;
   result.loss = loss_of_mean(limit, problem, result.f_per_replica);
   result.report = std::move(report);

@@ -36,6 +36,7 @@ struct IterationResult {
   std::vector<Eigen::MatrixXd> f_per_replica;
   std::vector<Eigen::MatrixXd> fields;  ///< [replica], BatchMeans::fields, mean over draws
   KernelSet kernels;                    ///< mean over draws and replicas
+  SitePaths paths;                      ///< of the first replica's last iteration
   IterationReport report;
   bool interrupted = false;  ///< fewer draws than asked for, or no residuals
 };

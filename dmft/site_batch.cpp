@@ -19,7 +19,7 @@ typename B::Matrix uploaded(const MatrixXd& from) {
 }
 
 /// What a linear rule has learned by step t of the gradients of steps s < t: correlations times lr sum_{k < t - s} m^k, m the momentum.
-MatrixXd learned(const MatrixXd& kernel, Index P, const UpdateRule& rule) {
+MatrixXd learned_of_kernel(const MatrixXd& kernel, Index P, const UpdateRule& rule) {
   MatrixXd result = kernel;
   keep_causal(result, P, false);
   std::vector<double> weight = {0};  // [t - s]
@@ -30,15 +30,19 @@ MatrixXd learned(const MatrixXd& kernel, Index P, const UpdateRule& rule) {
   return result;
 }
 
-/// state += lr gradient; with momentum first velocity = m velocity + gradient, which then takes its place. `add(to, factor, keep)` does
-/// to = keep to + factor gradient.
-template <class B, class Add>
-void learn(const UpdateRule& rule, DualMatrix<B>& state, DualMatrix<B>& velocity, const Add& add) {
-  if (!rule.has_velocity()) return add(state.view(), rule.lr, 1.0);
-  if (velocity.value.rows() == 0) velocity = DualMatrix<B>(state.value.rows(), state.value.cols());
-  add(velocity.view(), 1.0, rule.momentum);
-  accumulate<B>(velocity.value, static_cast<typename B::Real>(rule.lr), state.value);
-  accumulate<B>(velocity.tangent, static_cast<typename B::Real>(rule.lr), state.tangent);
+/// What is left at step t of a matrix that decays.
+double left_of(const UpdateRule& rule, Index t) { return std::pow(rule.decay, static_cast<double>(t)); }
+
+/// A path's columns of the present step, or nothing where there are no paths.
+template <class B>
+typename B::View now(typename B::Matrix& path, Index t, Index P) {
+  return path.empty() ? typename B::View{} : path.columns(t * P, P);
+}
+
+/// Coordinates of the inputs that give the same products: fewer than there are inputs where samples are fewer, for rules that do not
+/// look at single coordinates.
+MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
+  return rule.linear() && x.cols() < x.rows() ? MatrixXd(semidefinite_root(x.transpose() * x).transpose()) : x;
 }
 
 template <class B>
@@ -276,6 +280,14 @@ KernelSet zero_kernels(const LimitSpec& limit, Index n) {
   return k;
 }
 
+SitePaths zero_paths(const LimitSpec& limit, Index n) {
+  if (limit.input.linear()) return {};
+  const SampleCounts& counts = limit.block.counts;
+  const Index neurons = counts.neurons, experts = counts.experts, units = experts * counts.hidden;
+  const auto zero = [n](Index sites) { return MatrixXd(MatrixXd::Zero(sites, n)); };
+  return {zero(neurons), zero(neurons), zero(experts), zero(units), zero(units)};
+}
+
 MatrixXd causal_root(const MatrixXd& kernel) {
   constexpr double smallest = 1e-6;  // of a query's mean square; kernels are sums in float32
   constexpr Index panel = 48;        // columns that earlier ones are taken out of by one product
@@ -312,7 +324,12 @@ Aggregation Aggregation::of(const BlockSpec& block, bool shared) {
 }
 
 template <class B>
-SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k) {
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
+    : phi(uploaded<B>(paths.phi)),
+      D(uploaded<B>(paths.D)),
+      rho(uploaded<B>(paths.rho)),
+      ghat(uploaded<B>(paths.ghat)),
+      Gv(uploaded<B>(paths.Gv)) {
   const BlockSpec& block = problem.limit->block;
   const LimitConstants& c = block.constants;
   const Index P = problem.P();
@@ -320,41 +337,51 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k) {
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   const auto root = [](const MatrixXd& kernel) { return uploaded<B>(causal_root(kernel)); };
-  const auto initial = [](double variance, const MatrixXd& R, const MatrixXd& like) -> MatrixXd {
-    return R.size() == 0 ? MatrixXd(MatrixXd::Zero(like.rows(), like.cols())) : MatrixXd(variance * R);
+  const MatrixXd& phi_phi = k[Kernel::phi];
+  // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
+  const auto initial = [&](double variance, const MatrixXd& R, const UpdateRule& rule) {
+    MatrixXd result = MatrixXd::Zero(phi_phi.rows(), phi_phi.cols());
+    if (R.size() == 0) return result;
+    for (Index t = 0; t * P < R.cols(); ++t)
+      result.middleCols(t * P, P) = variance * left_of(rule, t) * R.middleCols(t * P, P);
+    return result;
   };
-  const MatrixXd& phi = k[Kernel::phi];
-  root_phi = root(phi);
+  const auto learned = [&](const MatrixXd& kernel, const UpdateRule& rule) {
+    return paths.phi.size() > 0 ? MatrixXd(MatrixXd::Zero(kernel.rows(), kernel.cols()))  // by pairs (T23)
+                                : learned_of_kernel(kernel, P, rule);
+  };
+  root_phi = root(phi_phi);
   root_D = root(k[Kernel::D]);
   root_ghat = root(k[of_A.shared ? Kernel::shared_ghat : Kernel::ghat]);
   root_Gv = root(k[of_B.shared ? Kernel::shared_Gv : Kernel::Gv]);
 
   // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
-  const MatrixXd u_initial = initial(c.expert_in.beta2, k[Kernel::A_x], phi);
-  const MatrixXd u_learned = learned(phi, P, block.expert_in);
+  const MatrixXd u_initial = initial(c.expert_in.beta2, k[Kernel::A_x], block.expert_in);
+  const MatrixXd u_learned = learned(phi_phi, block.expert_in);
   if (of_A.shared) u_of_shared = uploaded<B>(u_initial);
   u_of_ghat = uploaded<B>(of_A.shared ? u_learned : u_initial + u_learned);
-  const MatrixXd zeta_initial = initial(c.expert_out.chi2, k[Kernel::B_z], phi);  // (T13), (T18)
-  const MatrixXd zeta_learned = learned(k[Kernel::D], P, block.expert_out);
+  const MatrixXd zeta_initial = initial(c.expert_out.chi2, k[Kernel::B_z], block.expert_out);  // (T13), (T18)
+  const MatrixXd zeta_learned = learned(k[Kernel::D], block.expert_out);
   if (of_B.shared) zeta_of_shared = uploaded<B>(zeta_initial);
   zeta_of_Gv = uploaded<B>(of_B.shared ? zeta_learned : zeta_initial + zeta_learned);
 
-  y_of_D = uploaded<B>(of_B.memory * initial(c.expert_out.beta2, k[Kernel::B_x], phi) +
-                       learned(k[Kernel::Gv], P, block.expert_out) / kappa);  // (T12), (T17)
-  MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, k[Kernel::A_z], phi) +
-                learned(k[Kernel::ghat], P, block.expert_in) / kappa;  // (T13), (T19)
+  y_of_D = uploaded<B>(of_B.memory * initial(c.expert_out.beta2, k[Kernel::B_x], block.expert_out) +
+                       learned(k[Kernel::Gv], block.expert_out) / kappa);  // (T12), (T17)
+  MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, k[Kernel::A_z], block.expert_in) +
+                learned(k[Kernel::ghat], block.expert_in) / kappa;  // (T13), (T19)
   if (block.experts_sampled) {
     root_rho = root(k[Kernel::rho]);
-    r_of_rho = uploaded<B>(initial(c.router.beta2, k[Kernel::router_x], phi) + learned(phi, P, block.router));  // (T15)
-    xi += initial(c.router.chi2, k[Kernel::router_z], phi) / kappa + learned(k[Kernel::rho], P, block.router) / kappa;
+    r_of_rho = uploaded<B>(initial(c.router.beta2, k[Kernel::router_x], block.router) +
+                           learned(phi_phi, block.router));  // (T15)
+    xi += initial(c.router.chi2, k[Kernel::router_z], block.router) / kappa +
+          learned(k[Kernel::rho], block.router) / kappa;
   }
   xi_of_phi = uploaded<B>(xi);
 }
 
 template <class B>
 NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index neurons, StreamNumbers& streams)
-    : h(neurons, problem.P()),
-      w_bar(neurons, problem.y.rows()),
+    : w_bar(neurons, problem.y.rows(), problem.limit->readout),
       phi(neurons, problem.n()),
       D(neurons, problem.n()),
       f(problem.y.rows(), problem.n()),
@@ -363,6 +390,7 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
       S_(neurons),
       P_(problem.P()),
       measured_(5, problem.steps),
+      h_(neurons, P_),
       y_(neurons, P_),
       s_(neurons, P_),
       D0_(neurons, P_),
@@ -370,12 +398,17 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const BlockSpec& block = problem.limit->block;
   const LimitConstants& c = block.constants;
   const auto D_in = static_cast<double>(problem.x.rows());
-  Matrix W_in(S_, problem.x.rows());
-  B::normal(W_in, streams.next());
-  B::gemm(Op::plain, Op::plain, std::sqrt(c.input_var / D_in), W_in, uploaded<B>(problem.x), 0, h.value);
-  B::normal(w_bar.value, streams.next());
-  scale<B>(w_bar.value, static_cast<Real>(std::sqrt(c.readout_var)));
-  x_gram_ = uploaded<B>(problem.x.transpose() * problem.x / D_in);
+  x_ = uploaded<B>(coordinates(problem.x, problem.limit->input));
+  W_in = LearnedPairs<B>(S_, x_.rows(), problem.limit->input, 1 / D_in);
+  B::normal(W_in.view().value, streams.next());
+  scale<B>(W_in.view().value, static_cast<Real>(std::sqrt(c.input_var / D_in)));
+  B::normal(w_bar.view().value, streams.next());
+  scale<B>(w_bar.view().value, static_cast<Real>(std::sqrt(c.readout_var)));
+  if (!kernels.ghat.empty()) {
+    dA_ = LearnedPairs<B>(S_, kernels.ghat.rows(), block.expert_in);
+    dB_ = LearnedPairs<B>(S_, kernels.Gv.rows(), block.expert_out);
+    if (block.experts_sampled) dQ_ = LearnedPairs<B>(S_, kernels.rho.rows(), block.router);
+  }
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
@@ -387,21 +420,23 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
     beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
                           streams.next());
   } else {
-    q = DualMatrix<B>(S_, block.counts.experts);
-    B::normal(q.value, streams.next());
-    scale<B>(q.value, static_cast<Real>(std::sqrt(c.explicit_router_var)));
+    q = LearnedPairs<B>(S_, block.counts.experts, block.router);
+    B::normal(q.view().value, streams.next());
+    scale<B>(q.view().value, static_cast<Real>(std::sqrt(c.explicit_router_var)));
   }
 }
 
 template <class B>
 void NeuronBatch<B>::features(Index t) {
   const BlockSpec& block = problem_.limit->block;
-  activate<B>(block.activation, block.activation_scale, h.view(), phi.columns(t * P_, P_));
+  times_constant<B>(W_in.view(), Op::plain, 1, x_, 0, h_.view());
+  activate<B>(block.activation, block.activation_scale, h_.view(), phi.columns(t * P_, P_));
 }
 
 template <class B>
 void NeuronBatch<B>::logits(Index t, View r) {
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.value, phi.value.columns(t * P_, P_), 0, r);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.view().value, phi.value.columns(t * P_, P_), 0,
+          r);
 }
 
 template <class B>
@@ -410,18 +445,22 @@ void NeuronBatch<B>::outputs(Index t) {
   const Activation psi = limit.layer.post_activation;
   const double b = limit.block.activation_scale;
   const DualView<B> y = y_.view(), s = s_.view();
+  const BlockSpec& block = limit.block;
+  const double over_kappa = 1 / block.counts.kappa();
   clear<B>(y);
-  chi_B.add_to(y, t * P_);
+  chi_B.add_to(y, t * P_, left_of(block.expert_out, t));
   remember<B>(D, kernels_.y_of_D, t, false, y);
+  dB_.act(over_kappa / static_cast<double>(kernels_.Gv.rows()), now<B>(kernels_.Gv, t, P_), y);
   activate<B>(psi, b, y, s);
   if (limit.layer.residual) add_to<B>(phi.columns(t * P_, P_), s);
   // f = <wbar s> of the running ensemble, which closes Delta (T20)
   Matrix f_now(f.rows(), P_);
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.value, s.value, 0, f_now);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.view().value, s.value, 0, f_now);
   f.middleCols(t * P_, P_) = B::download(f_now);
   B::upload(loss_delta(limit.loss, f.middleCols(t * P_, P_), problem_.y), delta_);
   times_constant<B>(w_bar.view(), Op::plain, 1, delta_, 0, D0_.view());  // (T6)
   times_slope<B>(psi, b, y, D0_.view(), D.columns(t * P_, P_));
+  dB_.update(D.columns(t * P_, P_), now<B>(kernels_.Gv, t, P_));
 }
 
 template <class B>
@@ -429,26 +468,25 @@ void NeuronBatch<B>::backward(Index t, View rho) {
   const LimitSpec& limit = *problem_.limit;
   const BlockSpec& block = limit.block;
   DualMatrix<B> xi(S_, P_), gradient(S_, P_);
-  beta_A.add_to(xi.view(), t * P_);
-  beta_Q.add_to(xi.view(), t * P_);
+  const double over_kappa = 1 / block.counts.kappa();
+  const DualView<B> phi_now = phi.columns(t * P_, P_);
+  beta_A.add_to(xi.view(), t * P_, left_of(block.expert_in, t));
+  beta_Q.add_to(xi.view(), t * P_, left_of(block.router, t));
   remember<B>(phi, kernels_.xi_of_phi, t, true, xi.view());
+  dA_.act(over_kappa / static_cast<double>(kernels_.ghat.rows()), now<B>(kernels_.ghat, t, P_), xi.view());
+  dA_.update(phi_now, now<B>(kernels_.ghat, t, P_));
+  dQ_.act(over_kappa / static_cast<double>(kernels_.rho.rows()), now<B>(kernels_.rho, t, P_), xi.view());
+  dQ_.update(phi_now, now<B>(kernels_.rho, t, P_));
   if (!block.experts_sampled) {
-    const double over_K = 1.0 / static_cast<double>(block.counts.active);
-    times_constant<B>(q.view(), Op::plain, over_K, rho, 1, xi.view());
-    learn<B>(block.router, q, q_velocity_, [&](DualView<B> to, double factor, double keep) {
-      times_constant<B>(phi.columns(t * P_, P_), Op::transposed, factor, rho, keep, to);
-    });
+    q.act(1.0 / static_cast<double>(block.counts.active), rho, xi.view());
+    q.update(phi_now, rho);
   }
   if (limit.layer.residual) add_to<B>(D0_.view(), xi.view());
-  measured_.col(t) << mean_square<B>(h.value), mean_square<B>(phi.value.columns(t * P_, P_)), mean_square<B>(y_.value),
+  measured_.col(t) << mean_square<B>(h_.value), mean_square<B>(phi_now.value), mean_square<B>(y_.value),
       mean_square<B>(D.value.columns(t * P_, P_)), mean_square<B>(xi.value);
-  learn<B>(limit.readout, w_bar, w_bar_velocity_, [&](DualView<B> to, double factor, double keep) {
-    times_constant<B>(s_.view(), Op::transposed, factor, delta_, keep, to);  // (T20)
-  });
-  times_slope<B>(block.activation, block.activation_scale, h.view(), xi.view(), gradient.view());
-  learn<B>(limit.input, h, h_velocity_, [&](DualView<B> to, double factor, double keep) {
-    times_constant<B>(gradient.view(), Op::plain, factor, x_gram_, keep, to);  // (T21)
-  });
+  w_bar.update(s_.view(), delta_);  // (T20)
+  times_slope<B>(block.activation, block.activation_scale, h_.view(), xi.view(), gradient.view());
+  W_in.update(gradient.view(), x_);  // (T21)
 }
 
 template <class B>
@@ -460,6 +498,7 @@ void NeuronBatch<B>::add_means(BatchMeans& to) {
   to.f = f;
   to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
   to.fields.topRows(measured_.rows()) = measured_;
+  if (!dB_.empty()) to.paths.phi = B::download(phi.value), to.paths.D = B::download(D.value);
   KernelSet& k = to.kernels;
   k[Kernel::phi] = correlation<B>(phi.value);
   k[Kernel::D] = correlation<B>(D.value);
@@ -502,60 +541,75 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   beta_B = draw(sites(c.expert_out_shared), kernels.root_D, c.expert_out.beta2);
   if (c.expert_in_shared) shared_ghat = DualMatrix<B>(hidden, problem.n());
   if (c.expert_out_shared) shared_Gv = DualMatrix<B>(hidden, problem.n());
+  if (kernels.phi.empty()) return;
+  const BlockSpec& block = problem.limit->block;
+  const Index neurons = kernels.phi.rows();
+  if (!explicit_) dQ_ = LearnedPairs<B>(experts, neurons, block.router);
+  dA_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_in);
+  dB_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_out);
 }
 
 template <class B>
 void ExpertBatch<B>::forward(Index t, View logits) {
   const BlockSpec& block = problem_.limit->block;
   step_ = t;
-  const DualView<B> r = r_.view(), u = u_.view(), now = Gv.columns(t * P_, P_);
+  const DualView<B> r = r_.view(), u = u_.view(), Gv_now = Gv.columns(t * P_, P_);
+  const double over_neurons = 1 / static_cast<double>(kernels_.phi.rows());
+  const View phi = now<B>(kernels_.phi, t, P_);
   clear<B>(r);
   if (explicit_) {
     B::copy(logits, r.value);
   } else {
-    chi_Q.add_to(r, t * P_);
+    chi_Q.add_to(r, t * P_, left_of(block.router, t));
     remember<B>(rho, kernels_.r_of_rho, t, false, r);
+    dQ_.act(over_neurons, phi, r);
   }
   gate_forward<B>(gate_, r, mask_, G_.view());
   if (block.constants.expert_in_shared) {
     clear<B>(common_.view());
-    chi_A.add_to(common_.view(), t * P_);
+    chi_A.add_to(common_.view(), t * P_, left_of(block.expert_in, t));
     remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_.view());
     for_all_experts<B>(common_.view(), u);
   } else {
     clear<B>(u);
-    chi_A.add_to(u, t * P_);
+    chi_A.add_to(u, t * P_, left_of(block.expert_in, t));
   }
   remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
+  dA_.act(over_neurons, phi, u);
   activate<B>(block.activation, block.activation_scale, u, v_.view());
-  times_gate<B>(G_.view(), v_.view(), Sa_, now);
-  if (block.constants.expert_out_shared) mean_over_experts<B>(now, kappa_, shared_Gv.columns(t * P_, P_));
+  times_gate<B>(G_.view(), v_.view(), Sa_, Gv_now);
+  if (block.constants.expert_out_shared) mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
 }
 
 template <class B>
 void ExpertBatch<B>::backward(Index t) {
   const BlockSpec& block = problem_.limit->block;
-  const DualView<B> zeta = zeta_.view(), s = s_.view(), now = ghat.columns(t * P_, P_);
+  const DualView<B> zeta = zeta_.view(), s = s_.view(), ghat_now = ghat.columns(t * P_, P_);
+  const View phi = now<B>(kernels_.phi, t, P_), D = now<B>(kernels_.D, t, P_);
   if (block.constants.expert_out_shared) {
     clear<B>(common_.view());
-    beta_B.add_to(common_.view(), t * P_);
+    beta_B.add_to(common_.view(), t * P_, left_of(block.expert_out, t));
     remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_.view());
     for_all_experts<B>(common_.view(), zeta);
   } else {
     clear<B>(zeta);
-    beta_B.add_to(zeta, t * P_);
+    beta_B.add_to(zeta, t * P_, left_of(block.expert_out, t));
   }
   remember<B>(Gv, kernels_.zeta_of_Gv, t, true, zeta);
+  dB_.act(1 / static_cast<double>(kernels_.D.rows()), D, zeta);
+  dB_.update(Gv.columns(t * P_, P_), D);
   mean_products<B>(v_.view(), zeta, s);
   if (explicit_) B::each(SE_, P_, [=] MOE_HD(Index i, Index p) { s.tangent(i, p) = Real(0); });
   gate_backward<B>(gate_, G_.view(), mask_, s, rho.columns(t * P_, P_));
-  times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, now);
-  times_gate<B>(G_.view(), now, Sa_, now);
-  if (block.constants.expert_in_shared) mean_over_experts<B>(now, kappa_, shared_ghat.columns(t * P_, P_));
+  times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, ghat_now);
+  times_gate<B>(G_.view(), ghat_now, Sa_, ghat_now);
+  if (block.constants.expert_in_shared) mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
+  dA_.update(ghat_now, phi);
+  dQ_.update(rho.columns(t * P_, P_), phi);
   measured_.col(t) << mean_square<B>(r_.value), mean_square_of_active<B>(u_.value, mask_),
       mean_square_of_active<B>(v_.value, mask_), mean_square<B>(u_.value), mean_square<B>(v_.value),
       mean_square<B>(zeta_.value), mean_square<B>(rho.value.columns(t * P_, P_)),
-      effective_experts<B>(Gv.value.columns(t * P_, P_), Sa_), effective_experts<B>(now.value, Sa_),
+      effective_experts<B>(Gv.value.columns(t * P_, P_), Sa_), effective_experts<B>(ghat_now.value, Sa_),
       router_entropy<B>(G_.value, gate_.active);
 }
 
@@ -564,6 +618,11 @@ void ExpertBatch<B>::add_means(BatchMeans& to) {
   const LimitConstants& c = problem_.limit->block.constants;
   to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
   to.fields.bottomRows(measured_.rows()) = measured_;
+  if (!dB_.empty()) {
+    to.paths.rho = B::download(rho.value);
+    to.paths.ghat = B::download(ghat.value);
+    to.paths.Gv = B::download(Gv.value);
+  }
   KernelSet& k = to.kernels;
   k[Kernel::ghat] = correlation<B>(ghat.value);
   k[Kernel::Gv] = correlation<B>(Gv.value);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dmft/kernel_set.hpp"
+#include "dmft/learned_pairs.hpp"
 #include "dmft/site_field.hpp"
 
 namespace moe {
@@ -34,13 +35,28 @@ struct Aggregation {
   static Aggregation of(const BlockSpec& block, bool shared);
 };
 
-/// Kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t).
+/// Paths (sites, n) of one batch: what the learned parts of an entrywise rule run over (T23), an order parameter beside the kernels.
+/// Empty where the rule is linear.
+struct SitePaths {
+  Eigen::MatrixXd phi, D;         ///< of neurons
+  Eigen::MatrixXd rho, ghat, Gv;  ///< of experts; of their units
+  std::array<Eigen::MatrixXd*, 5> all() { return {&phi, &D, &rho, &ghat, &Gv}; }
+  void transfer(Archive& a) {
+    for (int k = 0; k < 5; ++k) a(fmt::format("path{}", k), *all()[static_cast<std::size_t>(k)]);
+  }
+};
+/// Zeros, of a batch of this limit's sample counts.
+SitePaths zero_paths(const LimitSpec& limit, Index n);
+
+/// Kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t). Where there are paths,
+/// what has been learned acts by pairs, else by correlations of the paths, which linear rules allow.
 template <class B>
 struct SiteKernels {
   using Matrix = typename B::Matrix;
   Matrix root_phi, root_D, root_rho, root_ghat, root_Gv;  ///< L with L L^T the queries' correlation
   Matrix r_of_rho, u_of_ghat, u_of_shared, y_of_D, zeta_of_Gv, zeta_of_shared, xi_of_phi;
-  SiteKernels(const SiteProblem& problem, const KernelSet& kernels);
+  Matrix phi, D, rho, ghat, Gv;  ///< paths that learned parts run over, or empty
+  SiteKernels(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths);
 };
 
 /// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields.
@@ -53,8 +69,10 @@ struct BatchMeans {
   KernelSet kernels;
   Eigen::MatrixXd fields;  ///< (site_observables, steps): mean squares for rms_..., values for the rest
   Eigen::MatrixXd f;       ///< (C, n); empty: a batch without neurons
+  SitePaths paths;         ///< not summed: of the batch that stands for the sites
   void transfer(Archive& a) {
     a("kernels", kernels);
+    a("paths", paths);
     a("fields", fields);
     a("f", f);
   }
@@ -80,18 +98,18 @@ class NeuronBatch {
 
   /// For tests: Gaussian fields, drawn initial values, paths.
   SiteField<B> chi_B, beta_A, beta_Q;
-  DualMatrix<B> h, w_bar, q;  ///< (S, P), (S, C), (S, M): states of the present step
-  DualMatrix<B> phi, D;       ///< (S, n)
-  Eigen::MatrixXd f;          ///< (C, n)
+  LearnedPairs<B> W_in, w_bar, q;  ///< (S, inputs), (S, C), (S, M)
+  DualMatrix<B> phi, D;            ///< (S, n)
+  Eigen::MatrixXd f;               ///< (C, n)
 
  private:
   const SiteProblem& problem_;
   SiteKernels<B>& kernels_;
   Index S_, P_;
-  Eigen::MatrixXd measured_;                                ///< the first five rows of BatchMeans::fields
-  DualMatrix<B> y_, s_, D0_;                                ///< (S, P)
-  DualMatrix<B> h_velocity_, w_bar_velocity_, q_velocity_;  ///< as the states, with momentum only
-  Matrix x_gram_, delta_;                                   ///< (P, P) x^T x/D, (C, P)
+  Eigen::MatrixXd measured_;      ///< the first five rows of BatchMeans::fields
+  LearnedPairs<B> dQ_, dA_, dB_;  ///< (S, experts or units of the given paths), of entrywise rules
+  DualMatrix<B> h_, y_, s_, D0_;  ///< (S, P)
+  Matrix x_, delta_;              ///< (inputs, P), (C, P)
 };
 
 /// Experts with their hidden units. Of explicit experts the logits come from the neurons, and averages over hidden units (s, hence
@@ -122,6 +140,7 @@ class ExpertBatch {
   bool explicit_;
   Eigen::MatrixXd measured_;  ///< the other rows of BatchMeans::fields
   GateSpec gate_;
+  LearnedPairs<B> dQ_, dA_, dB_;         ///< (SE or SE Sa, neurons of the given paths), of entrywise rules
   DualMatrix<B> r_, G_, s_;              ///< (SE, P)
   DualMatrix<B> u_, v_, zeta_, common_;  ///< (SE Sa, P); common_ (Sa, P)
   Matrix mask_;

@@ -157,13 +157,14 @@ class SiteField {
   }
 
   bool present() const { return present_; }
-  /// Adds the field at columns first .. of its path to out (sites, P): out += g, d out += scale p.
-  void add_to(DualView<B> out, Index first) {
+  /// Adds the field at columns first .. of its path, of a matrix of which `left` is left, to out (sites, P): out += left g,
+  /// d out += left scale p.
+  void add_to(DualView<B> out, Index first, double left) {
     if (!present_) return;
     const typename B::View g = gaussian_.columns(first, out.cols()), p = probe_.columns(first, out.cols());
-    const Real scale = scale_;
+    const Real factor = static_cast<Real>(left), scale = factor * scale_;
     B::each(out.rows(), out.cols(), [=] MOE_HD(Index i, Index j) {
-      out.value(i, j) += g(i, j);
+      out.value(i, j) += factor * g(i, j);
       out.tangent(i, j) += scale * p(i, j);
     });
   }

@@ -103,19 +103,25 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const KernelSet present = zero_kernels(limit, 1);
   for (const MatrixXd& kernel : present.all()) memory.arrays += kernel.size() > 0 ? 1 : 0;
   const double squares = memory.queries * memory.queries, square = sizeof(double) * squares;
-  // Every replica's kernels and the sums of their next estimates, the mean over replicas, and the differences of one kernel.
-  memory.kernels = square * ((2 * R + 1) * memory.arrays + R);
-  memory.checkpoint = square * (2 * R + 1) * memory.arrays;
   const auto neurons = static_cast<double>(o.batch.neurons), experts = static_cast<double>(o.batch.experts),
              units = experts * static_cast<double>(o.batch.hidden);
+  // With an entrywise rule: paths of the sites that learned parts run over; per pair of sites, from both of its sides, what has been
+  // learned through A, B and Q with its moments, and derivatives beside all of it.
+  const UpdateRule& rule = limit.input;
+  const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
+  const double pairs = rule.linear() ? 0 : 2 * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
+  // Every replica's kernels and the sums of their next estimates, the mean over replicas, and the differences of one kernel.
+  memory.kernels = square * ((2 * R + 1) * memory.arrays + R) + sizeof(double) * 2 * R * path;
+  memory.checkpoint = square * (2 * R + 1) * memory.arrays + sizeof(double) * 2 * R * path;
   memory.sites = R * batches * (neurons + experts + units);
   // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
   // averaged, and, unless they are the replica's own, a batch's means.
   const double paths = element(spec) * (memory.queries * (10 * neurons + 4 * experts + 8 * units) +
                                         step.samples * (26 * neurons + 20 * experts + 12 * units));
-  const double batch = paths + squares * element(spec) + 2 * square + (o.batches > 1 ? square * memory.arrays : 0);
+  const double batch = paths + element(spec) * pairs + sizeof(double) * path + squares * element(spec) + 2 * square +
+                       (o.batches > 1 ? square * memory.arrays : 0);
   // Roots and memories of a replica, and what they are made from.
-  const double given = squares * 12 * element(spec) + 4 * square;
+  const double given = squares * 12 * element(spec) + 4 * square + element(spec) * path;
   const auto sampling = [&](int samplers) {
     const double replicas = std::min(R, std::floor((samplers - 1 + batches - 1) / batches) + 1);
     return samplers * batch + replicas * given;

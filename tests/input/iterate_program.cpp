@@ -79,8 +79,8 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
     for (const std::string& piece : pieces) CHECK_MESSAGE(contains(run.text, piece), piece);
     CHECK(folder.file_count() == 0);
   };
-  refused({"--optimizer", "adam", "--routing", "topk", "--regime", "I"},
-          {"optimizer.name", "SGD and momentum only", "model.routing", "--optimizer"});
+  refused({"--optimizer", "adam", "--eps", "1e-8", "--routing", "topk", "--regime", "I"},
+          {"optimizer.eps", "below 0.01", "model.routing", "--eps"});
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
   refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
   refused({"--site-batches", "0", "--draws", "-1"}, {"sampling.site_batches", "sampling.draws", "in [1, "});

@@ -326,6 +326,10 @@ TEST_CASE("mpirun: several processes write the file of one [iterate, sweep, moe_
   compare(2, "dmft_solve",
           with({"--method", "iterate", "--replicas", "3", "--site-batches", "3", "--set", "sampling.experts=16"}),
           "/limit", 1e-9);
+  compare(2, "dmft_solve",
+          with({"--method", "iterate", "--replicas", "3", "--site-batches", "2", "--set", "sampling.experts=16",
+                "--optimizer", "adam", "--eps", "0.05", "--lr", "0.05"}),
+          "/limit", 1e-9);
   // More processes than some have replicas. Each is one process's work: bit for bit.
   compare(3, "dmft_solve", with({"--replicas", "2"}), "/limit", 0);
   compare(2, "moe_train", with({"--widths", "8,16", "--seeds", "2"}), "/network", 0);

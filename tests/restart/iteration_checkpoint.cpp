@@ -31,16 +31,18 @@ struct Case {
   moe::BatchCounts batch;
   int batches;
   int draws;
+  moe::OptimizerKind optimizer = moe::OptimizerKind::sgd;
 };
 
 const Case cases[] = {
     {"II", "mssp", moe::Precision::float32, {200, 100, 0}, 1, 3},
     {"I", "mup", moe::Precision::float64, {200, 0, 100}, 2, 1},
     {"III", "mssp", moe::Precision::float64, {150, 12, 16}, 2, 2},
+    {"II", "mssp", moe::Precision::float32, {100, 20, 0}, 2, 1, moe::OptimizerKind::adam},
 };
 
 moe::RunSpec spec_of(const Case& c) {
-  moe::RunSpec s = limit_fixture::spec(c.regime, c.param, moe::OptimizerKind::sgd, 0.7, 4);
+  moe::RunSpec s = limit_fixture::spec(c.regime, c.param, c.optimizer, moe::is_linear(c.optimizer) ? 0.7 : 0.1, 4);
   s.sampling.precision = c.precision;
   s.sampling.method = moe::Method::iterate;
   return s;
