@@ -137,6 +137,7 @@ void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, Du
       if (nearest < 0 || (mask(i, p) > Real(0)) == (value < r.value(nearest, p))) nearest = i;
       sum += static_cast<double>(value), squares += static_cast<double>(value) * static_cast<double>(value);
     }
+    if (highest < 0) return;  // logits that are not finite leave all of them active, and no threshold
     const auto experts = static_cast<double>(r.rows());
     const double variance = squares / experts - sum / experts * (sum / experts);
     const Real at = Real(0.5) * (r.value(lowest, p) + r.value(highest, p));
