@@ -26,11 +26,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-AvailableMemory gpu_memory() {
-  const gpu::Device card = gpu::device();
-  return {card.free_bytes, "the memory of " + card.name};
-}
-
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 Curve statistics(const std::vector<std::vector<double>>& rows, std::size_t length) {
@@ -232,6 +227,11 @@ RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::
           {"network", "output.weights"},
           digest({&data.x, &data.y, &data.x_test, &data.y_test}),
           fmt::format("{}", fmt::join(numbers, " "))};
+}
+
+AvailableMemory gpu_memory() {
+  const gpu::Device card = gpu::device();
+  return {card.free_bytes, "the memory of " + card.name};
 }
 
 std::string device_fault(const RunSpec& spec, Device device) {

@@ -15,6 +15,7 @@
 #include "regimes/regime.hpp"
 #include "support/checkpoint.hpp"
 #include "support/error.hpp"
+#include "support/resources.hpp"
 #include "support/run_spec.hpp"
 
 namespace moe {
@@ -68,6 +69,9 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
 
 /// Why a solve cannot run on the GPU though the run is a good one; empty if it can, and for other devices.
 std::string device_fault(const RunSpec& spec, Device device);
+
+/// What is free on the GPU.
+AvailableMemory gpu_memory();
 
 /// What a checkpoint of this solve belongs to.
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);

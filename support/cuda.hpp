@@ -97,56 +97,98 @@ MOE_DEVICE inline std::uint64_t ordered_bits(double value) {
   return u.bits ^ (u.bits >> 63 != 0 ? ~std::uint64_t{0} : std::uint64_t{1} << 63);
 }
 
-/// One column a block: the count-th largest value by its bytes from the highest on (radix selection), then who is above it, and of
-/// those equal to it as many as are missing, in the order of rows.
-template <class Real>
-MOE_KERNEL void select_kernel(GpuView<Real> values, Index count, GpuView<Real> mask) {
-  using Key = decltype(ordered_bits(Real()));
+/// The `count` largest of the keys of rows 0 .. rows - 1, ties to the lower row, by one block: the count-th largest key by its bytes
+/// from the highest on (radix selection), then who is above it, and of those equal to it as many as are missing, in the order of rows.
+/// use(row, place) for every row: its place among the chosen ones, -1 where it is none of them.
+template <class KeyOf, class Use>
+MOE_DEVICE void select_of_block(Index rows, Index count, const KeyOf& key_of, const Use& use) {
+  using Key = decltype(key_of(Index{0}));
   constexpr int bits = static_cast<int>(sizeof(Key)) * 8;
-  MOE_SHARED unsigned histogram[256], scan[sum_threads];
+  MOE_SHARED unsigned histogram[256], above_to_here[sum_threads], equal_to_here[sum_threads];
   MOE_SHARED Key found;
-  MOE_SHARED Index missing, taken;
-  const Place at = place();
-  const Index j = at.block, rows = values.rows;
-  if (at.x == 0) {
+  MOE_SHARED Index missing, above, equal;
+  const unsigned me = place().thread(), threads = place().threads();
+  if (me == 0) {
     found = 0;
     missing = count;
-    taken = 0;
+    above = equal = 0;
   }
   for (int shift = bits - 8; shift >= 0; shift -= 8) {
-    histogram[at.x] = 0;
+    for (unsigned byte = me; byte < 256; byte += threads) histogram[byte] = 0;
     meet();
-    const Key above = shift + 8 == bits ? 0 : found >> (shift + 8);
-    for (Index i = at.x; i < rows; i += sum_threads) {
-      const Key key = ordered_bits(values(i, j));
-      if ((shift + 8 == bits ? Key{0} : static_cast<Key>(key >> (shift + 8))) == above)
+    const Key known = shift + 8 == bits ? 0 : found >> (shift + 8);
+    for (Index i = me; i < rows; i += threads) {
+      const Key key = key_of(i);
+      if ((shift + 8 == bits ? Key{0} : static_cast<Key>(key >> (shift + 8))) == known)
         count_one(histogram[static_cast<unsigned>(key >> shift) & 255U]);
     }
     meet();
-    if (at.x == 0) {
+    if (me == 0) {
       unsigned byte = 255;
       while (byte > 0 && static_cast<Index>(histogram[byte]) < missing) missing -= histogram[byte--];
       found |= static_cast<Key>(byte) << shift;
     }
     meet();
   }
-  for (Index first = 0; first < rows; first += sum_threads) {
-    const Index i = first + at.x;
-    const Key key = i < rows ? ordered_bits(values(i, j)) : Key{0};
-    const bool equal = i < rows && key == found;
-    scan[at.x] = equal ? 1 : 0;
+  for (Index first = 0; first < rows; first += threads) {
+    const Index i = first + me;
+    const Key key = i < rows ? key_of(i) : Key{0};
+    const bool is_above = i < rows && key > found, is_equal = i < rows && key == found;
+    above_to_here[me] = is_above ? 1 : 0;
+    equal_to_here[me] = is_equal ? 1 : 0;
     meet();
-    for (unsigned reach = 1; reach < sum_threads; reach *= 2) {
-      const unsigned before = at.x >= reach ? scan[at.x - reach] : 0;
+    for (unsigned reach = 1; reach < threads; reach *= 2) {
+      const unsigned more_above = me >= reach ? above_to_here[me - reach] : 0;
+      const unsigned more_equal = me >= reach ? equal_to_here[me - reach] : 0;
       meet();
-      scan[at.x] += before;
+      above_to_here[me] += more_above;
+      equal_to_here[me] += more_equal;
       meet();
     }
-    if (i < rows) mask(i, j) = key > found || (equal && taken + scan[at.x] <= missing) ? Real(1) : Real(0);
+    const Index equals = equal + equal_to_here[me];
+    const bool chosen = is_above || (is_equal && equals <= missing);
+    if (i < rows) use(i, chosen ? above + above_to_here[me] + (equals < missing ? equals : missing) - 1 : Index{-1});
     meet();
-    if (at.x == 0) taken += scan[sum_threads - 1];
+    if (me == 0) {
+      above += above_to_here[threads - 1];
+      equal += equal_to_here[threads - 1];
+    }
     meet();
   }
+}
+
+template <class Real>
+MOE_KERNEL void select_kernel(GpuView<Real> values, Index count, GpuView<Real> mask) {
+  const Index j = place().block;
+  select_of_block(
+      values.rows, count, [&](Index i) { return ordered_bits(values(i, j)); },
+      [&](Index i, Index chosen) { mask(i, j) = chosen >= 0 ? Real(1) : Real(0); });
+}
+
+/// Threads of a block whose work is a row of so many: a power of two.
+inline unsigned threads_for(Index count) {
+  unsigned threads = 1;
+  while (threads < sum_threads && static_cast<Index>(threads) < count) threads *= 2;
+  return threads;
+}
+
+/// out(0, j) of several columns a block, each summed by a row of threads.
+template <class Real, class F>
+MOE_KERNEL void short_columns_kernel(Index rows, Index cols, F f, GpuView<Real> out) {
+  MOE_SHARED double values[sum_threads];
+  const Place at = place();
+  const Index j = at.block * at.threads_y + at.y;
+  double s = 0;
+  if (j < cols)
+    for (Index i = at.x; i < rows; i += at.threads_x) s += static_cast<double>(f(i, j));
+  const unsigned me = at.thread();
+  values[me] = s;
+  meet();
+  for (unsigned half = at.threads_x / 2; half > 0; half /= 2) {
+    if (at.x < half) values[me] += values[me + half];
+    meet();
+  }
+  if (at.x == 0 && j < cols) out(0, j) = static_cast<Real>(values[me]);
 }
 
 /// Tiles of z x^T: 4 x 8 entries in the registers of each thread, 32 rows and 8 columns apart, so that neighbours touch neighbours.
@@ -257,10 +299,20 @@ struct Cuda {
     return GpuMatrix<double>::to_host({total, 1, 1, 1})(0, 0);
   }
 
-  /// out(0, j) = sum_i f(i, j), in double inside a column.
+  /// Columns that are summed in one launch.
+  static constexpr Index short_column = 2048;
+
+  /// out(0, j) = sum_i f(i, j), in double inside a column. f is called once for every element.
   template <class F>
   static void column_sums(Index rows, Index cols, const F& f, View out) {
     if (cols == 0) return;
+    if (rows <= short_column) {
+      Extent block{1, 1};
+      while (block.x < kernels::sum_threads && static_cast<Index>(block.x) < rows) block.x *= 2;
+      while (block.x * block.y < kernels::sum_threads && static_cast<Index>(block.y) < cols) block.y *= 2;
+      return launch("sums of short columns", kernels::short_columns_kernel<Real, F>, (cols + block.y - 1) / block.y,
+                    block, rows, cols, f, out);
+    }
     const Index pieces = std::max<Index>(1, (rows + kernels::sum_rows - 1) / kernels::sum_rows);
     auto partial = GpuMatrix<double>::uninitialized(pieces, cols);
     double* numbers = partial.view().data;

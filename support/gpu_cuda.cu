@@ -84,7 +84,13 @@ Device device() {
   check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
   found.present = true;
   found.name = properties.name;
-  found.free_bytes = static_cast<double>(available);
+  // What this process's pool keeps for the next arrays is free too.
+  cudaMemPool_t pool = nullptr;
+  std::uint64_t reserved = 0, used = 0;
+  check(cudaDeviceGetDefaultMemPool(&pool, current), "cudaDeviceGetDefaultMemPool");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "cudaMemPoolGetAttribute");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");
+  found.free_bytes = static_cast<double>(available) + static_cast<double>(reserved - used);
   found.total_bytes = static_cast<double>(total);
   return found;
 }
@@ -98,8 +104,8 @@ void* allocate(std::size_t bytes) {
     std::size_t available = 0, total = 0;
     check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
     throw BackendError(
-        fmt::format("cuda: no room for an array of {} in GPU memory: {} of {} are free. Lower sampling.neurons or the "
-                    "samples of a step",
+        fmt::format("cuda: no room for an array of {} in GPU memory: {} of {} are free. Lower sampling.neurons, "
+                    "network.widths or the samples of a step",
                     bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(available)),
                     bytes_text(static_cast<double>(total))));
   }

@@ -13,6 +13,7 @@
 #define MOE_DEVICE __device__
 #define MOE_SHARED __shared__
 #else
+#include <bit>
 #include <functional>
 #define MOE_DEVICE_SPACE on_host
 #define MOE_KERNEL
@@ -42,8 +43,11 @@ MOE_DEVICE inline Place place() {
 }
 /// All threads of the block come here before one goes on.
 MOE_DEVICE inline void meet() { __syncthreads(); }
-/// Adds one to a counter that the threads of a block share.
+/// Adds one to a counter that threads share; sets one bit of a word that they share.
 MOE_DEVICE inline void count_one(unsigned& counter) { atomicAdd(&counter, 1U); }
+MOE_DEVICE inline void set_bit(unsigned& word, unsigned bit) { atomicOr(&word, 1U << bit); }
+/// How many bits are set.
+MOE_DEVICE inline Index ones(unsigned word) { return __popc(word); }
 
 template <class Kernel, class... Arguments>
 void launch(const char* name, Kernel kernel, Index blocks, Extent block, Arguments... arguments) {
@@ -56,6 +60,8 @@ namespace device = gpu;
 Place place();
 void meet();
 inline void count_one(unsigned& counter) { ++counter; }
+inline void set_bit(unsigned& word, unsigned bit) { word |= 1U << bit; }
+inline Index ones(unsigned word) { return std::popcount(word); }
 
 /// Runs `thread` once for every thread of every block, block after block.
 void run_blocks(Index blocks, Extent block, const std::function<void()>& thread);

@@ -158,7 +158,7 @@ int compare_files(const moe::Invocation& call, const std::string& out) {
 
 int validate(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
   const RunSpec& spec = call.spec;
-  moe::require_resources(spec, data, call.options.threads, out);
+  moe::require_resources(spec, data, call.options, out);
   moe::on_signals();
   const moe::ValidationRun run = moe::run_validation(spec, data, call.options, "validating");
   if (!moe::ranks().first()) return 0;
@@ -191,7 +191,7 @@ int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, cons
     specs.push_back(std::move(spec));
   }
   faults.throw_if_any();
-  for (const RunSpec& spec : specs) moe::require_resources(spec, data, call.options.threads, out);
+  for (const RunSpec& spec : specs) moe::require_resources(spec, data, call.options, out);
   moe::on_signals();
   std::optional<moe::H5Writer> file;
   if (moe::ranks().first()) {
@@ -233,7 +233,7 @@ int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::s
   if (call.spec.network.seeds < 2 || call.spec.sampling.replicas < 2)
     faults.add("comparison: one seed or replica gives no error. Give two at least (network.seeds, sampling.replicas)");
   faults.throw_if_any();
-  moe::require_resources(call.spec, data, call.options.threads, out);
+  moe::require_resources(call.spec, data, call.options, out);
   moe::on_signals();
   const moe::LrSweep sweep = moe::run_lr_sweep(call.spec, data, call.options, eta, *criterion);
   if (!moe::ranks().first()) return 0;
@@ -261,8 +261,8 @@ void check_flags(const Flags& flags, moe::Device device) {
                            has("--limit") ? "--limit" : "--networks", has("--limit") ? "--networks" : "--limit"));
   if (has("--force") && !has("--limit"))
     faults.add("command line: --force is about files: it needs --limit and --networks");
-  if (device == moe::Device::cuda)
-    faults.add("--device cuda: limits and networks are compared on the CPU. Say --device cpu or leave it out.");
+  if (device == moe::Device::cuda && has("--limit"))
+    faults.add("--device cuda: files are compared on the CPU. Say --device cpu or leave it out.");
   if (has("--sweep-loss") && !has("--lr-sweep")) faults.add("command line: --sweep-loss belongs to --lr-sweep");
   const int asked =
       (has("--limit") || has("--networks") ? 1 : 0) + (has("--lr-sweep") ? 1 : 0) + (has("--coordinate-check") ? 1 : 0);

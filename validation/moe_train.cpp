@@ -27,7 +27,7 @@ namespace {
 
 const moe::ProgramInfo program{
     "moe_train",
-    "Trains finite Mixture-of-Experts networks at several widths and seeds on the CPU, and writes their losses and "
+    "Trains finite Mixture-of-Experts networks at several widths and seeds on CPU or GPU, and writes their losses and "
     "observables.",
     "network.h5"};
 
@@ -137,6 +137,7 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
   moe::Progress progress("training (10^6 multiply-adds)", work, call.options.quiet);
   std::atomic<long> done = static_cast<long>(finished.size());
   moe::TrainOptions options;
+  options.device = call.options.device;
   options.keep_outputs = moe::outputs_fit(spec, data);
   options.stored = [&](int width, std::uint64_t seed) -> std::optional<moe::NetworkRun> {
     const auto found = finished.find({width, seed});
@@ -199,8 +200,6 @@ int run(int argc, char** argv) {
   const moe::Dataset data = moe::load_dataset(spec);
   moe::Faults faults;
   moe::check_networks(spec, data, spec.network.widths, faults);
-  if (call.options.device == moe::Device::cuda)
-    faults.add("--device cuda: finite networks are trained on the CPU. Say --device cpu or leave it out.");
   faults.throw_if_any();
   if (const auto undefined = moe::undefined_observables(spec); !undefined.empty())
     fmt::print(stderr,
@@ -209,7 +208,7 @@ int run(int argc, char** argv) {
                fmt::join(undefined, ", "), spec.training.batch);
 
   if (const std::string jumps = moe::jumping_flow_warning(spec); !jumps.empty()) warn(jumps);
-  moe::require_network_memory(spec, data, call.options.threads);
+  moe::require_network_memory(spec, data, call.options.threads, call.options.device);
   require_room(spec, data, out, folder, !checkpoint.file.empty());
   if (moe::ranks().first()) {
     const moe::H5Writer probe(out);

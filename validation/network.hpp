@@ -1,4 +1,4 @@
-/// Finite Mixture-of-Experts networks (T1)-(T5), trained on the CPU in the precision of sampling.precision: what the limit is judged
+/// Finite Mixture-of-Experts networks (T1)-(T5), trained in the precision of sampling.precision on CPU or GPU: what the limit is judged
 /// by.
 /// Shares description, data and names with the limit solver and none of its dynamics.
 #pragma once
@@ -101,6 +101,7 @@ struct NetworkRun {
 
 struct TrainOptions {
   int threads = 1;                                     ///< train_network only: threads inside the network; 0: all cores
+  Device device = Device::cpu;                         ///< automatic: cpu
   bool keep_outputs = true;                            ///< fill NetworkRun::f
   bool keep_weights = true;                            ///< fill NetworkRun::final_weights
   const NetworkWeights* initial = nullptr;             ///< start here instead of at random or network.init_from
@@ -141,7 +142,8 @@ NetworkRun train_network(const RunSpec& spec, const Dataset& data, int width, st
                          const TrainOptions& options = {});
 
 /// All (width, seed) runs on `threads` threads (0: all cores), the widest first, a thread each; when fewer runs than threads are left,
-/// they share them. The number of threads changes nothing. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
+/// they share them. The number of threads changes nothing. On the GPU as many
+/// train at once as there are threads and as its memory holds. Result [width][seed], in the order of network.widths and of the seeds sampling.seed, +1, ...
 /// final_weights are kept with output.weights only.
 std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const Dataset& data, int threads,
                                                     const TrainOptions& options = {});

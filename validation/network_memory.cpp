@@ -7,11 +7,15 @@
 
 #include "regimes/regime.hpp"
 #include "support/error.hpp"
+#include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
 
 namespace moe {
 namespace {
+
+/// Where a network trains: on the CPU; on the GPU, what is in its memory; and what the host then holds.
+enum class Memory { of_cpu, of_gpu, of_host };
 
 /// Bytes of the parts of a network and of its training.
 struct Parts {
@@ -21,7 +25,7 @@ struct Parts {
   double bytes() const { return weights * bytes_a_weight + fields; }
 };
 
-Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
+Parts parts_of(const RunSpec& spec, const Dataset& data, int width, Memory memory) {
   const Sizes s = network_sizes(spec, width, static_cast<int>(data.x.rows()));
   const auto C = static_cast<double>(data.y.rows()), train = static_cast<double>(data.x.cols()),
              test = static_cast<double>(data.x_test.cols());
@@ -37,68 +41,123 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width) {
                                                                                      : 0;
   const bool observed = !selected_observables(spec).empty();
   // Drawn in double, then trained; handed back in double where they are kept.
-  p.bytes_a_weight = std::max(sizeof(double) + real, real * (1 + moments + (observed ? 1 : 0)));
+  const double drawn = sizeof(double) + real;
+  double trained = real * (1 + moments + (observed ? 1 : 0));
   if (spec.training.dynamics == Dynamics::flow)  // W, W(0), what has moved, and the stepper's stages
-    p.bytes_a_weight = real * (3 + (spec.training.stepper == Stepper::rk4 ? 6 : 12));
-  if (spec.output.weights) p.bytes_a_weight = std::max(p.bytes_a_weight, 1.5 * sizeof(double) + real);
+    trained = real * (3 + (spec.training.stepper == Stepper::rk4 ? 6 : 12));
+  p.bytes_a_weight = memory == Memory::of_gpu ? trained : memory == Memory::of_host ? drawn : std::max(drawn, trained);
+  if (memory != Memory::of_gpu && spec.output.weights)
+    p.bytes_a_weight = std::max(p.bytes_a_weight, 1.5 * sizeof(double) + real);
   const double active = s.K * s.Ne, P = spec.training.batch > 0 ? spec.training.batch : train;
   const double dense = spec.model.routing == Routing::soft ? 0 : 3;  // all experts, where only some were computed
-  const double piece = std::min(256.0, std::max(test, spec.training.batch > 0 ? train : 0));
+  const double piece =
+      std::min(memory == Memory::of_gpu ? 1024.0 : 256.0, std::max(test, spec.training.batch > 0 ? train : 0));
   const double norm = spec.model.norm == Norm::none ? 0 : 1;
   const double step = s.L * (5 * active + (4 + norm) * s.N + 2 * s.M + 2 * s.K) + (4 + norm) * s.N;
   const double kept = s.L * (p.sites + s.M);  // of t = 0, in every block
   const double observing = observed ? 2 * active + (2 + dense) * p.sites + 4 * s.N + s.M + kept : 0;
   const double evaluation = s.L * (3 * active + (2 + norm) * s.N + s.M + s.K) + (2 + norm) * s.N;
   const double gradient = kind == OptimizerKind::adafactor ? s.N * std::max({s.D, s.M, s.Ne}) : 0;  // of one matrix
+  if (memory == Memory::of_host) return p;
   p.fields = real * (gradient + (step + observing) * P + evaluation * piece + s.D * (train + test));
+  if (memory == Memory::of_cpu) return p;
+  const double pairs = s.K * std::max(P, piece), word = sizeof(std::ptrdiff_t);
+  p.fields += real * std::min(p.weights, 4194304.0);  // pieces of gradients
+  if (spec.model.routing != Routing::soft)            // lists of pairs; the experts' parts of a sum
+    p.fields += s.L * 3 * word * pairs + word * s.M * std::max(P, piece) / 32 +
+                real * std::max(128 * pairs, std::min(67108864.0, s.N * pairs));
+  if (observed) p.fields += sizeof(double) * 2 * s.K * P;
   return p;
+}
+
+/// What is largest, and what makes it smaller.
+std::string largest_part(const RunSpec& spec, const Parts& p) {
+  if (p.weights * p.bytes_a_weight > p.fields)
+    return fmt::format("the matrices of the experts, {} x {:.0f} x {:.0f} numbers with {:.0f} bytes for each, {}",
+                       2 * spec.model.depth, p.sites, p.N, p.bytes_a_weight,
+                       bytes_text(2 * spec.model.depth * p.sites * p.N * p.bytes_a_weight));
+  return fmt::format("the fields on {:.0f} hidden units, {}", spec.model.depth * p.sites, bytes_text(p.fields));
+}
+std::vector<std::string> remedies_of(const RunSpec& spec, const Parts& p, int width) {
+  std::vector<std::string> remedies;
+  if (p.weights * p.bytes_a_weight <= p.fields)
+    remedies.push_back(
+        fmt::format("lower {}", spec.training.batch > 0 ? "training.batch" : "data.train or set training.batch"));
+  if (spec.sampling.precision == Precision::float64) remedies.emplace_back("use sampling.precision = \"float32\"");
+  remedies.push_back(fmt::format("lower the largest of network.widths = {}", width));
+  return remedies;
+}
+
+/// How many networks of each width train at once, the widest first: train_networks begins with the last width and goes on to the
+/// first, and the worst case is that the widest meet.
+template <class Each>
+void for_networks_at_once(const RunSpec& spec, int threads, const Each& each) {
+  std::vector<int> widths = spec.network.widths;
+  std::sort(widths.rbegin(), widths.rend());
+  double free_workers = thread_count(threads);
+  for (const int width : widths) {
+    const double networks = std::min<double>(spec.network.seeds, free_workers);
+    each(width, networks);
+    free_workers -= networks;
+  }
+}
+int widest(const RunSpec& spec) { return *std::max_element(spec.network.widths.begin(), spec.network.widths.end()); }
+
+/// Throws where the networks that train at once need more of `memory` than is available.
+void require(const RunSpec& spec, const Dataset& data, int threads, Memory memory) {
+  double need = 0, at_once = 0;
+  for_networks_at_once(spec, threads, [&](int width, double networks) {
+    need += networks * parts_of(spec, data, width, memory).bytes();
+    at_once += networks;
+  });
+  if (spec.output.weights)
+    for (const int width : spec.network.widths)
+      need += spec.network.seeds * parts_of(spec, data, width, memory).weights * sizeof(double);
+  const AvailableMemory available = available_memory();
+  if (need <= available.bytes) return;
+
+  const int width = widest(spec);
+  const Parts p = parts_of(spec, data, width, memory);
+  std::vector<std::string> remedies = remedies_of(spec, p, width);
+  if (spec.output.weights) remedies.insert(remedies.end() - 1, "leave output.weights off");
+  if (at_once > 1 && p.bytes() <= available.bytes)
+    remedies.insert(remedies.begin(), "give a smaller --threads, so that fewer networks train at once");
+  throw ConfigError({fmt::format(
+      "memory: training needs about {} ({:.0f} network{} at once), and {} are available ({}). The largest part of a "
+      "network of width {} is {}. To need less: {}.",
+      bytes_text(need), at_once, at_once > 1 ? "s" : "", bytes_text(available.bytes), available.source, width,
+      largest_part(spec, p), fmt::join(remedies, "; or "))});
 }
 
 }  // namespace
 
 double network_bytes(const RunSpec& spec, const Dataset& data, int width) {
-  return parts_of(spec, data, width).bytes();
+  return parts_of(spec, data, width, Memory::of_cpu).bytes();
+}
+double gpu_network_bytes(const RunSpec& spec, const Dataset& data, int width) {
+  return parts_of(spec, data, width, Memory::of_gpu).bytes();
 }
 
 void require_network_memory(const RunSpec& spec, const Dataset& data, int threads) {
-  // train_networks begins with the last width and goes on to the first: the worst case is that the widest meet.
-  std::vector<int> widths = spec.network.widths;
-  std::sort(widths.rbegin(), widths.rend());
-  double free_workers = thread_count(threads);
-  double need = 0, at_once = 0;
-  for (const int width : widths) {
-    const double networks = std::min<double>(spec.network.seeds, free_workers);
-    need += networks * network_bytes(spec, data, width);
-    at_once += networks;
-    free_workers -= networks;
-  }
-  if (spec.output.weights)
-    for (const int width : widths) need += spec.network.seeds * parts_of(spec, data, width).weights * sizeof(double);
-  const AvailableMemory available = available_memory();
-  if (need <= available.bytes) return;
+  require(spec, data, threads, Memory::of_cpu);
+}
 
-  const Parts widest = parts_of(spec, data, widths.front());
-  const bool matrices = widest.weights * widest.bytes_a_weight > widest.fields;
-  std::vector<std::string> remedies;
-  if (at_once > 1 && network_bytes(spec, data, widths.front()) <= available.bytes)
-    remedies.emplace_back("give a smaller --threads, so that fewer networks train at once");
-  if (!matrices)
-    remedies.push_back(
-        fmt::format("lower {}", spec.training.batch > 0 ? "training.batch" : "data.train or set training.batch"));
-  if (spec.output.weights) remedies.emplace_back("leave output.weights off");
-  if (spec.sampling.precision == Precision::float64) remedies.emplace_back("use sampling.precision = \"float32\"");
-  remedies.push_back(fmt::format("lower the largest of network.widths = {}", widths.front()));
-  const std::string largest =
-      matrices ? fmt::format("the matrices of the experts, {} x {:.0f} x {:.0f} numbers with {:.0f} bytes for each, {}",
-                             2 * spec.model.depth, widest.sites, widest.N, widest.bytes_a_weight,
-                             bytes_text(2 * spec.model.depth * widest.sites * widest.N * widest.bytes_a_weight))
-               : fmt::format("the fields on {:.0f} hidden units, {}", spec.model.depth * widest.sites,
-                             bytes_text(widest.fields));
-  throw ConfigError({fmt::format(
-      "memory: training needs about {} ({:.0f} network{} at once), and {} are available ({}). The largest part of a "
-      "network of width {} is {}. To need less: {}.",
-      bytes_text(need), at_once, at_once > 1 ? "s" : "", bytes_text(available.bytes), available.source, widths.front(),
-      largest, fmt::join(remedies, "; or "))});
+void require_gpu_network_memory(const RunSpec& spec, const Dataset& data, int threads, const AvailableMemory& card) {
+  const int width = widest(spec);
+  const Parts p = parts_of(spec, data, width, Memory::of_gpu);
+  if (p.bytes() > card.bytes)
+    throw ConfigError({fmt::format(
+        "memory: a network of width {} needs about {} on the GPU, and {} are free ({}). The largest part is {}. To "
+        "need less: {}.",
+        width, bytes_text(p.bytes()), bytes_text(card.bytes), card.source, largest_part(spec, p),
+        fmt::join(remedies_of(spec, p, width), "; or "))});
+  require(spec, data, threads, Memory::of_host);
+}
+
+void require_network_memory(const RunSpec& spec, const Dataset& data, int threads, Device device) {
+  if (device != Device::cuda) return require_network_memory(spec, data, threads);
+  const gpu::Device card = gpu::device();
+  require_gpu_network_memory(spec, data, threads, {card.free_bytes, "the memory of " + card.name});
 }
 
 }  // namespace moe

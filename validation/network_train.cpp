@@ -1,17 +1,22 @@
+#include <fmt/format.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <thread>
 
 #include "support/cpu.hpp"
+#include "support/gpu.hpp"
 #include "support/rank_results.hpp"
 #include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "validation/network.hpp"
 #include "validation/network_jobs.hpp"
+#include "validation/network_memory.hpp"
 #include "validation/network_start.hpp"
 #include "validation/trainer_run.hpp"
 
@@ -36,13 +41,55 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
   const KeepThreads guard;
   Faults faults;
   check_networks(spec, data, {width}, faults);
+  if (options.device == Device::cuda)
+    if (const gpu::Device card = gpu::device(); !card.present)
+      faults.add(fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not));
   faults.throw_if_any();
   const NetworkShape shape = network_shape(spec, data, width);
   NetworkWeights start = start_weights(spec, data, width, seed, options.initial);
+  if (options.device == Device::cuda)
+    return trainer::train_on_gpu(spec, data, shape, std::move(start), seed, options, team);
   return spec.sampling.precision == Precision::float32
              ? trainer::train<float>(spec, data, shape, std::move(start), seed, options, team)
              : trainer::train<double>(spec, data, shape, std::move(start), seed, options, team);
 }
+
+/// Room in the memory of the GPU, which the networks that train at once share. One alone always finds room: whether it fits was asked
+/// before the run.
+class Room {
+ public:
+  /// Of a network while it trains.
+  class Share {
+   public:
+    Share(Room& room, double bytes) : room_(room), bytes_(bytes) {
+      std::unique_lock lock(room_.mutex_);
+      room_.changed_.wait(lock, [&] { return room_.networks_ == 0 || bytes_ <= room_.free_; });
+      room_.free_ -= bytes_;
+      ++room_.networks_;
+    }
+    ~Share() {
+      {
+        const std::lock_guard lock(room_.mutex_);
+        room_.free_ += bytes_;
+        --room_.networks_;
+      }
+      room_.changed_.notify_all();
+    }
+    Share(const Share&) = delete;
+    Share& operator=(const Share&) = delete;
+
+   private:
+    Room& room_;
+    double bytes_;
+  };
+  explicit Room(double bytes) : free_(bytes) {}
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  double free_;
+  int networks_ = 0;
+};
 
 /// Every network from the rank that trained it.
 void share(const RunSpec& spec, std::vector<std::vector<NetworkRun>>& runs) {
@@ -107,6 +154,8 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
   const std::size_t workers = std::min(jobs.size(), static_cast<std::size_t>(team.threads));
   team.running = static_cast<int>(workers);
 
+  const bool on_gpu = options.device == Device::cuda;
+  Room room(on_gpu ? gpu::device().free_bytes : std::numeric_limits<double>::infinity());
   std::atomic<std::size_t> next = 0;
   std::exception_ptr error;
   std::atomic<bool> interrupted = false;
@@ -118,6 +167,7 @@ std::vector<std::vector<NetworkRun>> train_networks(const RunSpec& spec, const D
         TrainOptions own = options;
         if (options.on_update) own.on_step = [&options, width](int, double loss) { options.on_update(width, loss); };
         own.keep_weights = spec.output.weights;
+        const Room::Share share(room, on_gpu ? gpu_network_bytes(spec, data, width) : 0);
         NetworkRun run = train_on(team, spec, data, width, spec.sampling.seed + jobs[k].seed, own);
         if (options.on_run) options.on_run(run);
         runs[jobs[k].width][jobs[k].seed] = std::move(run);

@@ -3,6 +3,7 @@
 
 #include "support/ode.hpp"
 #include "validation/network.hpp"
+#include "validation/trainer_maps.hpp"
 #include "validation/trainer_state.hpp"
 
 namespace moe::trainer {
@@ -10,10 +11,10 @@ namespace moe::trainer {
 /// W(t) = W(0) + unit * moved(t), tensor by tensor. The stepper sees `moved` alone: with unit = lr times the size of a gradient's entry
 /// where fields are of order one (T6)-(T10), its entries are of order one at every width, and rtol and atol mean what they mean in the
 /// limit. Times are in steps of gradient descent.
-template <class Real>
+template <class B>
 class Flow {
  public:
-  using B = Cpu<Real>;
+  using Real = typename B::Real;
   using State = ArrayList<B>;
 
   Flow(const FlowSpec& spec, const NetworkShape& z, double aggregation, const PerTensor<double>& lr) : stepper_(spec) {
@@ -29,7 +30,7 @@ class Flow {
   /// zero, one update of gradient descent with these learning rates at the present weights; `first`: gradients of these weights are
   /// there. Between two steps `pause` is called; what it throws ends the training.
   template <class Descend>
-  void advance(Tensors<Real>& weights, Tensors<Real>& initial, const FlowInterval& interval, const Descend& descend,
+  void advance(Tensors<B>& weights, Tensors<B>& initial, const FlowInterval& interval, const Descend& descend,
                const std::function<void()>& pause) {
     if (moved_.arrays.empty())
       for (const auto& w : weights.values) moved_.arrays.emplace_back(w.rows(), w.cols());
@@ -40,15 +41,11 @@ class Flow {
       for (std::size_t t = 0; t < num_tensors; ++t) {
         auto& d = derivative.arrays[t];
         if (d.empty())
-          d = HostMatrix<Real>(weights.values[t].rows(), weights.values[t].cols());
+          d = typename B::Matrix(weights.values[t].rows(), weights.values[t].cols());
         else
           d.fill(0);
       }
-      descend(
-          [&](Tensor t) {
-            return Slot<Real>{derivative.arrays[static_cast<std::size_t>(t)], {}, {}};
-          },
-          rate_, first);
+      descend([&](Tensor t) { return Slot<B>{derivative.arrays[static_cast<std::size_t>(t)], {}, {}}; }, rate_, first);
       first = false;
     };
     stepper_.advance(moved_, interval, right_hand_side, [&] {
@@ -66,12 +63,9 @@ class Flow {
   }
 
  private:
-  void set(Tensors<Real>& weights, Tensors<Real>& initial, const State& moved) const {
-    for (std::size_t t = 0; t < num_tensors; ++t) {
-      const HostView<Real> w = weights.values[t], start = initial.values[t], by = moved.arrays[t].view();
-      const Real unit = unit_.values[t];
-      B::each(w.rows, w.cols, [=](Index i, Index j) { w(i, j) = start(i, j) + unit * by(i, j); });
-    }
+  void set(Tensors<B>& weights, Tensors<B>& initial, const State& moved) const {
+    for (std::size_t t = 0; t < num_tensors; ++t)
+      displace<B>(initial.values[t], unit_.values[t], moved.arrays[t].view(), weights.values[t]);
   }
 
   FlowStepper<B> stepper_;

@@ -17,16 +17,17 @@
 
 namespace moe::trainer {
 
-template <class Real>
+template <class B>
 class Observer {
  public:
-  using B = Cpu<Real>;
-  using Matrix = HostMatrix<Real>;
-  using View = HostView<Real>;
-  using P = Products<Real>;
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+  using P = Products<B>;
+  using Dispatch = typename Pairs<B>::Dispatch;
 
   /// names: of observables. fixed_samples: every step has the same samples, so that fields of t = 0 stay comparable.
-  Observer(const Step<Real>& step, const std::vector<std::string>& names, bool fixed_samples)
+  Observer(const Step<B>& step, const std::vector<std::string>& names, bool fixed_samples)
       : step_(step), names_(names.begin(), names.end()), fixed_samples_(fixed_samples) {}
 
   bool empty() const { return names_.empty(); }
@@ -47,7 +48,7 @@ class Observer {
 
   /// Values of all names in the state before update state.step, on the samples x of the step. At step 0 fields that later steps
   /// compare with are put into the state.
-  std::map<std::string, double> observe(TrainingState<Real>& state, View x, Forward<Real>& a, Backward<Real>& g) {
+  std::map<std::string, double> observe(TrainingState<B>& state, View x, Forward<B>& a, Backward<B>& g) {
     values_.clear();
     state_ = &state;
     field("h", a.h);
@@ -59,11 +60,12 @@ class Observer {
       a_ = &a.blocks[static_cast<std::size_t>(l_)], g_ = &g.blocks[static_cast<std::size_t>(l_)];
       observe_block();
     }
+    step_.settle();  // of a pass at the initial weights
     return values_;
   }
 
   /// One of distribution_table, over all experts, active or not.
-  std::vector<double> distribution(const Recorded& one, TrainingState<Real>& state, Forward<Real>& a) {
+  std::vector<double> distribution(const Recorded& one, TrainingState<B>& state, Forward<B>& a) {
     state_ = &state, l_ = one.block, a_ = &a.blocks[static_cast<std::size_t>(l_)];
     if (one.name == "h") return moe::distribution(B::download(a.h));
     if (one.name == "r") return moe::distribution(B::download(a_->r));
@@ -71,10 +73,10 @@ class Observer {
   }
 
   /// One of kernel_table: (P, P), the average over all units (inactive experts count as zero).
-  Eigen::MatrixXd kernel(const Recorded& one, Forward<Real>& forward, Backward<Real>& backward) {
+  Eigen::MatrixXd kernel(const Recorded& one, Forward<B>& forward, Backward<B>& backward) {
     const NetworkShape& z = step_.model().shape;
-    BlockForward<Real>& a = forward.blocks[static_cast<std::size_t>(one.block)];
-    BlockBackward<Real>& g = backward.blocks[static_cast<std::size_t>(one.block)];
+    BlockForward<B>& a = forward.blocks[static_cast<std::size_t>(one.block)];
+    BlockBackward<B>& g = backward.blocks[static_cast<std::size_t>(one.block)];
     if (one.name == "Phi") return B::gram(a.in.out);
     if (one.name == "DD") return static_cast<double>(z.N) * z.N * B::gram(g.y);
     if (one.name == "GvGv") return B::gram(scattered(a.dispatch, a.Gv));
@@ -91,8 +93,8 @@ class Observer {
   void observe_block() {
     const NetworkShape& z = step_.model().shape;
     const double N = z.N, K = z.K, Ne = z.Ne;
-    BlockForward<Real>& a = *a_;
-    BlockBackward<Real>& g = *g_;
+    BlockForward<B>& a = *a_;
+    BlockBackward<B>& g = *g_;
     const View u = all_experts(a.u, a.in.out, Tensor::expert_in, 1, u_all_,
                                wants("rms_u_all", "change_u") || needs_v() || wants("rms_u_effective"));
     const View v = needs_v() ? activated(u) : View{};
@@ -127,21 +129,9 @@ class Observer {
     if (wants(name)) values_[key(name)] = value();
   }
 
-  static double rms(View x) {
-    return std::sqrt(B::sum(x.size(), 1,
-                            [=](Index k, Index) {
-                              const auto value = static_cast<double>(x.data[k]);
-                              return value * value;
-                            }) /
-                     static_cast<double>(x.size()));
-  }
+  static double rms(View x) { return std::sqrt(sum_squares<B>(x) / static_cast<double>(x.size())); }
   static double rms_difference(View x, View from) {
-    return std::sqrt(B::sum(x.size(), 1,
-                            [=](Index k, Index) {
-                              const double value = static_cast<double>(x.data[k]) - static_cast<double>(from.data[k]);
-                              return value * value;
-                            }) /
-                     static_cast<double>(x.size()));
+    return std::sqrt(sum_squared_differences<B>(x, from) / static_cast<double>(x.size()));
   }
 
   /// rms_NAME and change_NAME of `scale` times a field; keeps the field of t = 0 where something compares with it.
@@ -149,7 +139,7 @@ class Observer {
     put(rms_name.empty() ? "rms_" + name : rms_name, [&] { return scale * rms(x); });
     const bool for_parts = name == "v" && fixed_samples_ && wants_y();
     if (!wants("change_" + name) && !for_parts) return;
-    if (state_->step == 0) state_->initial_fields[key(name)] = copy_of(x);
+    if (state_->step == 0) state_->initial_fields[key(name)] = copy_of<B>(x);
     put("change_" + name, [&] { return scale * rms_difference(x, state_->initial_fields.at(key(name))); });
   }
 
@@ -164,47 +154,28 @@ class Observer {
   }
   View activated(View u) {
     if (a_->dispatch.dense()) return P::stacked(a_->dispatch, a_->v);
-    step_.activate(step_.model().spec.activation, u, sized(v_all_, u.rows, u.cols));
+    activate<B>(step_.activation(), u, sized(v_all_, u.rows, u.cols));
     return v_all_;
   }
 
   void gates() {
-    const BlockForward<Real>& a = *a_;
-    const int K = step_.model().shape.K;
-    const Dispatch& d = a.dispatch;
-    const auto by_expert = [&](auto&& value) {
-      Eigen::MatrixXd all = Eigen::MatrixXd::Zero(d.experts(), d.tokens());
-      for (Index p = 0; p < d.tokens(); ++p)
-        for (Index k = 0; k < d.active(); ++k) all(d.expert(k, p), p) = value(k, p);
-      return all;
-    };
-    const auto squares = [&](View field) {
-      return by_expert([&](Index k, Index p) {
-        const Real* const x = &field(0, d.pair(k, p));
-        double sum = 0;
-        for (Index unit = 0; unit < field.rows; ++unit)
-          sum += static_cast<double>(x[unit]) * static_cast<double>(x[unit]);
-        return sum;
-      });
-    };
-    put("router_entropy", [&] {
-      return network::router_entropy(by_expert([&](Index k, Index p) { return static_cast<double>(a.G(k, p)); }), K);
-    });
+    const Dispatch& d = a_->dispatch;
+    put("router_entropy", [&] { return Pairs<B>::router_entropy(d, a_->G); });
     if (wants("load_q99", "load_max")) {
-      const Eigen::VectorXd loads = network::loads(by_expert([](Index, Index) { return 1.0; }), K);
+      const Eigen::VectorXd loads = Pairs<B>::loads(d);
       put("load_q99", [&] { return network::quantile(loads, 0.99); });
       put("load_max", [&] { return network::quantile(loads, 1.0); });
     }
-    put("ess_forward", [&] { return network::effective_experts(squares(a_->Gv)); });
-    put("ess_backward", [&] { return network::effective_experts(squares(g_->u)); });
+    put("ess_forward", [&] { return Pairs<B>::effective_experts(d, a_->Gv); });
+    put("ess_backward", [&] { return Pairs<B>::effective_experts(d, g_->u); });
   }
 
   /// W(0) and W(t) - W(0), each acting on the query of time t, and the three terms at the aggregation (T26).
   void parts(View u, View zeta) {
     const NetworkShape& z = step_.model().shape;
     const double N = z.N, K = z.K, Ne = z.Ne, c = step_.model().aggregation;
-    BlockForward<Real>& a = *a_;
-    BlockBackward<Real>& g = *g_;
+    BlockForward<B>& a = *a_;
+    BlockBackward<B>& g = *g_;
     const View read = a.in.out;
     const Index Ptokens = read.cols;
     two_parts(
@@ -254,7 +225,7 @@ class Observer {
 
   void aggregation() {
     if (!wants_y()) return;
-    BlockForward<Real>& a = *a_;
+    BlockForward<B>& a = *a_;
     if (state_->step == 0) {
       put("rms_y_init", [&] { return rms(a.y); });
       put("rms_y_propagating", [] { return 0.0; });
@@ -264,7 +235,7 @@ class Observer {
     const Real c = static_cast<Real>(step_.model().aggregation);
     const Dispatch& d = a.dispatch;
     const View v0 = initial_v(), Gv0 = sized(Gv0_, a.v.rows(), a.v.cols());
-    Step<Real>::times_gate(d, a.G, v0, Gv0);
+    Pairs<B>::times_gate(d, a.G, v0, Gv0);
     P::collect(d, initial(Tensor::expert_out), c, Gv0, sized(scratch_, a.y.rows(), a.y.cols()));   // y_init
     P::collect(d, initial(Tensor::expert_out), c, a.Gv, sized(present_, a.y.rows(), a.y.cols()));  // and y_propagating
     put("rms_y_init", [&] { return rms(scratch_); });
@@ -284,25 +255,23 @@ class Observer {
 
   /// v of the initial weights on the active pairs of the present.
   View initial_v() {
-    BlockForward<Real>& a = *a_;
+    BlockForward<B>& a = *a_;
     const Dispatch& d = a.dispatch;
     const View out = sized(v0_, a.v.rows(), a.v.cols());
     if (!fixed_samples_) {
-      BlockForward<Real>& b = initial_pass_->blocks[static_cast<std::size_t>(l_)];
+      BlockForward<B>& b = initial_pass_->blocks[static_cast<std::size_t>(l_)];
       if (l_ + 1 < step_.model().shape.L)
         step_.block_forward(state_->initial, {}, l_, initial_stream_, state_->step, b);  // b(0) = 0
       else
         step_.normalise(initial_stream_, b.in);
       initial_stream_ = b.out;
       P::answer(d, initial(Tensor::expert_in), 1, b.in.out, out);
-      step_.activate(step_.model().spec.activation, out, out);
+      activate<B>(step_.activation(), out, out);
       return out;
     }
     const View all = state_->initial_fields.at(key("v"));
     if (d.dense()) return {all.data, out.rows, out.cols, out.rows};
-    for (Index p = 0; p < d.tokens(); ++p)
-      for (Index k = 0; k < d.active(); ++k)
-        std::copy_n(&all(d.expert(k, p) * out.rows, p), out.rows, &out(0, d.pair(k, p)));
+    Pairs<B>::gather(d, all, out);
     return out;
   }
 
@@ -310,10 +279,7 @@ class Observer {
   View scattered(const Dispatch& d, View pairs) {
     if (d.dense()) return P::stacked(d, pairs);
     const View all = sized(scratch_, d.experts() * pairs.rows, d.tokens());
-    std::fill_n(all.data, all.size(), Real(0));
-    for (Index p = 0; p < d.tokens(); ++p)
-      for (Index k = 0; k < d.active(); ++k)
-        std::copy_n(&pairs(0, d.pair(k, p)), pairs.rows, &all(d.expert(k, p) * pairs.rows, p));
+    Pairs<B>::scatter(d, pairs, all);
     return all;
   }
 
@@ -321,19 +287,19 @@ class Observer {
   /// A window of this shape on scratch that grows as needed.
   static View sized(Scratch& scratch, Index rows, Index cols) {
     if (scratch.data.size() < rows * cols) scratch.data = Matrix::uninitialized(rows * cols, 1);
-    scratch.view = {scratch.data.data(), rows, cols, rows};
+    scratch.view = {scratch.data.view().data, rows, cols, rows};
     return scratch.view;
   }
 
-  const Step<Real>& step_;
+  const Step<B>& step_;
   std::set<std::string> names_;
   bool fixed_samples_;
   std::map<std::string, double> values_;
-  TrainingState<Real>* state_ = nullptr;
+  TrainingState<B>* state_ = nullptr;
   Index l_ = 0;  ///< the block in hand, and its fields
-  BlockForward<Real>* a_ = nullptr;
-  BlockBackward<Real>* g_ = nullptr;
-  std::optional<Forward<Real>> initial_pass_;  ///< mini-batches only
+  BlockForward<B>* a_ = nullptr;
+  BlockBackward<B>* g_ = nullptr;
+  std::optional<Forward<B>> initial_pass_;  ///< mini-batches only
   View initial_stream_;
   Scratch u_all_, v_all_, zeta_all_, v0_, Gv0_, present_, scratch_;
 };

@@ -1,5 +1,4 @@
-/// The products of a network, all on tensors whose rows are the N neurons. With soft routing the experts are stacked into one product;
-/// with top-K every expert multiplies the columns of its own tokens, and experts without tokens do nothing.
+/// The products of a network on the CPU. With soft routing the experts are stacked into one product; with top-K every expert multiplies the columns of its own tokens, and experts without tokens do nothing.
 #pragma once
 
 #include <omp.h>
@@ -8,6 +7,7 @@
 #include <vector>
 
 #include "support/cpu.hpp"
+#include "validation/trainer_backend.hpp"
 #include "validation/trainer_columns.hpp"
 #include "validation/trainer_dispatch.hpp"
 #include "validation/trainer_rule.hpp"
@@ -15,9 +15,17 @@
 namespace moe::trainer {
 
 template <class Real>
-struct Products {
+struct Products<Cpu<Real>> {
   using B = Cpu<Real>;
   using View = HostView<Real>;
+
+  /// Samples of one pass when a whole set is evaluated.
+  static constexpr Index evaluation_piece = 256;
+
+  /// out_j = x_(list_j), columns.
+  static void columns_at(View x, const std::vector<int>& list, View out) {
+    for (Index j = 0; j < out.cols; ++j) std::copy_n(&x(0, list[static_cast<std::size_t>(j)]), x.rows, &out(0, j));
+  }
 
   /// out = scale W^T X; W (N, cols), X (N, P), out (cols, P).
   static void answer(View W, Real scale, View X, View out) {
@@ -48,7 +56,7 @@ struct Products {
     }
   }
   /// One update of a tensor from its gradient scale L C^T; L (N, P), C (cols, P).
-  static void learn(const Rule<Real>& rule, const Slot<Real>& slot, Real scale, View L, View C) {
+  static void learn(const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
     if (rule.factored()) {
       const Index matrices = slot.first.cols, columns = slot.value.cols / matrices;
       const auto learn_matrix = [&](Index e) {
@@ -110,7 +118,7 @@ struct Products {
     }
   }
   /// One update of an expert matrix from its gradient scale sum_token L(n, token) C_ia(pair).
-  static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<Real>& slot, Real scale, View L, View C) {
+  static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
     if (d.dense()) return learn(rule, slot, scale, L, stacked(d, C));
     const Index Ne = C.rows;
     if (rule.factored()) {
@@ -151,7 +159,7 @@ struct Products {
 
  private:
   /// Matrix e of those that stand side by side in a tensor, from its gradient.
-  static void factored(const Rule<Real>& rule, const Slot<Real>& slot, Index e, View gradient) {
+  static void factored(const Rule<Real>& rule, const Slot<B>& slot, Index e, View gradient) {
     const auto part = [&](View all) { return all.columns(e * gradient.cols, gradient.cols); };
     rule.factored_step(gradient, part(slot.value), slot.first.columns(e, 1), part(slot.second));
   }
@@ -197,7 +205,7 @@ struct Products {
   }
 
   /// Columns j .. j + count of a tensor: their gradients scale sum_k x_k c(k, j) are made, used and forgotten in cache.
-  static void entrywise(const Rule<Real>& rule, const Slot<Real>& slot, Index j0, Index count, const Real* packed,
+  static void entrywise(const Rule<Real>& rule, const Slot<B>& slot, Index j0, Index count, const Real* packed,
                         Index terms, Real scale, const Real* c, Index by_term, Index by_column) {
     thread_local columns::Scratch<Real> scratch;
     Real* const factors = scratch.of(terms * count);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "support/error.hpp"
+#include "support/host_device.hpp"
 #include "support/matrix.hpp"
 #include "support/point.hpp"
 #include "support/run_spec.hpp"
@@ -14,10 +15,38 @@ namespace moe::trainer {
 
 /// Windows on a tensor (N, columns) and on its optimizer state, empty where the rule has none. Adafactor: first (N, matrices),
 /// second (1, columns), running means of squares over the columns of each matrix and over the neurons.
-template <class Real>
+template <class B>
 struct Slot {
-  HostView<Real> value, first, second;  ///< weights; velocity or first moment; second moment
+  typename B::View value, first, second;  ///< weights; velocity or first moment; second moment
 };
+
+/// One weight by its gradient: update(g, w, m, v).
+namespace entry {
+template <class Real>
+struct Descent {
+  Real lr;
+  MOE_HD void operator()(Real g, Real& w, Real&, Real&) const { w -= lr * g; }
+};
+template <class Real>
+struct Momentum {
+  Real lr, momentum;
+  MOE_HD void operator()(Real g, Real& w, Real& velocity, Real&) const {
+    velocity = momentum * velocity + g;
+    w -= lr * velocity;
+  }
+};
+template <class Real>
+struct Adam {
+  Real lr, decay;
+  AdamPoint<Real> psi;
+  MOE_HD void operator()(Real g, Real& w, Real& m, Real& v) const { w = decay * w - lr * psi(g, m, v); }
+};
+template <class Real>
+struct Sign {
+  Real lr;
+  MOE_HD void operator()(Real g, Real& w, Real&, Real&) const { w -= lr * SignPoint<Real>()(g); }
+};
+}  // namespace entry
 
 /// The rule of one tensor in one step.
 template <class Real>
@@ -52,18 +81,12 @@ struct Rule {
   /// Not Adafactor. Calls f with update(g, w, m, v), which makes the update of one weight from its gradient.
   template <class F>
   void with_entry(F&& f) const {
-    const Rule r = *this;
     switch (kind) {
-      case OptimizerKind::sgd: return f([r](Real g, Real& w, Real&, Real&) { w -= r.lr * g; });
-      case OptimizerKind::momentum:
-        return f([r](Real g, Real& w, Real& velocity, Real&) {
-          velocity = r.momentum * velocity + g;
-          w -= r.lr * velocity;
-        });
+      case OptimizerKind::sgd: return f(entry::Descent<Real>{lr});
+      case OptimizerKind::momentum: return f(entry::Momentum<Real>{lr, momentum});
       case OptimizerKind::adam:
-      case OptimizerKind::adamw:
-        return f([r](Real g, Real& w, Real& m, Real& v) { w = r.decay * w - r.lr * r.adam(g, m, v); });
-      case OptimizerKind::signsgd: return f([r](Real g, Real& w, Real&, Real&) { w -= r.lr * SignPoint<Real>()(g); });
+      case OptimizerKind::adamw: return f(entry::Adam<Real>{lr, decay, adam});
+      case OptimizerKind::signsgd: return f(entry::Sign<Real>{lr});
       case OptimizerKind::adafactor: break;
     }
     throw BackendError("Adafactor is not a rule of single entries");

@@ -1,5 +1,5 @@
-/// One training run: the loop over steps and what is recorded on the way. Instantiated once per precision (trainer_float32.cpp,
-/// trainer_float64.cpp), so that they compile side by side.
+/// One training run: the loop over steps and what is recorded on the way. Instantiated once per precision and device
+/// (trainer_float32.cpp, trainer_float64.cpp, trainer_gpu.cu), so that they compile side by side.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +16,13 @@ struct Team {
   int share() const { return std::max(1, threads / std::max(1, running.load())); }
 };
 
-/// Trains from `start`. Results do not depend on the threads.
+/// Trains from `start` on the CPU. Results do not depend on the threads.
 template <class Real>
 NetworkRun train(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
                  std::uint64_t seed, const TrainOptions& options, const Team& team);
+
+/// The same on the GPU, in the run's precision. Throws BackendError in a build without CUDA.
+NetworkRun train_on_gpu(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
+                        std::uint64_t seed, const TrainOptions& options, const Team& team);
 
 }  // namespace moe::trainer

@@ -8,6 +8,7 @@
 
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
+#include "validation/network_loss.hpp"
 #include "validation/network_start.hpp"
 #include "validation/trainer_flow.hpp"
 #include "validation/trainer_observer.hpp"
@@ -15,10 +16,12 @@
 
 namespace moe::trainer {
 
-template <class Real>
+template <class B>
 class Run {
  public:
-  using View = HostView<Real>;
+  using Real = typename B::Real;
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
 
   Run(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start, std::uint64_t seed,
       const TrainOptions& options)
@@ -31,28 +34,29 @@ class Run {
         samples_(spec.training.batch > 0 ? spec.training.batch : data.x.cols()),
         forward_(spec.model.norm, shape, samples_),
         backward_(shape, samples_) {
-    state_.weights = tensors_of<Real>(start);
+    state_.weights = tensors_of<B>(start);
     start = {};
     const Rule<Real> any = rule(Tensor::input);
     for (std::size_t t = 0; t < num_tensors; ++t) {
       const auto& w = state_.weights.values[t];
-      if (any.has_velocity() || any.has_moments()) state_.first.values[t] = HostMatrix<Real>(w.rows(), w.cols());
-      if (any.has_moments()) state_.second.values[t] = HostMatrix<Real>(w.rows(), w.cols());
+      if (any.has_velocity() || any.has_moments()) state_.first.values[t] = Matrix(w.rows(), w.cols());
+      if (any.has_moments()) state_.second.values[t] = Matrix(w.rows(), w.cols());
       if (!any.factored()) continue;
       const bool experts =
           t == static_cast<std::size_t>(Tensor::expert_in) || t == static_cast<std::size_t>(Tensor::expert_out);
       state_.first.values[t] =
-          HostMatrix<Real>(w.rows(), (in_block(static_cast<Tensor>(t)) ? shape.L : 1) * (experts ? shape.M : 1));
-      state_.second.values[t] = HostMatrix<Real>(1, w.cols());
+          Matrix(w.rows(), (in_block(static_cast<Tensor>(t)) ? shape.L : 1) * (experts ? shape.M : 1));
+      state_.second.values[t] = Matrix(1, w.cols());
     }
     const ModelSpec& model = spec.model;
-    if (model.routing == Routing::topk && model.balance_bias != 0) state_.bias = HostMatrix<Real>(shape.M, shape.L);
+    if (model.routing == Routing::topk && model.balance_bias != 0) state_.bias = Matrix(shape.M, shape.L);
     state_.run.shape = shape;
     state_.run.seed = seed;
     if (spec.training.dynamics == Dynamics::flow)
       flow_.emplace(flow_spec(spec.training), shape, constants_.aggregation, constants_.lr);
     x_ = real(data.x);
     x_test_ = real(data.x_test);
+    if (mini_batches()) batch_x_ = Matrix::uninitialized(data.x.rows(), samples_);
     if (!observer_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
     distributions_at_ = distribution_steps(spec);
@@ -102,8 +106,8 @@ class Run {
     state_.second = {};
     state_.initial = {};
     if (options_.keep_weights) {
-      state_.run.final_weights = weights_of(state_.weights);
-      state_.run.selection_bias = Cpu<Real>::download(state_.bias);
+      state_.run.final_weights = weights_of<B>(state_.weights);
+      state_.run.selection_bias = B::download(state_.bias);
     }
     return std::move(state_.run);
   }
@@ -112,9 +116,9 @@ class Run {
   static bool contains(const std::vector<int>& steps, int t) {
     return std::binary_search(steps.begin(), steps.end(), t);
   }
-  static HostMatrix<Real> real(const Eigen::MatrixXd& from) {
-    auto to = HostMatrix<Real>::uninitialized(from.rows(), from.cols());
-    for (Index k = 0; k < from.size(); ++k) to.data()[k] = static_cast<Real>(from.data()[k]);
+  static Matrix real(const Eigen::MatrixXd& from) {
+    auto to = Matrix::uninitialized(from.rows(), from.cols());
+    B::upload(from, to);
     return to;
   }
   bool mini_batches() const { return spec_.training.batch > 0; }
@@ -135,11 +139,11 @@ class Run {
     const int t = state_.step;
     if (mini_batches()) {
       const std::vector<int> rows = batch_rows(spec_, static_cast<int>(data_.x.cols()), t);
-      batch_x_ = real(data_.x(Eigen::all, rows));
+      Products<B>::columns_at(x_, rows, batch_x_);
       batch_y_ = data_.y(Eigen::all, rows);
     }
     step_.forward(state_.weights, state_.bias, samples(), t, forward_);
-    f_ = Cpu<Real>::download(forward_.f);
+    f_ = B::download(forward_.f);
     last_loss_ = require_loss(network::loss_value(spec_.training.loss, f_, targets()));
     step_.backward(state_.weights, forward_, network::loss_gradient(spec_.training.loss, f_, targets()), t, backward_);
   }
@@ -211,7 +215,7 @@ class Run {
   }
 
   /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
-  Eigen::MatrixXd outputs(HostMatrix<Real>& inputs) {
+  Eigen::MatrixXd outputs(Matrix& inputs) {
     if (!evaluation_)
       evaluation_.emplace(spec_.model.norm, step_.model().shape,
                           std::min(evaluation_piece, std::max(x_test_.cols(), mini_batches() ? x_.cols() : 0)));
@@ -220,16 +224,16 @@ class Run {
       const Index n = std::min(evaluation_piece, inputs.cols() - first);
       evaluation_->set_samples(n);
       step_.forward(state_.weights, state_.bias, inputs.columns(first, n), state_.step, *evaluation_);
-      f.middleCols(first, n) = Cpu<Real>::download(evaluation_->f);
+      f.middleCols(first, n) = B::download(evaluation_->f);
     }
     return f;
   }
 
   void keep_initial_tensors() {
     if (flow_)
-      for (std::size_t t = 0; t < num_tensors; ++t) state_.initial.values[t] = copy_of(state_.weights.values[t].view());
+      for (std::size_t t = 0; t < num_tensors; ++t) state_.initial.values[t] = copy_of<B>(state_.weights.values[t]);
     else if (contains(observe_at_, 0))
-      for (Tensor t : observer_.initial_tensors()) state_.initial[t] = copy_of(state_.weights[t].view());
+      for (Tensor t : observer_.initial_tensors()) state_.initial[t] = copy_of<B>(state_.weights[t]);
   }
 
   double require_loss(double loss) const {
@@ -237,34 +241,28 @@ class Run {
     return loss;
   }
 
-  static constexpr Index evaluation_piece = 256;
+  static constexpr Index evaluation_piece = Products<B>::evaluation_piece;
 
   const RunSpec& spec_;
   const Dataset& data_;
   const TrainOptions& options_;
   NetworkConstants constants_;
-  Step<Real> step_;
-  Observer<Real> observer_;
+  Step<B> step_;
+  Observer<B> observer_;
   std::vector<int> observe_at_, kernels_at_, distributions_at_, eval_at_, test_at_;
 
-  TrainingState<Real> state_;
-  std::optional<Flow<Real>> flow_;
+  TrainingState<B> state_;
+  std::optional<Flow<B>> flow_;
   bool moving_ = false;  ///< between two recorded states of a flow
-  HostMatrix<Real> x_, x_test_;
-  HostMatrix<Real> batch_x_;  ///< samples of the present step, mini-batches only
+  Matrix x_, x_test_;
+  Matrix batch_x_;  ///< samples of the present step, mini-batches only
   Eigen::MatrixXd batch_y_;
-  Index samples_;          ///< of a step
-  Forward<Real> forward_;  ///< on the samples of the present step
-  Backward<Real> backward_;
+  Index samples_;       ///< of a step
+  Forward<B> forward_;  ///< on the samples of the present step
+  Backward<B> backward_;
   Eigen::MatrixXd f_;
-  std::optional<Forward<Real>> evaluation_;
+  std::optional<Forward<B>> evaluation_;
   double last_loss_ = std::numeric_limits<double>::quiet_NaN();
 };
-
-template <class Real>
-NetworkRun train(const RunSpec& spec, const Dataset& data, const NetworkShape& shape, NetworkWeights start,
-                 std::uint64_t seed, const TrainOptions& options, const Team& team) {
-  return Run<Real>(spec, data, shape, std::move(start), seed, options)(team);
-}
 
 }  // namespace moe::trainer

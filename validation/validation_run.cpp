@@ -65,10 +65,12 @@ struct Costs {
   }
 };
 
-LimitResult solve(const RunSpec& spec, const Dataset& data, int threads, Progress& progress, const std::string& name) {
+LimitResult solve(const RunSpec& spec, const Dataset& data, const ProgramOptions& asked, Progress& progress,
+                  const std::string& name) {
   const long cost = Costs{spec, data}.of_limit_step(neurons_of(spec, data));
   SolveOptions options;
-  options.threads = threads;
+  options.threads = asked.threads;
+  options.device = asked.device;
   options.interrupt = &interrupted;
   options.on_step = [&](int, int step, double loss) {
     progress.advance(cost, fmt::format("{}, step {} loss {:.4f}", name, step, loss));
@@ -77,11 +79,12 @@ LimitResult solve(const RunSpec& spec, const Dataset& data, int threads, Progres
 }
 
 /// The networks of one width; nothing after an interrupt.
-std::optional<std::vector<NetworkRun>> train(RunSpec spec, const Dataset& data, int N, bool keep_outputs, int threads,
-                                             Progress& progress, const std::string& name) {
+std::optional<std::vector<NetworkRun>> train(RunSpec spec, const Dataset& data, int N, bool keep_outputs,
+                                             const ProgramOptions& asked, Progress& progress, const std::string& name) {
   spec.network.widths = {N};
   const long cost = Costs{spec, data}.of_step(N);
   TrainOptions options;
+  options.device = asked.device;
   options.keep_outputs = keep_outputs;
   options.on_step = [&](int, double loss) {
     if (interrupted) throw TrainingInterrupted{};
@@ -91,7 +94,7 @@ std::optional<std::vector<NetworkRun>> train(RunSpec spec, const Dataset& data, 
     if (interrupted) throw TrainingInterrupted{};
   };
   try {
-    return train_networks(spec, data, threads, options).at(0);
+    return train_networks(spec, data, asked.threads, options).at(0);
   } catch (const TrainingInterrupted&) {
     interrupted = true;
     return std::nullopt;
@@ -127,14 +130,19 @@ std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data) {
   return second;
 }
 
-void require_resources(const RunSpec& spec, const Dataset& data, int threads, const std::string& out) {
+void require_resources(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
+                       const std::string& out) {
   Faults faults;
+  if (const std::string fault = device_fault(spec, options.device); !fault.empty()) faults.add(fault);
   const LimitSpec limit = limit_of(spec, data);
   check_networks(spec, data, spec.network.widths, faults);
   faults.throw_if_any();
-  const MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, threads));
-  require_memory(estimate, spec, limit);
-  require_network_memory(spec, data, threads);
+  MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, options.threads));
+  if (options.device == Device::cuda)
+    require_gpu_memory(estimate, spec, limit, gpu_memory());
+  else
+    require_memory(estimate, spec, limit);
+  require_network_memory(spec, data, options.threads, options.device);
   require_disk(estimate.output + network_file_bytes(spec, data), out, "the result", "--out FILE");
 }
 
@@ -147,14 +155,13 @@ ValidationRun run_validation(RunSpec spec, const Dataset& data, const ProgramOpt
                      costs.of_networks();
   Progress progress(label, total, options.quiet);
   ValidationRun run;
-  run.limit = solve(spec, data, options.threads, progress, "limit");
+  run.limit = solve(spec, data, options, progress, "limit");
   if (ended() || run.limit->failure) return run;
   if (second)
-    run.second =
-        solve(*second, data, options.threads, progress, fmt::format("limit, {} neurons", second->sampling.neurons));
+    run.second = solve(*second, data, options, progress, fmt::format("limit, {} neurons", second->sampling.neurons));
   if (ended()) return run;
   for (const int N : spec.network.widths) {
-    auto of_width = train(spec, data, N, outputs_fit(spec, data), options.threads, progress, "");
+    auto of_width = train(spec, data, N, outputs_fit(spec, data), options, progress, "");
     if (!of_width) return run;
     run.runs.push_back(std::move(*of_width));
   }
@@ -182,11 +189,11 @@ LrSweep run_lr_sweep(const RunSpec& spec, const Dataset& data, const ProgramOpti
   for (const double lr : eta) {
     one.optimizer.lr = lr;
     const std::string name = fmt::format("lr {:.3g}, ", lr);
-    const LimitResult limit = solve(one, data, options.threads, progress, name + "limit");
+    const LimitResult limit = solve(one, data, options, progress, name + "limit");
     std::vector<std::vector<NetworkRun>> networks;
     for (const int N : one.network.widths) {
       if (ended()) break;
-      if (auto runs = train(one, data, N, false, options.threads, progress, name)) networks.push_back(std::move(*runs));
+      if (auto runs = train(one, data, N, false, options, progress, name)) networks.push_back(std::move(*runs));
     }
     if (ended()) break;
     std::vector<double> values;

@@ -28,7 +28,7 @@ bool has_random_limit(const RunSpec& spec);
 std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data);
 
 /// Refuses before the run what memory of solver or trainer, or the file system of `out`, cannot hold. Throws ConfigError, IoError.
-void require_resources(const RunSpec& spec, const Dataset& data, int threads, const std::string& out);
+void require_resources(const RunSpec& spec, const Dataset& data, const ProgramOptions& options, const std::string& out);
 
 /// What was computed; after an interrupt or a limit that diverged only parts of it.
 struct ValidationRun {

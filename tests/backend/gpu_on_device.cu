@@ -4,6 +4,7 @@
 #define MOE_DEVICE_NAME "GPU kernels on the device"
 static void on_device(void (*check)());
 
+#include "tests/backend/gpu_network_operations.hpp"
 #include "tests/backend/gpu_operations.hpp"
 
 static void on_device(void (*check)()) {

@@ -1,4 +1,4 @@
-// Solves on the GPU against those on the CPU; without a GPU the case says so and checks the refusal.
+// Solves and trainings on the GPU against those on the CPU; without a GPU the cases say so and check the refusal.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -6,6 +6,7 @@
 
 #include "support/error.hpp"
 #include "support/gpu.hpp"
+#include "tests/backend/gpu_network_training.hpp"
 #include "tests/limit_fixture.hpp"
 
 TEST_CASE(
@@ -39,4 +40,31 @@ TEST_CASE(
         CHECK(std::abs(gpu.loss.mean[t] - cpu.loss.mean[t]) <= 1e3 * 200 * 2.3e-16 * (1 + cpu.loss.mean[0]));
       }
     }
+}
+
+TEST_CASE("networks on the GPU are the CPU's within rounding, step by step; without a GPU they are refused by name") {
+  const gpu_network_training::Train train = [](const moe::RunSpec& spec, const moe::Dataset& data,
+                                               moe::TrainOptions options) {
+    options.device = moe::Device::cuda;
+    return moe::train_network(spec, data, 16, spec.sampling.seed, options);
+  };
+  if (const moe::gpu::Device card = moe::gpu::device(); !card.present) {
+    MESSAGE("skipped: ", card.why_not);
+    const moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 1);
+    try {
+      train(spec, network_fixture::data(4, 3, 1), {});
+      FAIL("trained without a GPU");
+    } catch (const moe::ConfigError& error) {
+      REQUIRE(error.faults.size() == 1);
+      CHECK(error.faults[0].find("--device cuda: " + card.why_not) == 0);
+    }
+    return;
+  }
+  for (gpu_network_training::Case c : gpu_network_training::cases()) {
+    gpu_network_training::check(c, train, 2.3e-16);
+    if (c.spec.model.routing == moe::Routing::topk) continue;  // in float32 another expert may be chosen
+    c.spec.sampling.precision = moe::Precision::float32;
+    gpu_network_training::check(c, train, 1.2e-7);
+  }
+  gpu_network_training::check_failure(train);
 }

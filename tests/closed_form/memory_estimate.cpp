@@ -126,6 +126,23 @@ TEST_CASE("memory estimate of networks against the peak of moe_train, 0.8 to 2 t
   }
 }
 
+TEST_CASE("networks that no GPU holds are refused by name, with size, what is free and what makes them smaller") {
+  const RunSpec spec =
+      read_config_text(common + "[network]\nwidths = [64, 256]\n[sampling]\nprecision = \"float64\"\n", "test");
+  const moe::Dataset data = load_dataset(spec);
+  const double need = moe::gpu_network_bytes(spec, data, 256);
+  moe::require_gpu_network_memory(spec, data, 1, {need, "a card"});
+  try {
+    moe::require_gpu_network_memory(spec, data, 1, {0.99 * need, "a card"});
+    FAIL("not refused");
+  } catch (const moe::ConfigError& error) {
+    REQUIRE(error.faults.size() == 1);
+    for (const std::string& part : {std::string("width 256 needs about ") + bytes_text(need), std::string("a card"),
+                                    std::string("network.widths = 256"), std::string("float32")})
+      CHECK(error.faults[0].find(part) != std::string::npos);
+  }
+}
+
 TEST_CASE("available memory is the least of machine and control groups [version 1, version 2, nested, none]") {
   const TemporaryFolder folder;
   write_bytes(folder / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n");

@@ -54,7 +54,7 @@ struct Deviation {
 
 template <class Real>
 void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
-  using P = moe::trainer::Products<Real>;
+  using P = moe::trainer::Products<moe::Cpu<Real>>;
   INFO(fmt::format("N {}, M {}, N_e {}, tokens {}, K {}, {}, {} bytes", N, M, Ne, tokens, K, soft ? "soft" : "top-K",
                    sizeof(Real)));
   const Dispatch d = choices<Real>(M, tokens, K, soft);
@@ -97,7 +97,7 @@ void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
 
   moe::trainer::Rule<Real> descent;
   descent.lr = Real(0.5);
-  HostMatrix<Real> moved = moe::trainer::copy_of(W.view());
+  HostMatrix<Real> moved = moe::trainer::copy_of<moe::Cpu<Real>>(W.view());
   P::learn(d, descent, {moved, {}, {}}, scale, X, C);
   sum = Eigen::MatrixXd::Zero(N, M * Ne), size = sum;
   for (Index pair = 0; pair < pairs; ++pair) {
@@ -136,7 +136,7 @@ TEST_CASE("products of the fast trainer are the sums they stand for, within roun
 TEST_CASE("products of the fast trainer are the same, bit for bit, with one, two and three threads") {
   const auto products = [](int threads, bool soft) {
     moe::set_operation_threads(threads);
-    using P = moe::trainer::Products<float>;
+    using P = moe::trainer::Products<moe::Cpu<float>>;
     const Dispatch d = choices<float>(9, 70, 3, soft);
     HostMatrix<float> W = normal<float>(290, 9 * 45, 1), X = normal<float>(290, 70, 2),
                       C = normal<float>(45, d.pairs(), 3);

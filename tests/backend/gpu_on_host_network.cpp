@@ -1,0 +1,34 @@
+// Networks that train on the GPU backend, its kernels run on the host.
+#include "tests/backend/gpu_on_host.hpp"
+
+#define MOE_DEVICE_NAME "GPU training on the host"
+static const auto on_device = gpu_on_host::in_both_orders;
+
+#include "tests/backend/gpu_network_operations.hpp"
+#include "tests/backend/gpu_network_training.hpp"
+#include "validation/trainer_pairs_gpu.hpp"
+#include "validation/trainer_run_template.hpp"
+
+namespace {
+
+moe::NetworkRun train(const moe::RunSpec& spec, const moe::Dataset& data, const moe::TrainOptions& options) {
+  const std::uint64_t seed = spec.sampling.seed;
+  const moe::NetworkShape shape = moe::network_shape(spec, data, 16);
+  moe::NetworkWeights start = moe::start_weights(spec, data, 16, seed, nullptr);
+  return moe::trainer::Run<moe::Cuda<double>>(spec, data, shape, std::move(start), seed, options)(moe::trainer::Team{});
+}
+
+}  // namespace
+
+TEST_CASE("GPU training on the host: twenty steps and all that is observed are the CPU's within their rounding") {
+  bool backwards = false;  // the two orders in turn: operations above are checked in both
+  for (const auto& c : gpu_network_training::cases()) {
+    gpu_on_host::take_turns(backwards ? gpu_on_host::Turns::last_to_first : gpu_on_host::Turns::first_to_last);
+    backwards = !backwards;
+    gpu_network_training::check(c, train, std::numeric_limits<double>::epsilon());
+  }
+}
+
+TEST_CASE("GPU training on the host: a network that diverges ends where the CPU's does, by name") {
+  gpu_network_training::check_failure(train);
+}

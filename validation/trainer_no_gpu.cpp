@@ -1,0 +1,12 @@
+#include "support/error.hpp"
+#include "support/gpu.hpp"
+#include "validation/trainer_run.hpp"
+
+namespace moe::trainer {
+
+NetworkRun train_on_gpu(const RunSpec&, const Dataset&, const NetworkShape&, NetworkWeights, std::uint64_t,
+                        const TrainOptions&, const Team&) {
+  throw BackendError("--device cuda: " + gpu::device().why_not);
+}
+
+}  // namespace moe::trainer
