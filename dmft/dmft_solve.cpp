@@ -117,7 +117,7 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   faults.throw_if_any();
   if (spec.sampling.method == moe::Method::iterate) {
     const moe::IterationMemory memory =
-        moe::iteration_memory(spec, limit, moe::step_shape(spec, data), options.threads);
+        moe::iteration_memory(spec, limit, moe::iteration_step(spec, data), options.threads);
     if (!options.quiet)
       fmt::print(
           stderr,

@@ -74,6 +74,15 @@ std::vector<double> loss_of(const LimitSpec& limit, const SiteProblem& problem, 
   return loss;
 }
 
+/// [step] of the step's own mini-batch, but for the last state, which is not trained on; empty under full batches.
+std::vector<double> batch_loss_of(const LimitSpec& limit, const SiteProblem& problem, const MatrixXd& f) {
+  std::vector<double> loss;
+  for (Index t = 0; !problem.learns.empty() && t + 1 < problem.steps; ++t)
+    loss.push_back(loss_value(limit.loss, problem.of_batch(f.middleCols(t * problem.P(), problem.P()), t),
+                              problem.of_batch(problem.y, t)));
+  return loss;
+}
+
 /// Throws where an iterate is no longer of use: f first, then the kernel that goes at the earliest step.
 void require_bounded(const LimitSpec& limit, const SiteProblem& problem, const BatchMeans& means, int iteration) {
   const Index P = problem.P();
@@ -146,16 +155,17 @@ std::vector<double> mean_of(const std::vector<std::vector<double>>& rows) {
   return mean;
 }
 
-/// Loss of the mean output. Of each replica's own it would be larger by half the variance of f; errors by the jackknife.
-Curve loss_of_mean(const LimitSpec& limit, const SiteProblem& problem, const std::vector<MatrixXd>& f) {
+/// losses(f), [step], of the mean output. Of each replica's own it would be larger by half the variance of f; errors by the jackknife.
+template <class Losses>
+Curve loss_of_mean(const std::vector<MatrixXd>& f, const Losses& losses) {
   const auto R = static_cast<double>(f.size());
   MatrixXd mean = MatrixXd::Zero(f[0].rows(), f[0].cols());
   for (const MatrixXd& one : f) mean += one / R;
   std::vector<std::vector<double>> without;
   without.reserve(f.size());
-  for (const MatrixXd& one : f) without.push_back(loss_of(limit, problem, (R * mean - one) / (R - 1)));
+  for (const MatrixXd& one : f) without.push_back(losses((R * mean - one) / (R - 1)));
   Curve curve;
-  curve.mean = loss_of(limit, problem, mean);
+  curve.mean = losses(mean);
   const std::vector<double> center = mean_of(without);
   for (std::size_t t = 0; t < center.size(); ++t) {
     double square = 0;
@@ -332,7 +342,6 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish in the limit moves weights "
                   "(docs/theory.md, section 5)",
                   smallest_eps));
-  refuse(spec.training.batch > 0, "training.batch", std::to_string(spec.training.batch), "has full batches only");
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
@@ -374,7 +383,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   of_batch.sampling.hidden = static_cast<int>(options.batch.hidden);
   const LimitSpec limit = limit_spec(of_batch, step_shape(spec, data), faults, warnings);
   faults.throw_if_any();
-  const SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
+  SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
+  if (spec.training.batch > 0)
+    for (int t = 0; t <= spec.training.steps; ++t)
+      problem.learns.push_back(batch_rows(spec, static_cast<int>(data.x.cols()), t));
   const int most = options.most > 0 ? options.most : most_iterations(spec);
   sizes.batch.experts = limit.block.counts.experts;
   sizes.batch.hidden = limit.block.counts.hidden;
@@ -493,7 +505,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   result.kernels = std::move(state.kernels_sum);
   result.paths = std::move(chains[0].paths);
   for (MatrixXd& kernel : result.kernels.all()) kernel /= report.draws;
-  result.loss = loss_of_mean(limit, problem, result.f_per_replica);
+  result.loss = loss_of_mean(result.f_per_replica, [&](const MatrixXd& f) { return loss_of(limit, problem, f); });
+  result.batch_loss =
+      loss_of_mean(result.f_per_replica, [&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); });
   result.report = std::move(report);
   return result;
 }

@@ -32,6 +32,7 @@ struct IterationOptions {
 struct IterationResult {
   SampleCounts counts;  ///< of a batch
   Curve loss;           ///< [step] of f, averaged over draws and replicas; jackknife errors over replicas
+  Curve batch_loss;     ///< [step < T] the same of the step's own mini-batch; empty under full batches
   Eigen::MatrixXd f;    ///< (C, n), the average
   std::vector<Eigen::MatrixXd> f_per_replica;
   std::vector<Eigen::MatrixXd> fields;  ///< [replica], BatchMeans::fields, mean over draws
@@ -59,6 +60,9 @@ int most_iterations(const RunSpec& spec);
 /// A checkpoint holds all batches that were sampled, of the iteration under way too. Throws ConfigError; NumericsError with step and kernel of
 /// what is not finite or grows without end, or if the floor is not reached; IterationInterrupted.
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options);
+
+/// Queries of one step: all samples ask at every step, those of other mini-batches too.
+StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 
 /// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once.
 struct IterationMemory {

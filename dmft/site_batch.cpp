@@ -30,6 +30,37 @@ MatrixXd learned_of_kernel(const MatrixXd& kernel, Index P, const UpdateRule& ru
   return result;
 }
 
+/// -dL/df (C, P) of step t's samples, zero for the others.
+MatrixXd delta_of(const SiteProblem& problem, const MatrixXd& f, Index t) {
+  const Loss loss = problem.limit->loss;
+  if (problem.learns.empty()) return loss_delta(loss, f, problem.y);
+  MatrixXd delta = MatrixXd::Zero(f.rows(), f.cols());
+  delta(Eigen::all, problem.learns[static_cast<std::size_t>(t)]) =
+      loss_delta(loss, problem.of_batch(f, t), problem.of_batch(problem.y, t));
+  return delta;
+}
+
+/// Copies of the columns of step t's samples, for what is measured of them; under full batches the array itself.
+template <class B>
+class OfBatch {
+ public:
+  OfBatch(const SiteProblem& problem, Index t) {
+    if (!problem.learns.empty()) rows_ = &problem.learns[static_cast<std::size_t>(t)];
+  }
+  typename B::View operator()(typename B::View all) {
+    if (rows_ == nullptr) return all;
+    copies_.push_back(B::Matrix::uninitialized(all.rows, static_cast<Index>(rows_->size())));
+    const typename B::View copy = copies_.back();
+    for (Index p = 0; p < copy.cols; ++p)
+      B::copy(all.columns((*rows_)[static_cast<std::size_t>(p)], 1), copy.columns(p, 1));
+    return copy;
+  }
+
+ private:
+  const std::vector<int>* rows_ = nullptr;
+  std::vector<typename B::Matrix> copies_;
+};
+
 /// What is left at step t of a matrix that decays.
 double left_of(const UpdateRule& rule, Index t) { return std::pow(rule.decay, static_cast<double>(t)); }
 
@@ -458,7 +489,7 @@ void NeuronBatch<B>::outputs(Index t) {
   Matrix f_now(f.rows(), P_);
   B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.view().value, s.value, 0, f_now);
   f.middleCols(t * P_, P_) = B::download(f_now);
-  B::upload(loss_delta(limit.loss, f.middleCols(t * P_, P_), problem_.y), delta_);
+  B::upload(delta_of(problem_, f.middleCols(t * P_, P_), t), delta_);
   times_constant<B>(w_bar.view(), Op::plain, 1, delta_, 0, D0_.view());  // (T6)
   times_slope<B>(psi, b, y, D0_.view(), D.columns(t * P_, P_));
   dB_.update(D.columns(t * P_, P_), now<B>(kernels_.Gv, t, P_));
@@ -483,8 +514,10 @@ void NeuronBatch<B>::backward(Index t, View rho) {
     q.update(phi_now, rho);
   }
   if (limit.layer.residual) add_to<B>(D0_.view(), xi.view());
-  measured_.col(t) << mean_square<B>(h_.value), mean_square<B>(phi_now.value), mean_square<B>(y_.value),
-      mean_square<B>(D.value.columns(t * P_, P_)), mean_square<B>(xi.value);
+  OfBatch<B> of_batch(problem_, t);
+  measured_.col(t) << mean_square<B>(of_batch(h_.value)), mean_square<B>(of_batch(phi_now.value)),
+      mean_square<B>(of_batch(y_.value)), mean_square<B>(of_batch(D.value.columns(t * P_, P_))),
+      mean_square<B>(of_batch(xi.value));
   w_bar.update(s_.view(), delta_);  // (T20)
   times_slope<B>(block.activation, block.activation_scale, h_.view(), xi.view(), gradient.view());
   W_in.update(gradient.view(), x_);  // (T21)
@@ -607,11 +640,13 @@ void ExpertBatch<B>::backward(Index t) {
   if (block.constants.expert_in_shared) mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
   dA_.update(ghat_now, phi);
   dQ_.update(rho.columns(t * P_, P_), phi);
-  measured_.col(t) << mean_square<B>(r_.value), mean_square_of_active<B>(u_.value, mask_),
-      mean_square_of_active<B>(v_.value, mask_), mean_square<B>(u_.value), mean_square<B>(v_.value),
-      mean_square<B>(zeta_.value), mean_square<B>(rho.value.columns(t * P_, P_)),
-      effective_experts<B>(Gv.value.columns(t * P_, P_), Sa_), effective_experts<B>(ghat_now.value, Sa_),
-      router_entropy<B>(G_.value, gate_.active);
+  OfBatch<B> of_batch(problem_, t);
+  const View mask = of_batch(mask_), u_of = of_batch(u_.value), v_of = of_batch(v_.value);
+  measured_.col(t) << mean_square<B>(of_batch(r_.value)), mean_square_of_active<B>(u_of, mask),
+      mean_square_of_active<B>(v_of, mask), mean_square<B>(u_of), mean_square<B>(v_of),
+      mean_square<B>(of_batch(zeta_.value)), mean_square<B>(of_batch(rho.value.columns(t * P_, P_))),
+      effective_experts<B>(of_batch(Gv.value.columns(t * P_, P_)), Sa_),
+      effective_experts<B>(of_batch(ghat_now.value), Sa_), router_entropy<B>(of_batch(G_.value), gate_.active);
 }
 
 template <class B>

@@ -10,14 +10,20 @@
 
 namespace moe {
 
-/// What all batches of a run share: full batches of P samples, queries at steps 0 .. steps - 1.
+/// What all batches of sites of a run share: P samples, queries at steps 0 .. steps - 1. Under mini-batches all samples ask at every step,
+/// and Delta is zero but for those of the step: what they send back is nothing.
 struct SiteProblem {
   const LimitSpec* limit;
   Eigen::MatrixXd x, y;  ///< (D, P), (C, P)
   Index steps;
+  std::vector<std::vector<int>> learns = {};  ///< [step] the samples of a mini-batch; empty: all
 
   Index P() const { return x.cols(); }
   Index n() const { return steps * x.cols(); }
+  /// Of a matrix (rows, P) the columns of step t's samples.
+  Eigen::MatrixXd of_batch(const Eigen::MatrixXd& all, Index t) const {
+    return learns.empty() ? all : Eigen::MatrixXd(all(Eigen::all, learns[static_cast<std::size_t>(t)]));
+  }
 };
 
 /// Sites of one batch. In regime I all of them march together, with the M experts; elsewhere neurons and experts go by themselves.

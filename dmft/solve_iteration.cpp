@@ -94,6 +94,12 @@ IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit) 
   return options;
 }
 
+StepShape iteration_step(const RunSpec& spec, const Dataset& data) {
+  StepShape step = step_shape(spec, data);
+  step.samples = static_cast<int>(data.x.cols());
+  return step;
+}
+
 IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
                                  double available) {
   const IterationOptions o = iteration_options(spec, limit);
@@ -140,7 +146,8 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
   faults.throw_if_any();
   const AvailableMemory available = available_memory();
-  const IterationMemory memory = iteration_memory(spec, limit, step_shape(spec, data), solve.threads, available.bytes);
+  const IterationMemory memory =
+      iteration_memory(spec, limit, iteration_step(spec, data), solve.threads, available.bytes);
   if (memory.total() > available.bytes)
     throw ConfigError({fmt::format(
         "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
@@ -188,6 +195,14 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
     for (const int t : result.eval_steps) row.push_back(loss_value(limit.loss, f_at(f, t), data.y));
     result.loss_per_replica.push_back(std::move(row));
   }
+  result.batch_loss = r.batch_loss;
+  const auto batch = [&](int t) { return batch_rows(spec, static_cast<int>(P), t); };
+  for (const MatrixXd& f : r.f_per_replica) {
+    std::vector<double> row;
+    for (int t = 0; spec.training.batch > 0 && t < spec.training.steps; ++t)
+      row.push_back(loss_value(limit.loss, f_at(f, t)(Eigen::all, batch(t)), data.y(Eigen::all, batch(t))));
+    result.batch_loss_per_replica.push_back(std::move(row));
+  }
   for (std::size_t k = 0; k < site_observables.size(); ++k) {
     const std::string name = site_observables[k];
     result.observables[name] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
@@ -199,8 +214,10 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
     return std::sqrt(f_at(r.f_per_replica[replica], t).array().square().mean());
   });
   for (const int t : result.kernel_steps)
-    for (const auto& [name, kernel] : stored_kernels)
-      result.kernels[name].emplace_back(r.kernels[kernel].block(t * P, t * P, P, P));
+    for (const auto& [name, kernel] : stored_kernels) {
+      const MatrixXd all = r.kernels[kernel].block(t * P, t * P, P, P);
+      result.kernels[name].emplace_back(spec.training.batch > 0 ? MatrixXd(all(batch(t), batch(t))) : all);
+    }
 
   std::vector<std::string> missing;
   for (const std::string& name : selected_observables(spec))

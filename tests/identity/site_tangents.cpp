@@ -287,7 +287,6 @@ TEST_CASE("kernel iteration: what it does not solve is refused by name, all at o
   s.model.activation = relu;
   s.model.routing = moe::Routing::topk;
   s.model.depth = 2;
-  s.training.batch = 2;
   moe::IterationOptions options;
   options.replicas = 2;
   std::string message;
@@ -296,8 +295,7 @@ TEST_CASE("kernel iteration: what it does not solve is refused by name, all at o
   } catch (const moe::ConfigError& e) {
     message = e.what();
   }
-  for (const char* key :
-       {"optimizer.name", "model.activation", "model.routing", "model.depth", "training.batch", "sampling.replicas"})
+  for (const char* key : {"optimizer.name", "model.activation", "model.routing", "model.depth", "sampling.replicas"})
     CHECK_MESSAGE(message.find(key) != std::string::npos, key, " in ", message);
 }
 

@@ -2,8 +2,10 @@
 // where that has no case against our own.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "dmft/kernel_iteration.hpp"
 #include "support/config.hpp"
@@ -104,4 +106,43 @@ TEST_CASE("kernel iteration equals the sweep with entrywise rules [I mup adam, I
 TEST_CASE("kernel iteration equals the sweep with entrywise rules [II mup adam, III mssp adam] [slow]") {
   compare_with_sweep("II", "mup", entrywise(moe::OptimizerKind::adam), {600, 150, 0});
   compare_with_sweep("III", "mssp", entrywise(moe::OptimizerKind::adam), {600, 24, 32});
+}
+TEST_CASE(
+    "kernel iteration: mini-batches as the sweep has them, and one of all samples is a full batch [II mssp momentum]") {
+  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::momentum, 0.4, 5);
+  spec.optimizer.momentum = 0.5;
+  spec.sampling.precision = moe::Precision::float32;
+  spec.sampling.replicas = 12;
+  spec.sampling.neurons = 1000;
+  spec.training.batch = 2;
+  spec.training.eval_every = 1;
+  const moe::Dataset data = limit_fixture::data(5, 5, 1);
+  const moe::LimitResult swept = moe::solve_limit(spec, data);
+  moe::RunSpec iterated = spec;
+  iterated.sampling.method = moe::Method::iterate;
+  iterated.sampling.neurons = 2000;
+  iterated.sampling.experts = 1000;
+  const moe::LimitResult ours = moe::solve_limit(iterated, data);
+  const auto close = [](const char* name, const moe::Curve& a, const moe::Curve& b, double bias) {
+    REQUIRE(a.mean.size() == b.mean.size());
+    const double largest = *std::max_element(b.mean.begin(), b.mean.end());
+    for (std::size_t t = 0; t < a.mean.size(); ++t) {
+      const double allowed = 4 * std::hypot(a.sem[t], b.sem[t]) + bias * largest;
+      INFO(std::string(name), " at step ", t, " is ", a.mean[t], " +- ", a.sem[t], ", of the sweep ", b.mean[t], " +- ",
+           b.sem[t]);
+      CHECK(std::abs(a.mean[t] - b.mean[t]) <= allowed);
+      CHECK(allowed < 0.1 * largest);
+    }
+  };
+  close("loss", ours.loss, swept.loss, 2e-3);
+  close("loss of batches", ours.batch_loss, swept.batch_loss, 2e-3);
+  for (const char* name : {"rms_h", "rms_y", "rms_D", "rms_zeta", "rms_rho", "rms_xi"})
+    close(name, ours.observables.at(name), swept.observables.at(name), 0.02);
+  CHECK(ours.loss.mean.back() < 0.8 * ours.loss.mean[0]);
+
+  iterated.sampling.neurons = 200, iterated.sampling.experts = 100, iterated.sampling.replicas = 3;
+  iterated.training.steps = 2, iterated.training.batch = 5;
+  const std::vector<double> as_batch = moe::solve_limit(iterated, data).loss.mean;
+  iterated.training.batch = 0;
+  CHECK(as_batch == moe::solve_limit(iterated, data).loss.mean);
 }
