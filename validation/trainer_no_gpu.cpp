@@ -4,6 +4,7 @@
 
 namespace moe::trainer {
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): as where there is a GPU
 NetworkRun train_on_gpu(const RunSpec&, const Dataset&, const NetworkShape&, NetworkWeights, std::uint64_t,
                         const TrainOptions&, const Team&) {
   throw BackendError("--device cuda: " + gpu::device().why_not);

@@ -54,9 +54,9 @@ class Standing {
  public:
 #if defined(__x86_64__)
   /// To begin with entry(), which never returns, on this stack.
-  void begin_at(char* stack, void (*entry)()) {
-    auto* top = reinterpret_cast<std::uintptr_t*>((reinterpret_cast<std::uintptr_t>(stack) + stack_bytes) / 16 * 16);
-    *--top = 0;  // what entry() would return to
+  void begin_at(char* stack, void (*entry)()) {  // NOLINT(readability-non-const-parameter): it is written to
+    auto* top = reinterpret_cast<std::uintptr_t*>(stack + stack_bytes);  // of 16 bytes' alignment, as what new[] gives
+    *--top = 0;                                                          // what entry() would return to
     *--top = reinterpret_cast<std::uintptr_t>(entry);
     for (int kept = 0; kept < 6; ++kept) *--top = 0;
     pointer_ = top;
