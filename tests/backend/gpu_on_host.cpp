@@ -2,12 +2,9 @@
 // Memory that was not written holds NaN.
 #include "tests/backend/gpu_on_host.hpp"
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
 #include <Eigen/Core>
-#include <cstdint>
+#include <boost/context/fiber.hpp>
+#include <boost/context/pooled_fixedsize_stack.hpp>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -17,68 +14,9 @@
 
 #include "support/gpu_launch.hpp"
 
-#if defined(__x86_64__)
-// Puts away what a call must keep, leaves the stack pointer in *from, and goes on where `to` was left: without the system calls that
-// swapcontext makes for signals.
-extern "C" void moe_switch_stacks(void** from, void* to);
-asm(R"(
-.text
-.globl moe_switch_stacks
-.type moe_switch_stacks, @function
-moe_switch_stacks:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size moe_switch_stacks, .-moe_switch_stacks
-)");
-#endif
-
 namespace {
 
 constexpr std::size_t stack_bytes = std::size_t{64} << 10;
-
-/// Where a coroutine stands, or who resumes them.
-class Standing {
- public:
-#if defined(__x86_64__)
-  /// To begin with entry(), which never returns, on this stack.
-  void begin_at(char* stack, void (*entry)()) {  // NOLINT(readability-non-const-parameter): it is written to
-    auto* top = reinterpret_cast<std::uintptr_t*>(stack + stack_bytes);  // of 16 bytes' alignment, as what new[] gives
-    *--top = 0;                                                          // what entry() would return to
-    *--top = reinterpret_cast<std::uintptr_t>(entry);
-    for (int kept = 0; kept < 6; ++kept) *--top = 0;
-    pointer_ = top;
-  }
-  void leave_for(const Standing& other) { moe_switch_stacks(&pointer_, other.pointer_); }
-
- private:
-  void* pointer_ = nullptr;
-#else
-  void begin_at(char* stack, void (*entry)()) {
-    getcontext(&context_);
-    context_.uc_stack.ss_sp = stack;
-    context_.uc_stack.ss_size = stack_bytes;
-    context_.uc_link = nullptr;
-    makecontext(&context_, entry, 0);
-  }
-  void leave_for(const Standing& other) { swapcontext(&context_, &other.context_); }
-
- private:
-  ucontext_t context_;
-#endif
-};
 
 /// The coroutines on which the threads of one block run. One that ends goes on with the next thread of the block, so that kernels
 /// without a meeting need a single one.
@@ -99,7 +37,7 @@ class Block {
       if (ended_ != 0 && ended_ != threads_) throw std::logic_error("some threads of a block meet and others do not");
     }
   }
-  void meet() { coroutines_[current_]->here.leave_for(scheduler_); }
+  void meet() { scheduler_ = std::move(scheduler_).resume(); }
   moe::Place place() const {
     const unsigned t = coroutines_[current_]->thread;
     return {t % extent_.x, t / extent_.x, extent_.x, extent_.y, number_};
@@ -107,8 +45,7 @@ class Block {
 
  private:
   struct Coroutine {
-    Standing here;
-    std::unique_ptr<char[]> stack = std::make_unique<char[]>(stack_bytes);
+    boost::context::fiber rest;  ///< what is left to run; empty before it begins and once it has ended
     unsigned thread = 0;
   };
 
@@ -116,10 +53,14 @@ class Block {
     if (which == coroutines_.size()) coroutines_.push_back(std::make_unique<Coroutine>());
     Coroutine& c = *coroutines_[which];
     current_ = which;
-    if (begun_ < threads_) c.here.begin_at(c.stack.get(), begin);
-    scheduler_.leave_for(c.here);
+    if (!c.rest)
+      c.rest = boost::context::fiber(std::allocator_arg, stacks_, [this](boost::context::fiber&& scheduler) {
+        scheduler_ = std::move(scheduler);
+        run_threads();
+        return std::move(scheduler_);
+      });
+    c.rest = std::move(c.rest).resume();
   }
-  static void begin();
   void run_threads() {
     Coroutine& mine = *coroutines_[current_];
     while (begun_ < threads_) {
@@ -136,17 +77,13 @@ class Block {
   bool backwards_ = false;
   unsigned threads_ = 0, begun_ = 0, ended_ = 0;
   std::size_t current_ = 0;
-  Standing scheduler_;
+  boost::context::fiber scheduler_;
+  boost::context::pooled_fixedsize_stack stacks_{stack_bytes};
   std::vector<std::unique_ptr<Coroutine>> coroutines_;
 };
 
 thread_local Block block;
 gpu_on_host::Turns turns = gpu_on_host::Turns::first_to_last;
-
-void Block::begin() {
-  block.run_threads();
-  block.meet();  // for good
-}
 
 template <class Real>
 void host_gemm(moe::Op a, moe::Op b, moe::Index m, moe::Index n, moe::Index k, Real alpha, const Real* A,
