@@ -1,8 +1,9 @@
 /// bench_depth: what L blocks cost beside one of the same sizes, limit and network: time and memory over L times those of one block
 /// (docs/benchmarks.md). Each case runs in a process of its own: its largest memory counts, above what the program takes with the data
-/// read. L = 1, 2, 4 in turn, best of ROUNDS.
-///   bench_depth [solve|train [ROUNDS [RULE]]]        without arguments all, three rounds
-///   bench_depth case solve|train RULE ROUTING L      one case: seconds, MB, largest ranks of the queries of A and B
+/// read. L = 1, 2, 4, 1 in turn; times are medians of ROUNDS, ratios medians of the ratios within a round: the best of several would
+/// favour the short runs of one block, which find a quiet moment more easily.
+///   bench_depth [solve|train [ROUNDS [RULE [ROUTING [NEURONS]]]]]   without arguments all, five rounds, 1024 neurons of a solve
+///   bench_depth case solve|train RULE ROUTING L [NEURONS]           one case: seconds, MB, largest ranks of the queries of A and B
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -29,13 +30,13 @@ struct Cost {
 };
 
 /// Fresh batches of 16: every step adds 16 directions to every basis, whatever L, so that ranks are the same.
-moe::RunSpec spec_of(const std::string& rule, const std::string& routing, int L) {
+moe::RunSpec spec_of(const std::string& rule, const std::string& routing, int L, int neurons) {
   return moe::read_config_text(
       fmt::format("[model]\nresidual = true\nnorm = 'rms'\ndepth = {}\nrouting = '{}'\nactive_fraction = 0.25\n"
                   "[optimizer]\nname = '{}'\nlr = 0.05\neps = 0.02\n[data]\ntrain = 320\ntest = 0\n"
-                  "[training]\nsteps = 20\nbatch = 16\neval_every = 20\n[sampling]\nneurons = 1024\nreplicas = 1\n"
+                  "[training]\nsteps = 20\nbatch = 16\neval_every = 20\n[sampling]\nneurons = {}\nreplicas = 1\n"
                   "[network]\nwidths = [512]\nseeds = 1\n[output]\nobservables = 'none'\n",
-                  L, routing, rule),
+                  L, routing, rule, neurons),
       "bench");
 }
 
@@ -58,9 +59,9 @@ double resident_megabytes() {
   return resident * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1024 * 1024);
 }
 
-void one_case(const std::string& what, const std::string& rule, const std::string& routing, int L) {
+void one_case(const std::string& what, const std::string& rule, const std::string& routing, int L, int neurons) {
   moe::keep_freed_memory();
-  const moe::RunSpec spec = spec_of(rule, routing, L);
+  const moe::RunSpec spec = spec_of(rule, routing, L, neurons);
   const moe::Dataset data = moe::load_dataset(spec);
   const double before = resident_megabytes();
   Cost cost;
@@ -90,9 +91,9 @@ void one_case(const std::string& what, const std::string& rule, const std::strin
 }
 
 /// One case in a process of its own.
-Cost cost_of(const std::string& what, const std::string& rule, const std::string& routing, int L) {
+Cost cost_of(const std::string& what, const std::string& rule, const std::string& routing, int L, int neurons) {
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  FILE* out = popen(fmt::format("'{}' case {} {} {} {}", self, what, rule, routing, L).c_str(), "r");
+  FILE* out = popen(fmt::format("'{}' case {} {} {} {} {}", self, what, rule, routing, L, neurons).c_str(), "r");
   if (out == nullptr) throw std::runtime_error("cannot start " + self);
   Cost c;
   const int read = std::fscanf(out, "%lf %lf %lf %lf", &c.seconds, &c.megabytes, &c.rank_in, &c.rank_out);
@@ -101,25 +102,49 @@ Cost cost_of(const std::string& what, const std::string& rule, const std::string
   return c;
 }
 
-void table(const std::string& what, int rounds, const std::string& only) {
+/// Value at a share of the sorted list, between neighbours linearly.
+double quantile(std::vector<double> values, double share) {
+  std::ranges::sort(values);
+  const double at = share * static_cast<double>(values.size() - 1);
+  const auto below = static_cast<std::size_t>(at), above = std::min(below + 1, values.size() - 1);
+  return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
+}
+
+struct Only {
+  std::string rule, routing;  ///< empty: all
+};
+
+void table(const std::string& what, int rounds, const Only& only, int neurons) {
   fmt::print("\n{}: regime II, mssp, norm and residual, fresh batches of 16 digits, 20 steps, {}, one thread\n", what,
-             what == "solve" ? "1024 neurons" : "N = 512");
-  fmt::print("{:>8} {:>8} {:>3} {:>9} {:>14} {:>8} {:>14} {:>8} {:>8}\n", "rule", "routing", "L", "seconds",
-             "over L times 1", "MB", "over L times 1", "rank A", "rank B");
+             what == "solve" ? fmt::format("{} neurons", neurons) : "N = 512");
+  fmt::print("{:>9} {:>8} {:>3} {:>9} {:>30} {:>8} {:>14} {:>8} {:>8}\n", "rule", "routing", "L", "seconds",
+             "over L times 1 (quartiles)", "MB", "over L times 1", "rank A", "rank B");
   for (const char* rule : {"sgd", "adam", "adafactor"}) {
-    if (!only.empty() && only != rule) continue;
+    if (!only.rule.empty() && only.rule != rule) continue;
     for (const char* routing : {"soft", "topk"}) {
-      std::map<int, Cost> best;
-      for (int round = 0; round < rounds; ++round)
-        for (const int L : {1, 2, 4}) {
-          const Cost c = cost_of(what, rule, routing, L);
-          best[L] = {std::min(best[L].seconds, c.seconds), std::min(best[L].megabytes, c.megabytes), c.rank_in,
-                     c.rank_out};
+      if (!only.routing.empty() && only.routing != routing) continue;
+      std::map<int, std::vector<double>> seconds, ratios;
+      std::map<int, Cost> cost;
+      for (int round = 0; round < rounds; ++round) {
+        double one_block = 0;
+        for (const int L : {1, 2, 4, 1}) {
+          const Cost c = cost_of(what, rule, routing, L, neurons);
+          seconds[L].push_back(c.seconds);
+          cost[L] = {0, std::min(cost[L].megabytes, c.megabytes), c.rank_in, c.rank_out};
+          if (L == 1) one_block += c.seconds / 2;
         }
-      for (const auto& [L, c] : best)
-        fmt::print("{:>8} {:>8} {:>3} {:>9.3f} {:>14.2f} {:>8.0f} {:>14.2f} {:>8} {:>8}\n", rule, routing, L, c.seconds,
-                   c.seconds / L / best[1].seconds, c.megabytes, c.megabytes / L / best[1].megabytes, c.rank_in,
-                   c.rank_out);
+        for (const int L : {1, 2, 4}) {
+          const double blocks = L == 1 ? one_block : seconds[L].back();
+          ratios[L].push_back(blocks / L / one_block);
+        }
+      }
+      for (const auto& [L, c] : cost)
+        fmt::print("{:>9} {:>8} {:>3} {:>9.3f} {:>30} {:>8.0f} {:>14.2f} {:>8} {:>8}\n", rule, routing, L,
+                   quantile(seconds[L], 0.5),
+                   fmt::format("{:.2f} ({:.2f} .. {:.2f})", quantile(ratios[L], 0.5), quantile(ratios[L], 0.25),
+                               quantile(ratios[L], 0.75)),
+                   c.megabytes, c.megabytes / L / cost[1].megabytes, c.rank_in, c.rank_out);
+      std::fflush(stdout);
     }
   }
 }
@@ -129,10 +154,11 @@ void table(const std::string& what, int rounds, const std::string& only) {
 int main(int argc, char** argv) {
   try {
     const std::vector<std::string> a(argv + 1, argv + argc);
-    if (a.size() == 5 && a[0] == "case") return one_case(a[1], a[2], a[3], std::stoi(a[4])), 0;
-    const int rounds = a.size() > 1 ? std::stoi(a[1]) : 3;
+    const auto number = [&](std::size_t k, int otherwise) { return a.size() > k ? std::stoi(a[k]) : otherwise; };
+    const auto name = [&](std::size_t k) { return a.size() > k ? a[k] : std::string(); };
+    if (a.size() >= 5 && a[0] == "case") return one_case(a[1], a[2], a[3], std::stoi(a[4]), number(5, 1024)), 0;
     for (const char* what : {"solve", "train"})
-      if (a.empty() || a[0] == what) table(what, rounds, a.size() > 2 ? a[2] : "");
+      if (a.empty() || a[0] == what) table(what, number(1, 5), {name(2), name(3)}, number(4, 1024));
     return 0;
   } catch (const std::exception& e) {
     fmt::print(stderr, "bench_depth: {}\n", e.what());
