@@ -1,7 +1,7 @@
 /// The three products of a tensor W whose columns are the units and whose rows are the N neurons: what units answer to the columns
-/// of a field, what they make of a field together, and what they learn. Columns of a field are given by pointers, so that the tokens
-/// of an expert are neither gathered nor scattered. Tiles of sums stay in registers; the small operand is packed for them, and lines
-/// of the large one are fetched ahead. Sums run in an order that depends on the shapes alone.
+/// of a field, what they make of a field together, and what they learn. Columns of a field over neurons are given by pointers, so that
+/// the tokens of an expert are neither gathered nor scattered; fields over units have the token fastest, as tiles make and read them.
+/// Tiles of sums stay in registers, and lines of W are fetched ahead. Sums run in an order that depends on the shapes alone.
 #pragma once
 
 #include <algorithm>
@@ -122,45 +122,40 @@ void dot_tile(Index n, Real scale, const Real* w, Index ldw, const Real* const* 
         for (Index l = 0; l < half; ++l) lane[l] += lane[l + half];
       Real total = lane[0];
       for (Index rest = k; rest < n; ++rest) total += w[q * ldw + rest] * x[t][rest];
-      out[q + t * ldo] = scale * total;
+      out[t + q * ldo] = scale * total;
     }
 }
 
-/// out(:, j) = sum_k a(:, k) c(k, j), out (V vectors, J). a (V vectors, terms); c(k, j) = c[k J + j] where packed, else c[k + j ldc],
-/// and then c(k, j) of `next` are fetched on the way.
-template <int V, int J, bool packed, class Real>
+/// out(:, j) = sum_k a(:, k) c(k, j), out (V vectors, J). a (V vectors, terms); c(k, j) = c[k + j ldc] where terms are adjacent, and then
+/// c(k, j) of `next` are fetched on the way; else c[k ldc + j].
+template <int V, int J, bool adjacent_terms, class Real>
 void tile(Index terms, const Real* a, const Real* c, Index ldc, const Real* next, Real* out) {
   constexpr Index L = lanes<Real>;
   Vector<Real> sum[J][V] = {};
-  const auto add = [&](Index k) {
-    Vector<Real> row[V];
+  for (Index first = 0; first < terms; first += line<Real>) {
+    if (adjacent_terms && next != nullptr)
+      for (int j = 0; j < J; ++j) __builtin_prefetch(next + first + j * ldc);
+    for (Index k = first, last = std::min(terms, first + line<Real>); k < last; ++k) {
+      Vector<Real> row[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) row[v] = load(a + (k * V + v) * L);
+      for (int v = 0; v < V; ++v) row[v] = load(a + (k * V + v) * L);
 #pragma GCC unroll 6
-    for (int j = 0; j < J; ++j) {
-      const Real factor = packed ? c[k * J + j] : c[k + j * ldc];
+      for (int j = 0; j < J; ++j) {
+        const Real factor = adjacent_terms ? c[k + j * ldc] : c[k * ldc + j];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[j][v] += row[v] * factor;
-    }
-  };
-  if constexpr (packed) {
-    for (Index k = 0; k < terms; ++k) add(k);
-  } else {
-    for (Index first = 0; first < terms; first += line<Real>) {
-      if (next != nullptr)
-        for (int j = 0; j < J; ++j) __builtin_prefetch(next + first + j * ldc);
-      for (Index k = first, last = std::min(terms, first + line<Real>); k < last; ++k) add(k);
+        for (int v = 0; v < V; ++v) sum[j][v] += row[v] * factor;
+      }
     }
   }
   for (int j = 0; j < J; ++j)
     for (int v = 0; v < V; ++v) store(out + (j * V + v) * L, sum[j][v]);
 }
 
-template <bool packed, class Real>
+template <bool adjacent_terms, class Real>
 void any_tile(Index vectors, Index columns, Index terms, const Real* a, const Real* c, Index ldc, const Real* next,
               Real* out) {
   with_constant<panel_vectors>(vectors, [&](auto V) {
-    with_constant<panel_columns>(columns, [&](auto J) { tile<V(), J(), packed>(terms, a, c, ldc, next, out); });
+    with_constant<panel_columns>(columns, [&](auto J) { tile<V(), J(), adjacent_terms>(terms, a, c, ldc, next, out); });
   });
 }
 
@@ -169,7 +164,7 @@ using TileValues = std::array<Real, static_cast<std::size_t>(panel_rows<Real>* p
 
 }  // namespace detail
 
-/// out(q, t) = scale sum_n W(n, q) x_t(n), all q < count. W (n, count), leading dimensions ldw and ldo. For a few columns and tokens:
+/// out(t, q) = scale sum_n W(n, q) x_t(n), all q < count. W (n, count), leading dimensions ldw and ldo. For a few columns and tokens:
 /// nothing is packed.
 template <class Real>
 void dots(Index n, Real scale, const Real* w, Index ldw, Index count, const Real* const* x, Index tokens, Real* out,
@@ -178,7 +173,7 @@ void dots(Index n, Real scale, const Real* w, Index ldw, Index count, const Real
     in_pieces(tokens, dot_tokens, [&](Index t, Index T) {
       with_constant<dot_columns>(Q, [&](auto Qc) {
         with_constant<dot_tokens>(T, [&](auto Tc) {
-          detail::dot_tile<Qc(), Tc()>(n, scale, w + q * ldw, ldw, x + t, out + q + t * ldo, ldo);
+          detail::dot_tile<Qc(), Tc()>(n, scale, w + q * ldw, ldw, x + t, out + t + q * ldo, ldo);
         });
       });
     });
@@ -203,41 +198,41 @@ void pack_tokens(Index n, Index first, Index last, const Real* const* x, Index t
   }
 }
 
-/// out(q, t) = scale sum_n W(n, q) x_t(n), all q < count; x packed by pack_tokens().
+/// out(t, q) = scale sum_n W(n, q) x_t(n), all q < count; x packed by pack_tokens().
 template <class Real>
 void answers(Index n, Real scale, const Real* w, Index ldw, Index count, const Real* packed, Index tokens, Real* out,
              Index ldo) {
-  constexpr Index most_columns = 8 * panel_columns, block = 1024;  // columns of one block stay in the second cache
-  constexpr Index most_tokens = 128 / panel_rows<Real> * panel_rows<Real>;
-  thread_local Scratch<Real> scratch;
-  Real* const sums = scratch.of(most_columns * most_tokens);
+  constexpr Index block = 512, most_tokens = 128 / panel_rows<Real> * panel_rows<Real>;  // stay in the second cache
   detail::TileValues<Real> values;
-  in_pieces(count, most_columns, [&](Index q0, Index Q) {
-    for (Index t0 = 0; t0 < tokens; t0 += most_tokens) {
-      const Index t1 = std::min(tokens, t0 + most_tokens);
-      for (Index n0 = 0; n0 < n; n0 += block) {
-        const Index terms = std::min(block, n - n0);
-        in_pieces(Q, panel_columns, [&](Index q, Index J) {
-          const Real* const columns = w + (q0 + q) * ldw + n0;
-          const Real* next = t0 == 0 && q0 + q + 2 * J <= count ? columns + J * ldw : nullptr;
-          for (Index t = t0; t < t1; t += panel_rows<Real>, next = nullptr) {
-            const Index vectors = vectors_of<Real>(tokens - t), width = vectors * lanes<Real>;
-            detail::any_tile<false>(vectors, J, terms, packed + t * n + n0 * width, columns, ldw, next, values.data());
-            for (Index k = 0; k < std::min(width, tokens - t); ++k)
-              for (Index j = 0; j < J; ++j) {
-                Real& sum = sums[(t - t0 + k) * most_columns + q + j];
-                sum = values[static_cast<std::size_t>(j * width + k)] + (n0 == 0 ? Real(0) : sum);
-              }
+  for (Index t0 = 0; t0 < tokens; t0 += most_tokens) {
+    const Index t1 = std::min(tokens, t0 + most_tokens);
+    for (Index n0 = 0; n0 < n; n0 += block) {
+      const Index terms = std::min(block, n - n0);
+      in_pieces(count, panel_columns, [&](Index q, Index J) {
+        const Real* const columns = w + q * ldw + n0;
+        const Real* next = t0 == 0 && q + 2 * J <= count ? columns + J * ldw : nullptr;
+        for (Index t = t0; t < t1; t += panel_rows<Real>, next = nullptr) {
+          const Index vectors = vectors_of<Real>(tokens - t), width = vectors * lanes<Real>;
+          detail::any_tile<true>(vectors, J, terms, packed + t * n + n0 * width, columns, ldw, next, values.data());
+          for (Index j = 0; j < J; ++j) {
+            Real* const to = out + (q + j) * ldo + t;
+            const Real* const sum = values.data() + j * width;
+            const Index there = std::min(width, tokens - t);
+            if (n0 == 0) {
+#pragma omp simd
+              for (Index k = 0; k < there; ++k) to[k] = scale * sum[k];
+            } else {
+#pragma omp simd
+              for (Index k = 0; k < there; ++k) to[k] += scale * sum[k];
+            }
           }
-        });
-      }
-      for (Index t = t0; t < t1; ++t)
-        for (Index q = 0; q < Q; ++q) out[q0 + q + t * ldo] = scale * sums[(t - t0) * most_columns + q];
+        }
+      });
     }
-  });
+  }
 }
 
-/// Rows [first, last) of the columns x_k packed for learn(): panels of rows, in each the terms one after another. Room for
+/// Rows [first, last) of the columns x_k packed for combine(): panels of rows, in each the terms one after another. Room for
 /// `terms` columns of last - first rows rounded up to a vector.
 template <class Real>
 void pack_rows(Index first, Index last, const Real* const* x, Index terms, Real* packed) {
@@ -252,53 +247,50 @@ Index row_panels_size(Index rows, Index terms) {
   return (rows + lanes<Real> - 1) / lanes<Real> * lanes<Real> * terms;
 }
 
-/// c (terms, columns), c(k, j) = c[k * by_term + j * by_column], packed as tiles read it: groups of columns as in_pieces() makes them, in
-/// each the columns of one term beside each other.
-template <class Real>
-void pack_factors(Real scale, const Real* c, Index by_term, Index by_column, Index terms, Index columns, Real* packed) {
-  in_pieces(columns, panel_columns, [&](Index j0, Index J) {
-    Real* const group = packed + j0 * terms;
-    const Real* const from = c + j0 * by_column;
-    with_constant<panel_columns>(J, [&](auto columns_of_group) {
-      constexpr Index n = columns_of_group();
-      for (Index k = 0; k < terms; ++k)
-        for (Index j = 0; j < n; ++j) group[k * n + j] = scale * from[k * by_term + j * by_column];
-    });
-  });
-}
-
-/// y_j(n) += scale sum_k W(n, k) c(k, j) for rows n of [first, last); c (terms, tokens) with leading dimension ldc.
+/// y_t(n) += scale sum_k W(n, k) c(t, k) for rows n of [first, last); c (tokens, terms) with leading dimension ldc.
 template <class Real>
 void collect(Index first, Index last, const Real* w, Index ldw, Index terms, Real scale, const Real* c, Index ldc,
              Index tokens, Real* const* y) {
   constexpr Index block = 128;
-  thread_local Scratch<Real> panel_scratch, factor_scratch;
+  thread_local Scratch<Real> scratch;
+  Real* const packed = scratch.of(row_panels_size<Real>(last - first, block));
   detail::TileValues<Real> values;
-  Real* const panel = panel_scratch.of(panel_rows<Real> * block);
-  Real* const factors = factor_scratch.of(block * tokens);
-  const Index groups = (tokens + panel_columns - 1) / panel_columns, ahead = (block + groups - 1) / groups;
+  const Index panels = (last - first + panel_rows<Real> - 1) / panel_rows<Real>;
+  const Index rest = (last - first) % panel_rows<Real>, rest_width = vectors_of<Real>(rest) * lanes<Real>;
+  const Index tiles = panels * ((tokens + panel_columns - 1) / panel_columns);
   for (Index k0 = 0; k0 < terms; k0 += block) {
     const Index K = std::min(block, terms - k0);
-    pack_factors(scale, c + k0, 1, ldc, K, tokens, factors);
+    // All rows of a column are adjacent; panel by panel every line would be of another page.
+    for (Index k = 0; k < K; ++k) {
+      const Real* from = w + (k0 + k) * ldw + first;
+      Real* to = packed + k * panel_rows<Real>;
+      for (Index row = first; row + panel_rows<Real> <= last; row += panel_rows<Real>) {
+        copy_padded(from, panel_rows<Real>, panel_rows<Real>, to);
+        from += panel_rows<Real>, to += panel_rows<Real> * K;
+      }
+      if (rest > 0) copy_padded(from, rest, rest_width, packed + (last - first - rest) * K + k * rest_width);
+    }
+    // Meanwhile what the next terms need is fetched.
+    const Index lines = (last - first + line<Real> - 1) / line<Real> * std::min(block, terms - k0 - K);
+    const Index ahead = (lines + tiles - 1) / tiles;
+    const Real* column = w + (k0 + K) * ldw;
+    Index fetched = 0, n = first;
     for (Index row = first; row < last; row += panel_rows<Real>) {
       const Index vectors = vectors_of<Real>(last - row), width = vectors * lanes<Real>;
-      const Index there = std::min(width, last - row);
-      for (Index k = 0; k < K; ++k) copy_padded(w + (k0 + k) * ldw + row, there, width, panel + k * width);
-      // The next panel of these columns, else the first of the next ones.
-      const bool more = row + panel_rows<Real> < last;
-      const Real* const next = more ? w + k0 * ldw + row + panel_rows<Real> : w + (k0 + block) * ldw + first;
-      const Index lines = more ? K : std::min(block, terms - k0 - block);
-      Index fetched = 0;
-      in_pieces(tokens, panel_columns, [&](Index j0, Index J) {
-        for (const Index end = std::min(lines, fetched + ahead); fetched < end; ++fetched)
-          for (Index n = 0; n < panel_rows<Real>; n += line<Real>) __builtin_prefetch(next + fetched * ldw + n);
-        detail::any_tile<true>(vectors, J, K, panel, factors + j0 * K, 0, static_cast<const Real*>(nullptr),
-                               values.data());
+      in_pieces(tokens, panel_columns, [&](Index t, Index J) {
+        for (const Index end = std::min(lines, fetched + ahead); fetched < end; ++fetched) {
+          __builtin_prefetch(column + n);
+          n += line<Real>;
+          if (n >= last) n = first, column += ldw;
+        }
+        detail::any_tile<false>(vectors, J, K, packed + (row - first) * K, c + k0 * ldc + t, ldc,
+                                static_cast<const Real*>(nullptr), values.data());
         for (Index j = 0; j < J; ++j) {
-          Real* const to = y[j0 + j] + row;
+          Real* const to = y[t + j] + row;
           const Real* const sum = values.data() + j * width;
+          const Index there = std::min(width, last - row);
 #pragma omp simd
-          for (Index n = 0; n < there; ++n) to[n] += sum[n];
+          for (Index k = 0; k < there; ++k) to[k] += scale * sum[k];
         }
       });
     }
@@ -306,20 +298,30 @@ void collect(Index first, Index last, const Real* w, Index ldw, Index terms, Rea
 }
 
 /// Columns of sum_k x_k(n) c(k, j), made, used and forgotten in cache: finish(j, row, values, n) takes n of them from `row` on,
-/// fetch(j, row) may ask for what the next column needs there. x of `rows` rows packed by pack_rows(), c by pack_factors().
+/// fetch(j, row) may ask for what the next column needs there. x of `rows` rows packed by pack_rows(), c (terms, columns).
 template <class Real, class Fetch, class Finish>
-void combine(Index rows, const Real* packed, Index terms, const Real* factors, Index columns, const Fetch& fetch,
+void combine(Index rows, const Real* packed, Index terms, const Real* c, Index ldc, Index columns, const Fetch& fetch,
              const Finish& finish) {
   detail::TileValues<Real> values;
   in_pieces(columns, panel_columns, [&](Index j0, Index J) {
     for (Index row = 0; row < rows; row += panel_rows<Real>) {
       const Index vectors = vectors_of<Real>(rows - row), width = vectors * lanes<Real>;
       for (Index j = j0 + J, end = std::min(columns, j0 + 2 * J); j < end; ++j) fetch(j, row);
-      detail::any_tile<true>(vectors, J, terms, packed + row * terms, factors + j0 * terms, 0,
+      detail::any_tile<true>(vectors, J, terms, packed + row * terms, c + j0 * ldc, ldc,
                              static_cast<const Real*>(nullptr), values.data());
       for (Index j = 0; j < J; ++j) finish(j0 + j, row, values.data() + j * width, std::min(width, rows - row));
     }
   });
+}
+
+/// to(j, i) = from(i, j), from (rows, cols) with leading dimension ldf.
+template <class Real>
+void transpose(const Real* from, Index ldf, Index rows, Index cols, Real* to, Index ldt) {
+  constexpr Index side = line<Real>;
+  for (Index j0 = 0; j0 < cols; j0 += side)
+    for (Index i0 = 0; i0 < rows; i0 += side)
+      for (Index j = j0; j < std::min(cols, j0 + side); ++j)
+        for (Index i = i0; i < std::min(rows, i0 + side); ++i) to[j + i * ldt] = from[i + j * ldf];
 }
 
 }  // namespace moe::trainer::columns

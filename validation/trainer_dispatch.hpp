@@ -1,6 +1,6 @@
-/// Which experts a token uses (T2), and the order in which fields over (expert, token) pairs are kept: arrays (N_e, pairs), a column
-/// per active pair. Soft routing: pair (i, p) is column p M + i, so that the array is (M N_e, P) as it stands. top-K: the pairs of
-/// expert 0 by token, then those of expert 1, ...
+/// Which experts a token uses (T2), and the order in which fields over (expert, token) pairs are kept, N_e numbers a pair: the pairs
+/// of expert 0 by token, then those of expert 1, ...; of an expert with t tokens they are an array (t, N_e), the token fastest. Under
+/// soft routing all of them are one array (P, M N_e).
 #pragma once
 
 #include <algorithm>
@@ -54,12 +54,21 @@ class Dispatch {
   Index tokens() const { return tokens_; }
   Index active() const { return active_; }  ///< K
   Index pairs() const { return active_ * tokens_; }
-  /// k-th expert of token p (ascending), and the pair that the two make.
+  /// k-th expert of token p (ascending).
   Index expert(Index k, Index p) const { return dense_ ? k : chosen_[at(k, p)]; }
-  Index pair(Index k, Index p) const { return dense_ ? p * experts_ + k : pair_[at(k, p)]; }
-  /// top-K only: pairs of expert i are begin(i) .. begin(i + 1), of the tokens token(pair).
-  Index begin(Index i) const { return begin_[static_cast<std::size_t>(i)]; }
-  Index token(Index pair) const { return token_[static_cast<std::size_t>(pair)]; }
+  /// Pairs of expert i are begin(i) .. begin(i + 1), by token.
+  Index begin(Index i) const { return dense_ ? i * tokens_ : begin_[static_cast<std::size_t>(i)]; }
+  Index tokens_of(Index i) const { return begin(i + 1) - begin(i); }
+  /// The j-th token of expert i, and where an array (K, P) has what belongs to the two.
+  Index token(Index i, Index j) const { return dense_ ? j : place(i, j) / active_; }
+  Index place(Index i, Index j) const {
+    return dense_ ? i + j * experts_ : place_[static_cast<std::size_t>(begin(i) + j)];
+  }
+  /// What expert i has of a field over pairs (N_e, pairs): (its tokens, N_e).
+  template <class Real>
+  HostView<Real> of_expert(Index i, HostView<Real> field) const {
+    return {field.data + begin(i) * field.rows, tokens_of(i), field.rows, tokens_of(i)};
+  }
 
  private:
   std::size_t at(Index k, Index p) const { return static_cast<std::size_t>(k + p * active_); }
@@ -69,19 +78,16 @@ class Dispatch {
     for (Index i : chosen_) ++begin_[static_cast<std::size_t>(i) + 1];
     for (std::size_t i = 1; i < begin_.size(); ++i) begin_[i] += begin_[i - 1];
     next_.assign(begin_.begin(), begin_.end() - 1);
-    pair_.resize(chosen_.size());
-    token_.resize(chosen_.size());
-    for (std::size_t k = 0; k < chosen_.size(); ++k) {
-      pair_[k] = next_[static_cast<std::size_t>(chosen_[k])]++;
-      token_[static_cast<std::size_t>(pair_[k])] = static_cast<Index>(k) / active_;
-    }
+    place_.resize(chosen_.size());
+    for (std::size_t k = 0; k < chosen_.size(); ++k)
+      place_[static_cast<std::size_t>(next_[static_cast<std::size_t>(chosen_[k])]++)] = static_cast<Index>(k);
   }
 
   bool dense_ = true;
   Index experts_ = 0, tokens_ = 0, active_ = 0;
-  std::vector<Index> chosen_, pair_;  ///< (K, P)
-  std::vector<Index> begin_, next_;   ///< (M + 1), (M)
-  std::vector<Index> token_;          ///< (pairs)
+  std::vector<Index> chosen_;        ///< (K, P)
+  std::vector<Index> begin_, next_;  ///< (M + 1), (M)
+  std::vector<Index> place_;         ///< (pairs)
 };
 
 }  // namespace moe::trainer

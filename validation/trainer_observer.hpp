@@ -79,8 +79,9 @@ class Observer {
     BlockBackward<B>& g = backward.blocks[static_cast<std::size_t>(one.block)];
     if (one.name == "Phi") return B::gram(a.in.out);
     if (one.name == "DD") return static_cast<double>(z.N) * z.N * B::gram(g.y);
-    if (one.name == "GvGv") return B::gram(scattered(a.dispatch, a.Gv));
-    return std::pow(static_cast<double>(z.K) * z.Ne, 2) * B::gram(scattered(a.dispatch, g.u));  // ghatghat
+    if (one.name == "GvGv") return Pairs<B>::gram(a.in.out.cols, scattered(a.dispatch, a.Gv));
+    return std::pow(static_cast<double>(z.K) * z.Ne, 2) *
+           Pairs<B>::gram(a.in.out.cols, scattered(a.dispatch, g.u));  // ghatghat
   }
 
  private:
@@ -143,17 +144,22 @@ class Observer {
     put("change_" + name, [&] { return scale * rms_difference(x, state_->initial_fields.at(key(name))); });
   }
 
-  /// A field over pairs as (M N_e, P) over all experts: with top-K it takes the product scale W^T X once more, for all of them.
+  /// A field over pairs as one over all pairs (N_e, M P): with top-K it takes the product scale W^T X once more, for all experts.
   View all_experts(View pairs, View X, Tensor tensor, double scale, Scratch& scratch, bool needed) {
-    const Dispatch& d = a_->dispatch;
-    if (d.dense()) return P::stacked(d, pairs);
+    if (a_->dispatch.dense()) return pairs;
     if (!needed) return {};
-    P::answer(step_.block(state_->weights, tensor, l_), static_cast<Real>(scale), X,
-              sized(scratch, d.experts() * pairs.rows, X.cols));
+    return all_answers(step_.block(state_->weights, tensor, l_), scale, X, scratch);
+  }
+  /// scale W^T X of all experts (N_e, M P).
+  View all_answers(View W, double scale, View X, Scratch& scratch) {
+    const NetworkShape& z = step_.model().shape;
+    Dispatch everyone;
+    everyone.choose_all(z.M, X.cols);
+    P::answer(everyone, W, static_cast<Real>(scale), X, sized(scratch, z.Ne, z.M * X.cols));
     return scratch;
   }
   View activated(View u) {
-    if (a_->dispatch.dense()) return P::stacked(a_->dispatch, a_->v);
+    if (a_->dispatch.dense()) return a_->v;
     activate<B>(step_.activation(), u, sized(v_all_, u.rows, u.cols));
     return v_all_;
   }
@@ -182,14 +188,9 @@ class Observer {
         "r", 1, [&] { return View(a.r); },
         [&] { P::answer(initial(Tensor::router), 1, read, sized(scratch_, a.r.rows(), Ptokens)); });
     two_parts(
-        "u", 1, [&] { return u; },
-        [&] { P::answer(initial(Tensor::expert_in), 1, read, sized(scratch_, Index{z.M} * z.Ne, Ptokens)); });
+        "u", 1, [&] { return u; }, [&] { all_answers(initial(Tensor::expert_in), 1, read, scratch_); });
     two_parts(
-        "zeta", K * Ne, [&] { return zeta; },
-        [&] {
-          P::answer(initial(Tensor::expert_out), static_cast<Real>(c), g.y,
-                    sized(scratch_, Index{z.M} * z.Ne, Ptokens));
-        });
+        "zeta", K * Ne, [&] { return zeta; }, [&] { all_answers(initial(Tensor::expert_out), c, g.y, scratch_); });
     two_parts(
         "xi_A", N,
         [&] {
@@ -275,10 +276,10 @@ class Observer {
     return out;
   }
 
-  /// A field over pairs as (M N_e, P), zero where not active.
+  /// A field over pairs as one over all pairs (N_e, M P), zero where not active.
   View scattered(const Dispatch& d, View pairs) {
-    if (d.dense()) return P::stacked(d, pairs);
-    const View all = sized(scratch_, d.experts() * pairs.rows, d.tokens());
+    if (d.dense()) return pairs;
+    const View all = sized(scratch_, pairs.rows, d.experts() * d.tokens());
     Pairs<B>::scatter(d, pairs, all);
     return all;
   }

@@ -1,4 +1,5 @@
-/// Gates and fields over (expert, token) pairs on the CPU. G and dL/dG (K, P) by place among a token's experts, fields (N_e, pairs).
+/// Gates and fields over (expert, token) pairs on the CPU. G and dL/dG (K, P) by place among a token's experts, fields (N_e, pairs)
+/// in the order of trainer_dispatch.hpp.
 #pragma once
 
 #include <fmt/format.h>
@@ -14,6 +15,7 @@
 #include "support/run_spec.hpp"
 #include "validation/network_statistics.hpp"
 #include "validation/trainer_backend.hpp"
+#include "validation/trainer_columns.hpp"
 #include "validation/trainer_dispatch.hpp"
 
 namespace moe::trainer {
@@ -74,12 +76,16 @@ struct Pairs<Cpu<Real>> {
 
   /// out_a = G w_a for every pair.
   static void times_gate(const Dispatch& d, View G, View w, View out) {
-    for_pairs(d, w.rows, [=, &d](Index k, Index p) {
-      const Index pair = d.pair(k, p);
-      const Real gate = G(k, p), *from = &w(0, pair);
-      Real* const to = &out(0, pair);
+    for_tokens(d, w.rows, [=, &d](Index i, Index first, Index count) {
+      const View from = d.of_expert(i, w), to = d.of_expert(i, out);
+      Real gate[together];
+      for (Index j = 0; j < count; ++j) gate[j] = G.data[d.place(i, first + j)];
+      for (Index a = 0; a < w.rows; ++a) {
+        const Real* const wa = &from(first, a);
+        Real* const out_a = &to(first, a);
 #pragma omp simd
-      for (Index a = 0; a < w.rows; ++a) to[a] = gate * from[a];
+        for (Index j = 0; j < count; ++j) out_a[j] = gate[j] * wa[j];
+      }
     });
   }
 
@@ -87,16 +93,21 @@ struct Pairs<Cpu<Real>> {
   static void through_experts(const PointActivation<Real>& activation, const Dispatch& d, View u, View v, View G,
                               View g_Gv, View g_u, View g_G) {
     activation.with_derivative([&](auto slope) {
-      for_pairs(d, u.rows, [=, &d](Index k, Index p) {
-        const Index pair = d.pair(k, p);
-        const Real gate = G(k, p), *const pu = &u(0, pair), *const pv = &v(0, pair), *const from = &g_Gv(0, pair);
-        Real *const to = &g_u(0, pair), sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (Index unit = 0; unit < u.rows; ++unit) {
-          sum += from[unit] * pv[unit];
-          to[unit] = gate * from[unit] * slope(pu[unit]);
+      for_tokens(d, u.rows, [=, &d](Index i, Index first, Index count) {
+        const View ui = d.of_expert(i, u), vi = d.of_expert(i, v), from = d.of_expert(i, g_Gv),
+                   to = d.of_expert(i, g_u);
+        Real gate[together], sum[together] = {};
+        for (Index j = 0; j < count; ++j) gate[j] = G.data[d.place(i, first + j)];
+        for (Index a = 0; a < u.rows; ++a) {
+          const Real *const ua = &ui(first, a), *const va = &vi(first, a), *const g = &from(first, a);
+          Real* const out = &to(first, a);
+#pragma omp simd
+          for (Index j = 0; j < count; ++j) {
+            sum[j] += g[j] * va[j];
+            out[j] = gate[j] * g[j] * slope(ua[j]);
+          }
         }
-        g_G(k, p) = sum;
+        for (Index j = 0; j < count; ++j) g_G.data[d.place(i, first + j)] = sum[j];
       });
     });
   }
@@ -108,7 +119,7 @@ struct Pairs<Cpu<Real>> {
     const double fair = static_cast<double>(d.pairs()) / static_cast<double>(M);
     std::vector<Real> load(static_cast<std::size_t>(M)), e(load.size());
     for (Index i = 0; i < M; ++i)
-      load[static_cast<std::size_t>(i)] = static_cast<Real>(static_cast<double>(d.begin(i + 1) - d.begin(i)) / fair);
+      load[static_cast<std::size_t>(i)] = static_cast<Real>(static_cast<double>(d.tokens_of(i)) / fair);
     const Real strength = static_cast<Real>(spec.balance_loss / static_cast<double>(d.tokens()));
     for (Index p = 0; p < d.tokens(); ++p) {
       const Real largest = *std::max_element(&r(0, p), &r(0, p) + M);
@@ -129,22 +140,25 @@ struct Pairs<Cpu<Real>> {
   /// b_i += rate sign(1 - load_i), bias (M, 1), decided by whole numbers: load_i = tokens M / (P K).                      (T32)
   static void move_bias(Real rate, const Dispatch& d, View bias) {
     for (Index i = 0; i < bias.rows; ++i) {
-      const Index missing = d.pairs() - d.experts() * (d.begin(i + 1) - d.begin(i));
+      const Index missing = d.pairs() - d.experts() * d.tokens_of(i);
       bias(i, 0) += rate * SignPoint<Real>()(static_cast<Real>(missing));
     }
   }
 
-  // Top-K only: a field over pairs of, and as, one over all experts (M N_e, P), there zero where not active.
+  // Top-K only: a field over active pairs of, and as, one over all (N_e, M P), there zero where not active.
   static void gather(const Dispatch& d, View all, View pairs) {
-    for (Index p = 0; p < d.tokens(); ++p)
-      for (Index k = 0; k < d.active(); ++k)
-        std::copy_n(&all(d.expert(k, p) * pairs.rows, p), pairs.rows, &pairs(0, d.pair(k, p)));
+    between(d, all, pairs, [](Real& in_all, Real& in_pairs) { in_pairs = in_all; });
   }
   static void scatter(const Dispatch& d, View pairs, View all) {
     std::fill_n(all.data, all.size(), Real(0));
-    for (Index p = 0; p < d.tokens(); ++p)
-      for (Index k = 0; k < d.active(); ++k)
-        std::copy_n(&pairs(0, d.pair(k, p)), pairs.rows, &all(d.expert(k, p) * pairs.rows, p));
+    between(d, all, pairs, [](Real& in_all, Real& in_pairs) { in_all = in_pairs; });
+  }
+  /// (P, P): averages of products over all units, of a field over all pairs (N_e, M P).
+  static Eigen::MatrixXd gram(Index tokens, View all) {
+    const Index units = all.size() / tokens;
+    auto by_unit = HostMatrix<Real>::uninitialized(units, tokens);
+    columns::transpose(all.data, tokens, tokens, units, by_unit.data(), units);
+    return B::gram(by_unit);
   }
 
   // What is recorded of them: support/observable.hpp.
@@ -158,22 +172,36 @@ struct Pairs<Cpu<Real>> {
   }
   /// Of the squares of a field's columns.
   static double effective_experts(const Dispatch& d, View field) {
-    return network::effective_experts(by_expert(d, [&](Index k, Index p) {
-      const Real* const x = &field(0, d.pair(k, p));
-      double sum = 0;
-      for (Index unit = 0; unit < field.rows; ++unit)
-        sum += static_cast<double>(x[unit]) * static_cast<double>(x[unit]);
-      return sum;
-    }));
+    Eigen::MatrixXd squares = Eigen::MatrixXd::Zero(d.experts(), d.tokens());
+    for (Index i = 0; i < d.experts(); ++i) {
+      const View x = d.of_expert(i, field);
+      for (Index a = 0; a < x.cols; ++a)
+        for (Index j = 0; j < x.rows; ++j)
+          squares(i, d.token(i, j)) += static_cast<double>(x(j, a)) * static_cast<double>(x(j, a));
+    }
+    return network::effective_experts(squares);
   }
 
  private:
-  /// f(k, p) for the k-th active expert of every token p.
+  /// f(i, first, count) for the tokens first .. first + count of expert i, no more than `together`, all of them in turn.
+  static constexpr Index together = 32;
   template <class F>
-  static void for_pairs(const Dispatch& d, Index units, const F& f) {
+  static void for_tokens(const Dispatch& d, Index units, const F& f) {
+    const Index most = (d.tokens() + together - 1) / together;
 #pragma omp parallel for schedule(static) if (d.pairs() * units > moe::detail::parallel_threshold)
-    for (Index p = 0; p < d.tokens(); ++p)
-      for (Index k = 0; k < d.active(); ++k) f(k, p);
+    for (Index k = 0; k < d.experts() * most; ++k) {
+      const Index i = k / most, first = k % most * together, tokens = d.tokens_of(i);
+      if (first < tokens) f(i, first, std::min(together, tokens - first));
+    }
+  }
+  template <class F>
+  static void between(const Dispatch& d, View all, View pairs, const F& f) {
+    const Index P = d.tokens(), Ne = pairs.rows;
+    for (Index i = 0; i < d.experts(); ++i) {
+      const View of_expert = d.of_expert(i, pairs), of_all{all.data + i * P * Ne, P, Ne, P};
+      for (Index a = 0; a < Ne; ++a)
+        for (Index j = 0; j < of_expert.rows; ++j) f(of_all(d.token(i, j), a), of_expert(j, a));
+    }
   }
   /// (M, P), zero where not active.
   template <class F>
@@ -190,8 +218,10 @@ class Guard<Cpu<Real>> {
  public:
   void operator()(HostView<Real> values, int step, const char* field) const {
     // x - x is zero unless x is NaN or infinite.
-    const double sum =
-        Cpu<Real>::sum(values.size(), 1, [=](Index k, Index) { return values.data[k] - values.data[k]; });
+    const Real* const x = values.data;
+    Real sum = 0;
+#pragma omp parallel for simd schedule(static) reduction(+ : sum) if (values.size() > moe::detail::parallel_threshold)
+    for (Index k = 0; k < values.size(); ++k) sum += x[k] - x[k];
     if (sum == 0) return;
     Index bad = 0;
     for (Index k = 0; k < values.size(); ++k) bad += std::isfinite(values.data[k]) ? 0 : 1;

@@ -245,12 +245,14 @@ struct Pairs<Cuda<Real>> {
   }
 
   static void gather(const Dispatch& d, View all, View pairs) {
-    B::each(pairs.rows, d.pairs(), kernels::BetweenPairsAndAll<Real, true>{d.lists(), pairs, all});
+    B::each(pairs.rows, d.pairs(), kernels::BetweenPairsAndAll<Real, true>{d.lists(), pairs, stacked(d.tokens(), all)});
   }
   static void scatter(const Dispatch& d, View pairs, View all) {
     B::each(all.size(), 1, kernels::Zero<Real>{all});
-    B::each(pairs.rows, d.pairs(), kernels::BetweenPairsAndAll<Real, false>{d.lists(), pairs, all});
+    B::each(pairs.rows, d.pairs(),
+            kernels::BetweenPairsAndAll<Real, false>{d.lists(), pairs, stacked(d.tokens(), all)});
   }
+  static Eigen::MatrixXd gram(Index tokens, View all) { return B::gram(stacked(tokens, all)); }
 
   static double router_entropy(const Dispatch& d, View G) {
     auto total = GpuMatrix<double>::uninitialized(1, G.cols), entropy = GpuMatrix<double>::uninitialized(1, G.cols);
@@ -280,6 +282,10 @@ struct Pairs<Cuda<Real>> {
     const Eigen::MatrixXd s = D::download(sums);
     return (s.row(0).array().square() / s.row(1).array()).minCoeff();
   }
+
+ private:
+  /// A field over all pairs (N_e, M P) as (M N_e, P).
+  static View stacked(Index tokens, View all) { return {all.data, all.size() / tokens, tokens, all.size() / tokens}; }
 };
 
 /// Counts on the GPU; settle() looks.

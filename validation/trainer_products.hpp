@@ -29,6 +29,92 @@ struct Products<Cpu<Real>> {
 
   /// out = scale W^T X; W (N, cols), X (N, P), out (cols, P).
   static void answer(View W, Real scale, View X, View out) {
+    thread_local columns::Scratch<Real> scratch;
+    const View by_token{scratch.of(X.cols * W.cols), X.cols, W.cols, X.cols};
+    answer_by_token(W, scale, X, by_token);
+    columns::transpose(by_token.data, by_token.ld, by_token.rows, by_token.cols, out.data, out.ld);
+  }
+  /// Y = scale W C + keep Y; C (cols, P), Y (N, P).
+  static void collect(View W, Real scale, View C, Real keep, View Y) {
+    collect_by_token(W, scale, token_fastest(C), keep, Y);
+  }
+  /// One update of a tensor from its gradient scale L C^T; L (N, P), C (cols, P).
+  static void learn(const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
+    learn_by_token(rule, slot, scale, L, token_fastest(C));
+  }
+
+  // The same for expert matrices W (N, M N_e) and fields over pairs (N_e, pairs).
+
+  /// out_ia(pair) = scale sum_n W(n, ia) X(n, token).
+  static void answer(const Dispatch& d, View W, Real scale, View X, View out) {
+    if (d.dense()) return answer_by_token(W, scale, X, of_all(d, out));
+    const Index Ne = out.rows;
+    for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
+      const View of_expert = d.of_expert(i, out);
+      const Index tokens = of_expert.rows;
+      if (tokens == 0) return;
+      const Real *const w = &W(0, i * Ne + a), *const *const x = tokens_of(d, i, X).data();
+      Real* const to = &of_expert(0, a);
+      if (count < worth_packing) return columns::dots(W.rows, scale, w, W.ld, count, x, tokens, to, tokens);
+      thread_local columns::Scratch<Real> scratch;
+      Real* const packed = scratch.of(columns::token_panels_size<Real>(W.rows, tokens));
+      columns::pack_tokens(W.rows, 0, W.rows, x, tokens, packed);
+      columns::answers(W.rows, scale, w, W.ld, count, packed, tokens, to, tokens);
+    });
+  }
+  /// Y(n, token) = scale sum_ia W(n, ia) C_ia(pair).
+  static void collect(const Dispatch& d, View W, Real scale, View C, View Y) {
+    if (d.dense()) return collect_by_token(W, scale, of_all(d, C), 0, Y);
+    const Index Ne = C.rows, strip = strip_of(Y.rows);
+#pragma omp parallel for schedule(static)
+    for (Index first = 0; first < Y.rows; first += strip) {
+      const Index last = std::min(Y.rows, first + strip);
+      start_from(0, first, last, Y);
+      for (Index i = 0; i < d.experts(); ++i) {
+        const View c = d.of_expert(i, C);
+        if (c.rows > 0)
+          columns::collect(first, last, &W(0, i * Ne), W.ld, Ne, scale, c.data, c.ld, c.rows,
+                           tokens_of(d, i, Y).data());
+      }
+    }
+  }
+  /// One update of an expert matrix from its gradient scale sum_token L(n, token) C_ia(pair).
+  static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
+    if (d.dense()) return learn_by_token(rule, slot, scale, L, of_all(d, C));
+    const Index Ne = C.rows;
+    if (rule.factored()) {
+#pragma omp parallel for schedule(dynamic)
+      for (Index i = 0; i < d.experts(); ++i) {
+        const View c = d.of_expert(i, C);
+        HostMatrix<Real> gradient(L.rows, Ne);
+        const View g = gradient;
+        if (c.rows > 0) {
+          thread_local columns::Scratch<Real> scratch;
+          Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, c.rows));
+          columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), c.rows, packed);
+          columns::combine(
+              L.rows, packed, c.rows, c.data, c.ld, Ne, [](Index, Index) {},
+              [&](Index j, Index row, const Real* values, Index n) {
+                for (Index k = 0; k < n; ++k) g(row + k, j) = scale * values[k];
+              });
+        }
+        factored(rule, slot, i, g);
+      }
+      return;
+    }
+    for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
+      const View c = d.of_expert(i, C);
+      if (c.rows == 0 && !rule.moves_without_gradient()) return;
+      thread_local columns::Scratch<Real> scratch;
+      Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, c.rows));
+      columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), c.rows, packed);
+      entrywise(rule, slot, i * Ne + a, scale, packed, c.columns(a, count));
+    });
+  }
+
+ private:
+  // Fields over units with the token fastest: (P, cols).
+  static void answer_by_token(View W, Real scale, View X, View out) {
     const std::vector<Real*> x = columns_of(X);
     thread_local columns::Scratch<Real> scratch;
     Real* const packed = scratch.of(columns::token_panels_size<Real>(X.rows, X.cols));
@@ -40,28 +126,26 @@ struct Products<Cpu<Real>> {
         columns::pack_tokens(X.rows, n, std::min(X.rows, n + strip), x.data(), X.cols, packed);
 #pragma omp for schedule(static)
       for (Index j = 0; j < W.cols; j += piece)
-        columns::answers(W.rows, scale, &W(0, j), W.ld, std::min(piece, W.cols - j), packed, X.cols, &out(j, 0),
+        columns::answers(W.rows, scale, &W(0, j), W.ld, std::min(piece, W.cols - j), packed, X.cols, &out(0, j),
                          out.ld);
     }
   }
-  /// Y = scale W C + keep Y; C (cols, P), Y (N, P).
-  static void collect(View W, Real scale, View C, Real keep, View Y) {
+  static void collect_by_token(View W, Real scale, View C, Real keep, View Y) {
     const std::vector<Real*> y = columns_of(Y);
     const Index strip = strip_of(Y.rows);
-#pragma omp parallel for schedule(static) if (worth_a_team(W, C.cols))
+#pragma omp parallel for schedule(static) if (worth_a_team(W, C.rows))
     for (Index first = 0; first < Y.rows; first += strip) {
       const Index last = std::min(Y.rows, first + strip);
       start_from(keep, first, last, Y);
-      columns::collect(first, last, W.data, W.ld, W.cols, scale, C.data, C.ld, C.cols, y.data());
+      columns::collect(first, last, W.data, W.ld, W.cols, scale, C.data, C.ld, C.rows, y.data());
     }
   }
-  /// One update of a tensor from its gradient scale L C^T; L (N, P), C (cols, P).
-  static void learn(const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
+  static void learn_by_token(const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
     if (rule.factored()) {
       const Index matrices = slot.first.cols, columns = slot.value.cols / matrices;
       const auto learn_matrix = [&](Index e) {
         auto gradient = HostMatrix<Real>::uninitialized(L.rows, columns);
-        B::gemm(Op::plain, Op::transposed, scale, L, C.row_range(e * columns, columns), 0, gradient);
+        B::gemm(Op::plain, Op::plain, scale, L, C.columns(e * columns, columns), 0, gradient);
         factored(rule, slot, e, gradient);
       };
 #pragma omp parallel for schedule(dynamic) if (matrices > 1)
@@ -78,86 +162,22 @@ struct Products<Cpu<Real>> {
       for (Index row = 0; row < L.rows; row += panel)
         columns::pack_rows(row, std::min(L.rows, row + panel), x.data(), L.cols, packed + row * L.cols);
 #pragma omp for schedule(static)
-      for (Index j = 0; j < C.rows; j += piece)
-        entrywise(rule, slot, j, std::min(piece, C.rows - j), packed, L.cols, scale, C.data + j, C.ld, 1);
+      for (Index j = 0; j < C.cols; j += piece)
+        entrywise(rule, slot, j, scale, packed, C.columns(j, std::min(piece, C.cols - j)));
     }
   }
-
-  // The same for expert matrices W (N, M N_e) and fields over pairs (N_e, pairs).
-
-  /// out_ia(pair) = scale sum_n W(n, ia) X(n, token).
-  static void answer(const Dispatch& d, View W, Real scale, View X, View out) {
-    if (d.dense()) return answer(W, scale, X, stacked(d, out));
-    const Index Ne = out.rows;
-    for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
-      const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
-      if (tokens == 0) return;
-      const Real *const w = &W(0, i * Ne + a), *const *const x = tokens_of(d, i, X).data();
-      Real* const to = out.data + begin * out.ld + a;
-      if (count < worth_packing) return columns::dots(W.rows, scale, w, W.ld, count, x, tokens, to, out.ld);
-      thread_local columns::Scratch<Real> scratch;
-      Real* const packed = scratch.of(columns::token_panels_size<Real>(W.rows, tokens));
-      columns::pack_tokens(W.rows, 0, W.rows, x, tokens, packed);
-      columns::answers(W.rows, scale, w, W.ld, count, packed, tokens, to, out.ld);
-    });
+  /// C (cols, P) with the token fastest, until the next call on this thread.
+  static View token_fastest(View C) {
+    thread_local columns::Scratch<Real> scratch;
+    const View out{scratch.of(C.size()), C.cols, C.rows, C.cols};
+    columns::transpose(C.data, C.ld, C.rows, C.cols, out.data, out.ld);
+    return out;
   }
-  /// Y(n, token) = scale sum_ia W(n, ia) C_ia(pair).
-  static void collect(const Dispatch& d, View W, Real scale, View C, View Y) {
-    if (d.dense()) return collect(W, scale, stacked(d, C), 0, Y);
-    const Index Ne = C.rows, strip = strip_of(Y.rows);
-#pragma omp parallel for schedule(static)
-    for (Index first = 0; first < Y.rows; first += strip) {
-      const Index last = std::min(Y.rows, first + strip);
-      start_from(0, first, last, Y);
-      for (Index i = 0; i < d.experts(); ++i) {
-        const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
-        if (tokens > 0)
-          columns::collect(first, last, &W(0, i * Ne), W.ld, Ne, scale, C.data + begin * C.ld, C.ld, tokens,
-                           tokens_of(d, i, Y).data());
-      }
-    }
-  }
-  /// One update of an expert matrix from its gradient scale sum_token L(n, token) C_ia(pair).
-  static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
-    if (d.dense()) return learn(rule, slot, scale, L, stacked(d, C));
-    const Index Ne = C.rows;
-    if (rule.factored()) {
-#pragma omp parallel for schedule(dynamic)
-      for (Index i = 0; i < d.experts(); ++i) {
-        const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
-        HostMatrix<Real> gradient(L.rows, Ne);
-        const View g = gradient;
-        if (tokens > 0) {
-          thread_local columns::Scratch<Real> rows, scratch;
-          Real *const packed = rows.of(columns::row_panels_size<Real>(L.rows, tokens)), *const factors =
-                                                                                            scratch.of(tokens * Ne);
-          columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), tokens, packed);
-          columns::pack_factors(scale, C.data + begin * C.ld, C.ld, 1, tokens, Ne, factors);
-          columns::combine(
-              L.rows, packed, tokens, factors, Ne, [](Index, Index) {},
-              [&](Index j, Index row, const Real* values, Index n) { std::copy_n(values, n, &g(row, j)); });
-        }
-        factored(rule, slot, i, g);
-      }
-      return;
-    }
-    for_pieces(d.experts(), Ne, [&](Index i, Index a, Index count) {
-      const Index begin = d.begin(i), tokens = d.begin(i + 1) - begin;
-      if (tokens == 0 && !rule.moves_without_gradient()) return;
-      thread_local columns::Scratch<Real> scratch;
-      Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, tokens));
-      columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), tokens, packed);
-      entrywise(rule, slot, i * Ne + a, count, packed, tokens, scale, C.data + begin * C.ld + a, C.ld, 1);
-    });
+  /// Fields over all pairs as (P, M N_e).
+  static View of_all(const Dispatch& d, View field) {
+    return {field.data, d.tokens(), d.experts() * field.rows, d.tokens()};
   }
 
-  /// Fields over all pairs as (M N_e, P).
-  static View stacked(const Dispatch& d, View field) {
-    const Index rows = d.experts() * field.rows;
-    return {field.data, rows, d.tokens(), rows};
-  }
-
- private:
   /// Matrix e of those that stand side by side in a tensor, from its gradient.
   static void factored(const Rule<Real>& rule, const Slot<B>& slot, Index e, View gradient) {
     const auto part = [&](View all) { return all.columns(e * gradient.cols, gradient.cols); };
@@ -171,7 +191,7 @@ struct Products<Cpu<Real>> {
   /// row and do not depend on it.
   static Index strip_of(Index rows) {
     const Index panel = columns::panel_rows<Real>, threads = omp_get_max_threads();
-    return std::min<Index>((rows + threads * panel - 1) / (threads * panel) * panel, 256);
+    return std::min<Index>((rows + threads * panel - 1) / (threads * panel) * panel, 128);
   }
   static bool worth_a_team(View W, Index samples) { return W.size() * samples > (Index{1} << 20); }
 
@@ -200,16 +220,13 @@ struct Products<Cpu<Real>> {
   static const std::vector<Real*>& tokens_of(const Dispatch& d, Index expert, View X) {
     thread_local std::vector<Real*> pointers;
     pointers.clear();
-    for (Index pair = d.begin(expert); pair < d.begin(expert + 1); ++pair) pointers.push_back(&X(0, d.token(pair)));
+    for (Index j = 0; j < d.tokens_of(expert); ++j) pointers.push_back(&X(0, d.token(expert, j)));
     return pointers;
   }
 
-  /// Columns j .. j + count of a tensor: their gradients scale sum_k x_k c(k, j) are made, used and forgotten in cache.
-  static void entrywise(const Rule<Real>& rule, const Slot<B>& slot, Index j0, Index count, const Real* packed,
-                        Index terms, Real scale, const Real* c, Index by_term, Index by_column) {
-    thread_local columns::Scratch<Real> scratch;
-    Real* const factors = scratch.of(terms * count);
-    columns::pack_factors(scale, c, by_term, by_column, terms, count, factors);
+  /// Columns j0, j0 + 1, ... of a tensor: their gradients scale sum_k x_k c(k, j) are made, used and forgotten in cache. x packed by
+  /// pack_rows(), c (terms, columns).
+  static void entrywise(const Rule<Real>& rule, const Slot<B>& slot, Index j0, Real scale, const Real* packed, View c) {
     const View w = slot.value, m = slot.first.data ? slot.first : w, v = slot.second.data ? slot.second : w;
     const auto fetch = [&](Index j, Index row) {
       for (Index n = row; n < row + columns::panel_rows<Real>; n += columns::line<Real>) {
@@ -219,11 +236,12 @@ struct Products<Cpu<Real>> {
       }
     };
     rule.with_entry([&](const auto& entry) {
-      columns::combine(w.rows, packed, terms, factors, count, fetch, [&](Index j, Index row, const Real* g, Index n) {
-        Real *const wj = &w(row, j0 + j), *const mj = &m(row, j0 + j), *const vj = &v(row, j0 + j);
+      columns::combine(w.rows, packed, c.rows, c.data, c.ld, c.cols, fetch,
+                       [&](Index j, Index row, const Real* g, Index n) {
+                         Real *const wj = &w(row, j0 + j), *const mj = &m(row, j0 + j), *const vj = &v(row, j0 + j);
 #pragma omp simd
-        for (Index k = 0; k < n; ++k) entry(g[k], wj[k], mj[k], vj[k]);
-      });
+                         for (Index k = 0; k < n; ++k) entry(scale * g[k], wj[k], mj[k], vj[k]);
+                       });
     });
   }
 };

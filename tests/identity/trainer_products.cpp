@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <limits>
-#include <utility>
 #include <vector>
 
 #include "support/cpu.hpp"
@@ -62,36 +61,34 @@ void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
   HostMatrix<Real> W = normal<Real>(N, M * Ne, 1), X = normal<Real>(N, tokens, 2), C = normal<Real>(Ne, pairs, 3);
   const Real scale = Real(0.7);
 
-  // The plain loops go over (expert, token) pairs in double.
-  std::vector<std::pair<Index, Index>> expert_and_token(static_cast<std::size_t>(pairs));
-  for (Index p = 0; p < tokens; ++p)
-    for (Index k = 0; k < d.active(); ++k)
-      expert_and_token[static_cast<std::size_t>(d.pair(k, p))] = {d.expert(k, p), p};
+  // The plain loops go over (expert, token) pairs in double: token p = token(i, j) of expert i.
+  const auto for_pairs = [&](const auto& f) {
+    for (Index i = 0; i < M; ++i)
+      for (Index j = 0; j < d.tokens_of(i); ++j) f(i, j, d.token(i, j));
+  };
 
   Deviation answers, collected, learned;
   HostMatrix<Real> out(Ne, pairs), Y(N, tokens);
   P::answer(d, W, scale, X, out);
-  for (Index pair = 0; pair < pairs; ++pair) {
-    const auto [i, p] = expert_and_token[static_cast<std::size_t>(pair)];
+  for_pairs([&](Index i, Index j, Index p) {
     for (Index a = 0; a < Ne; ++a) {
       double sum = 0, size = 0;
       for (Index n = 0; n < N; ++n) {
         const double term = double{scale} * double{W(n, i * Ne + a)} * double{X(n, p)};
         sum += term, size += std::abs(term);
       }
-      answers.add(out(a, pair), sum, size, N);
+      answers.add(d.of_expert(i, out.view())(j, a), sum, size, N);
     }
-  }
+  });
   P::collect(d, W, scale, C, Y);
   Eigen::MatrixXd sum = Eigen::MatrixXd::Zero(N, tokens), size = sum;
-  for (Index pair = 0; pair < pairs; ++pair) {
-    const auto [i, p] = expert_and_token[static_cast<std::size_t>(pair)];
+  for_pairs([&](Index i, Index j, Index p) {
     for (Index a = 0; a < Ne; ++a)
       for (Index n = 0; n < N; ++n) {
-        const double term = double{scale} * double{W(n, i * Ne + a)} * double{C(a, pair)};
+        const double term = double{scale} * double{W(n, i * Ne + a)} * double{d.of_expert(i, C.view())(j, a)};
         sum(n, p) += term, size(n, p) += std::abs(term);
       }
-  }
+  });
   for (Index p = 0; p < tokens; ++p)
     for (Index n = 0; n < N; ++n) collected.add(Y(n, p), sum(n, p), size(n, p), d.active() * Ne);
 
@@ -100,14 +97,13 @@ void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
   HostMatrix<Real> moved = moe::trainer::copy_of<moe::Cpu<Real>>(W.view());
   P::learn(d, descent, {moved, {}, {}}, scale, X, C);
   sum = Eigen::MatrixXd::Zero(N, M * Ne), size = sum;
-  for (Index pair = 0; pair < pairs; ++pair) {
-    const auto [i, p] = expert_and_token[static_cast<std::size_t>(pair)];
+  for_pairs([&](Index i, Index j, Index p) {
     for (Index a = 0; a < Ne; ++a)
       for (Index n = 0; n < N; ++n) {
-        const double term = -0.5 * double{scale} * double{X(n, p)} * double{C(a, pair)};
+        const double term = -0.5 * double{scale} * double{X(n, p)} * double{d.of_expert(i, C.view())(j, a)};
         sum(n, i * Ne + a) += term, size(n, i * Ne + a) += std::abs(term);
       }
-  }
+  });
   for (Index j = 0; j < M * Ne; ++j)
     for (Index n = 0; n < N; ++n)
       learned.add(moved(n, j), double{W(n, j)} + sum(n, j), std::abs(double{W(n, j)}) + size(n, j), tokens);
