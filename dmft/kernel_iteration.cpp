@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
 #include "support/ranks.hpp"
@@ -38,12 +39,14 @@ struct Chain {
   SitePaths paths;             ///< of its first batch
   MatrixXd f;                  ///< (C, n) of the last iteration
   MatrixXd f_sum, fields_sum;  ///< over draws, at their floors
+  KernelMixing mixing;
   void transfer(Archive& a) {
     a("kernels", kernels);
     a("paths", paths);
     a("f", f);
     a("f_sum", f_sum);
     a("fields_sum", fields_sum);
+    a("mixing", mixing);
   }
 };
 
@@ -53,6 +56,8 @@ struct IterationState {
   std::vector<BatchMeans> next;  ///< [replica], sums over batches
   std::vector<int> sampled;      ///< [replica], how many
   int of_draw = 0;               ///< iterations done of the draw under way
+  int horizon = 0;               ///< steps that kernels have
+  int of_horizon = 0;            ///< iterations done with it
   KernelSet kernels_sum;         ///< over draws at their floors, of the mean over replicas
   IterationReport report;
   void transfer(Archive& a) {
@@ -62,6 +67,8 @@ struct IterationState {
     }
     a("sampled", sampled);
     a("of_draw", of_draw);
+    a("horizon", horizon);
+    a("of_horizon", of_horizon);
     a("kernels_sum", kernels_sum);
     a("report", report);
   }
@@ -237,6 +244,37 @@ void add_over_ranks(const SiteProblem& problem, std::vector<BatchMeans>& next) {
   ranks().sum(sums);
 }
 
+/// A stream for every batch, in the order of draws, replicas and batches.
+std::uint32_t stream_of(const IterationOptions& options, const IterationState& state, std::size_t replica, int batch) {
+  return static_cast<std::uint32_t>((static_cast<std::uint32_t>(state.report.draws) * state.chains.size() + replica) *
+                                        static_cast<std::uint32_t>(options.batches) +
+                                    static_cast<std::uint32_t>(batch));
+}
+
+/// Columns, and rows of a square, of a matrix over queries, or zeros.
+void resize_queries(MatrixXd& m, Index rows, Index columns) {
+  const Index known = m.cols(), known_rows = m.rows();
+  m.conservativeResize(rows, columns);
+  if (columns > known) m.rightCols(columns - known).setZero();
+  if (rows > known_rows) m.bottomRows(rows - known_rows).setZero();
+}
+
+/// Gives every chain kernels, paths and f of so many steps: zero for those that are new.
+void set_horizon(SiteProblem& problem, Index steps, IterationState& state) {
+  problem.steps = steps;
+  state.horizon = static_cast<int>(steps);
+  state.of_horizon = 0;
+  const Index n = problem.n();
+  for (Chain& chain : state.chains) {
+    for (MatrixXd& kernel : chain.kernels.all())
+      if (kernel.size() > 0) resize_queries(kernel, n, n);
+    for (MatrixXd* path : chain.paths.all())
+      if (path->size() > 0) resize_queries(*path, path->rows(), n);
+    resize_queries(chain.f, chain.f.rows(), n);
+    chain.mixing.forget();
+  }
+}
+
 /// Adds every batch of this iteration that the state has not got to its replica's sum. Batches are handed out by replica and number, and
 /// each waits to be added until all before it are: sums do not depend on who was faster, and there are never more batches in
 /// memory than samplers. Ranks take equal shares of the list. False after an interrupt, which loses those that are being sampled,
@@ -270,11 +308,7 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
     BatchMeans means;
     try {
       if (options.interrupt == nullptr || !*options.interrupt) {
-        // A stream for every batch, in the order of draws, replicas and batches.
-        const auto stream = (static_cast<std::uint32_t>(state.report.draws) * state.chains.size() + r) *
-                                static_cast<std::uint32_t>(options.batches) +
-                            static_cast<std::uint32_t>(b);
-        StreamNumbers streams(problem.limit->seed, static_cast<std::uint32_t>(stream));
+        StreamNumbers streams(problem.limit->seed, stream_of(options, state, r, b));
         means = sample_batch<B>(problem, kernels[r].get(problem, state.chains[r]), options.batch, streams,
                                 options.interrupt);
       }
@@ -300,6 +334,40 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
   stopped = ranks().any(stopped);
   if (!stopped) add_over_ranks(problem, state.next);
   return !stopped;
+}
+
+/// Every replica's kernels from one pass over its batches (causal_pass), scaled as sums over batches. Ranks take equal shares of the
+/// replicas. False after an interrupt, which loses those that are under way, with several ranks all of them.
+template <class B>
+bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, IterationState& state,
+                   const std::function<void()>& on_replica) {
+  std::vector<std::size_t> tasks;
+  for (std::size_t r = 0; r < state.chains.size(); ++r)
+    if (state.sampled[r] == 0) tasks.push_back(r);
+  const auto share = [&](int rank) { return static_cast<std::ptrdiff_t>(tasks.size()) * rank / ranks().count(); };
+  tasks = {tasks.begin() + share(ranks().rank()), tasks.begin() + share(ranks().rank() + 1)};
+  std::mutex mutex;
+  std::atomic<bool> stopped = false;
+  for_all(static_cast<int>(tasks.size()), options.holders, options.threads, [&](int k) {
+    if (stopped) return;
+    const std::size_t r = tasks[static_cast<std::size_t>(k)];
+    std::vector<StreamNumbers> streams;
+    for (int b = 0; b < options.batches; ++b)
+      streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
+    BatchMeans means = causal_pass<B>(problem, options.batch, std::move(streams), options.interrupt);
+    if (means.f.size() == 0) {
+      stopped = true;
+      return;
+    }
+    means.scale(options.batches);
+    const std::lock_guard lock(mutex);
+    state.next[r] = std::move(means);
+    state.sampled[r] = options.batches;
+    on_replica();
+  });
+  const bool any_stopped = ranks().any(stopped);
+  if (!any_stopped) add_over_ranks(problem, state.next);
+  return !any_stopped;
 }
 
 std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const std::vector<BatchMeans>& next) {
@@ -342,6 +410,9 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish in the limit moves weights "
                   "(docs/theory.md, section 5)",
                   smallest_eps));
+  refuse(spec.sampling.start == Start::zero && spec.sampling.anderson > 0 && !is_linear(spec.optimizer.name),
+         "sampling.anderson", std::to_string(spec.sampling.anderson),
+         "mixes kernels, and under this rule paths of sites are unknowns beside them");
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
@@ -394,12 +465,17 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
   IterationState state;
+  const Index all_steps = problem.steps;
+  const bool from_pass = options.start == Start::pass;
+  const Index first_steps = from_pass || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
   state.chains.assign(R, {zero_kernels(limit, problem.n()), zero_paths(limit, problem.n()), no_f, no_f,
-                          MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps)});
+                          MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
+                          KernelMixing(from_pass ? 0 : options.damping, from_pass ? 0 : options.anderson)});
   state.next.resize(R);
   state.sampled.assign(R, 0);
   state.kernels_sum = zero_kernels(limit, problem.n());
   std::vector<Chain>& chains = state.chains;
+  set_horizon(problem, first_steps, state);
   IterationReport& report = state.report;
   // A rank has batches of its own: what is kept with several of them are whole iterations.
   const auto forget_batches = [&] {
@@ -410,6 +486,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   if (options.checkpoints != nullptr)
     if (auto saved = options.checkpoints->begin(job)) {
       state.transfer(*saved);
+      problem.steps = state.horizon;
       if (ranks().several()) forget_batches();
       if (options.on_resume) options.on_resume(static_cast<int>(report.changes.size()));
     }
@@ -421,13 +498,16 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 
   /// Every replica's next estimates. One draw's random numbers are the same in every iteration, so that kernels come to rest. False
   /// after an interrupt.
-  const auto sample_all = [&] {
+  const auto sample_all = [&](bool by_pass) {
     const auto on_batch = [&] {
       if (!ranks().several()) keep(false);
     };
-    if (!(spec.sampling.precision == Precision::float32
-              ? sample_batches<Cpu<float>>(problem, sizes, state, on_batch)
-              : sample_batches<Cpu<double>>(problem, sizes, state, on_batch))) {
+    const bool single = spec.sampling.precision == Precision::float32;
+    const bool sampled = by_pass  ? single ? pass_replicas<Cpu<float>>(problem, sizes, state, on_batch)
+                                           : pass_replicas<Cpu<double>>(problem, sizes, state, on_batch)
+                          : single ? sample_batches<Cpu<float>>(problem, sizes, state, on_batch)
+                                  : sample_batches<Cpu<double>>(problem, sizes, state, on_batch);
+    if (!sampled) {
       if (ranks().several()) forget_batches();
       return false;
     }
@@ -444,8 +524,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   /// True at the floor, false after an interrupt.
   const auto settle = [&] {
     while (state.of_draw < most) {
-      if (!sample_all()) return false;
+      if (!sample_all(from_pass && state.of_draw == 0)) return false;
       ++state.of_draw;
+      ++state.of_horizon;
       const int iteration = static_cast<int>(report.changes.size()) + 1;
       const auto loss_before = losses();
       for (std::size_t r = 0; r < R; ++r) {
@@ -454,10 +535,19 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       }
       const auto loss = losses();
       report.loss_by_iteration.push_back(mean_of(loss));
+      report.loss_by_iteration.back().resize(static_cast<std::size_t>(all_steps), std::nan(""));
+      const double last_loss = report.loss_by_iteration.back()[static_cast<std::size_t>(problem.steps) - 1];
       report.changes.push_back(change_of(chains, state.next, loss_before, loss));
-      const bool at_floor = ranks().any(state.of_draw > 1 && report.changes.back().at_floor(floor_threshold));
+      const bool at_rest = ranks().any(state.of_horizon > 1 && report.changes.back().at_floor(floor_threshold));
+      const bool at_floor = at_rest && problem.steps == all_steps;
       for (std::size_t r = 0; r < R; ++r) {
         BatchMeans means = std::exchange(state.next[r], BatchMeans());
+        if (!at_floor && chains[r].mixing.active()) {
+          chains[r].mixing.mix(chains[r].kernels, means.kernels);
+          for (std::size_t k = 0; k < means.paths.all().size(); ++k)
+            if (means.paths.all()[k]->size() > 0)
+              *means.paths.all()[k] += options.damping * (*chains[r].paths.all()[k] - *means.paths.all()[k]);
+        }
         chains[r].kernels = std::move(means.kernels);
         chains[r].paths = std::move(means.paths);
         if (!at_floor) continue;
@@ -471,9 +561,14 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         if (report.floor_at < 0) report.floor_at = iteration;
         ++report.draws;
         state.of_draw = 0;
+        for (Chain& chain : chains) chain.mixing.forget();
+        // Another map follows. That its first horizon is short pays, that it starts near its solution does not.
+        if (report.draws < options.draws && first_steps < all_steps) set_horizon(problem, first_steps, state);
+      } else if (problem.steps < all_steps && (at_rest || state.of_horizon >= 2 * options.window)) {
+        set_horizon(problem, std::min<Index>(all_steps, problem.steps + options.window), state);
       }
       keep(false);
-      if (options.on_iteration) options.on_iteration(iteration, report.loss_by_iteration.back().back());
+      if (options.on_iteration) options.on_iteration(iteration, last_loss);
       if (at_floor) return true;
     }
     throw NumericsError(
@@ -488,8 +583,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   }
   IterationResult result;
   result.counts = limit.block.counts;
-  result.interrupted = report.draws < options.draws || !sample_all();  // fresh numbers at last
+  result.interrupted = report.draws < options.draws || !sample_all(false);  // fresh numbers at last
   if (result.interrupted) keep(true);
+  problem.steps = all_steps;
   if (report.draws == 0)
     throw IterationInterrupted(
         fmt::format("interrupted in iteration {}, before the kernels came to rest: there is no result yet",

@@ -21,8 +21,14 @@ struct IterationOptions {
   int replicas = 8;  ///< chains with random numbers and kernels of their own, for errors; at least 3
   int most =
       0;  ///< iterations of a draw after which a change above the noise is a failure; 0: 40 + 4 T, as causality lets errors pass
-  int draws = 1;    ///< sets of random numbers, one after the other, that each replica averages over
-  int threads = 0;  ///< 0: all cores
+  Start start = Start::pass;  ///< of every draw
+  int holders = 0;            ///< replicas in a pass at once, as memory allows; 0: as many as threads
+  int window =
+      0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
+  double damping = 0;  ///< of kernels and paths, from zero
+  int anderson = 0;    ///< past iterates, from zero; kernels only
+  int draws = 1;       ///< sets of random numbers, one after the other, that each replica averages over
+  int threads = 0;     ///< 0: all cores
   std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
   std::function<void(int iterations)> on_resume;                 ///< a checkpoint knows these iterations
   Checkpoints* checkpoints = nullptr;            ///< of one job: replicas wait for each other in every iteration
@@ -54,9 +60,10 @@ std::vector<std::string> iteration_faults(const RunSpec& spec);
 int most_iterations(const RunSpec& spec);
 
 /// Batches of all replicas are sampled side by side; results do not depend on how many, nor on threads.
-/// Iterates from zero kernels with random numbers that stay the same until the change of every replica's loss, at each step, and of
+/// Iterates from one pass through time (causal_pass) or from zero kernels with random numbers that stay the same until the change of every replica's loss, at each step, and of
 /// every kernel is a tenth of their scatter over replicas: the Monte Carlo floor. With fresh numbers in every iteration the noise of
-/// kernels never meets the fields that it would have caused, and grows along time. The next draw starts from the kernels of the last.
+/// kernels never meets the fields that it would have caused, and grows along time. From zero, the next draw starts
+/// from the kernels of the last.
 /// A checkpoint holds all batches that were sampled, of the iteration under way too. Throws ConfigError; NumericsError with step and kernel of
 /// what is not finite or grows without end, or if the floor is not reached; IterationInterrupted.
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options);
@@ -67,6 +74,7 @@ StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 /// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
+  int holders = 0;        ///< replicas in a pass at once; 0: there is none
   int samplers = 1;       ///< batches at once: one per thread, fewer where memory is short
   double sites = 0;       ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most

@@ -1,6 +1,7 @@
 #include "dmft/site_batch.hpp"
 
 #include <cmath>
+#include <memory>
 
 #include "dmft/loss.hpp"
 #include "dmft/small_linear_algebra.hpp"
@@ -18,16 +19,31 @@ typename B::Matrix uploaded(const MatrixXd& from) {
   return to;
 }
 
-/// What a linear rule has learned by step t of the gradients of steps s < t: correlations times lr sum_{k < t - s} m^k, m the momentum.
-MatrixXd learned_of_kernel(const MatrixXd& kernel, Index P, const UpdateRule& rule) {
-  MatrixXd result = kernel;
-  keep_causal(result, P, false);
-  std::vector<double> weight = {0};  // [t - s]
+/// What a linear rule has learned by step t of the gradients of steps s < t, the columns of step t: correlations times
+/// lr sum_{k < t - s} m^k, m the momentum.
+MatrixXd learned_of_kernel(const MatrixXd& kernel, Index t, Index P, const UpdateRule& rule) {
+  MatrixXd result = MatrixXd::Zero(kernel.rows(), P);
   const double m = rule.has_velocity() ? rule.momentum : 0;
-  for (Index age = 1; age * P < kernel.cols(); ++age) weight.push_back(rule.lr + m * weight.back());
-  for (Index t = 0; t * P < kernel.cols(); ++t)
-    for (Index s = 0; s < t; ++s) result.block(s * P, t * P, P, P) *= weight[static_cast<std::size_t>(t - s)];
+  double weight = 0;
+  for (Index s = t - 1; s >= 0; --s) {
+    weight = rule.lr + m * weight;
+    result.middleRows(s * P, P) = weight * kernel.block(s * P, t * P, P, P);
+  }
   return result;
+}
+
+/// Columns of a lower root, `rest` (rows, columns) the kernel from its diagonal down without what earlier
+/// columns hold of it, `diagonal` the kernel's own.
+MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal) {
+  constexpr double smallest = 1e-6;  // of a query's mean square; kernels are sums in float32
+  MatrixXd L = MatrixXd::Zero(rest.rows(), rest.cols());
+  for (Index k = 0; k < rest.cols(); ++k) {
+    const Index below = rest.rows() - k;
+    Eigen::VectorXd column = rest.col(k).tail(below);
+    if (k > 0) column -= L.block(k, 0, below, k) * L.block(k, 0, 1, k).transpose();
+    if (column[0] > smallest * diagonal[k]) L.col(k).tail(below) = column / std::sqrt(column[0]);
+  }
+  return L;
 }
 
 /// -dL/df (C, P) of step t's samples, zero for the others.
@@ -223,6 +239,23 @@ template <class B>
 MatrixXd correlation(typename B::View a) {
   return mean_product<B>(a, a);
 }
+/// Adds `weight` times the columns of step t, and for a correlation its rows.
+template <class B>
+void add_correlation(typename B::View a, Index t, Index P, double weight, MatrixXd& to) {
+  const Index before = t * P;
+  const MatrixXd columns = weight * mean_product<B>(a.columns(0, before + P), a.columns(before, P));
+  to.block(0, before, before + P, P) += columns;
+  to.block(before, 0, P, before) += columns.topRows(before).transpose();
+}
+template <class B>
+void add_response(SiteField<B>& field, typename B::View tangent, Index t, Index P, bool equal_times, double factor,
+                  MatrixXd& to) {
+  if (!field.present()) return;
+  const Index before = t * P;
+  const MatrixXd columns = factor * mean_product<B>(field.probe().columns(0, before + P), tangent.columns(before, P));
+  to.block(0, before, before, P) += columns.topRows(before);
+  if (equal_times) to.diagonal().segment(before, P) += columns.bottomRows(P).diagonal();
+}
 template <class B>
 MatrixXd response(SiteField<B>& field, typename B::View tangent, Index P, bool equal_times, double factor) {
   MatrixXd R = factor * mean_product<B>(field.probe(), tangent);
@@ -278,6 +311,26 @@ double router_entropy(typename B::View G, Index active) {
   return entropy.exp().mean() / static_cast<double>(active);
 }
 
+/// Rows first .. first + count of causal_root(kernel), whose rows before are in L already.
+template <class B>
+void extend_root(const MatrixXd& kernel, Index first, Index count, typename B::Matrix& L) {
+  const MatrixXd before = B::download(typename B::View(L).row_range(0, first).columns(0, first));
+  MatrixXd rows(count, first + count);
+  if (first > 0) {
+    // Columns that were left out are zero: with any diagonal they change nothing but their own entry.
+    MatrixXd solvable = before;
+    for (Index j = 0; j < first; ++j)
+      if (before(j, j) == 0) solvable(j, j) = 1;
+    rows.leftCols(first) =
+        solvable.triangularView<Eigen::Lower>().solve(MatrixXd(kernel.block(0, first, first, count))).transpose();
+    for (Index j = 0; j < first; ++j)
+      if (before(j, j) == 0) rows.col(j).setZero();
+  }
+  const MatrixXd known = rows.leftCols(first), now = kernel.block(first, first, count, count);
+  rows.rightCols(count) = lower_root(now - known * known.transpose(), now.diagonal());
+  B::upload(rows, typename B::View(L).row_range(first, count).columns(0, first + count));
+}
+
 }  // namespace
 
 void BatchMeans::add(const BatchMeans& batch) {
@@ -321,19 +374,13 @@ SitePaths zero_paths(const LimitSpec& limit, Index n) {
 }
 
 MatrixXd causal_root(const MatrixXd& kernel) {
-  constexpr double smallest = 1e-6;  // of a query's mean square; kernels are sums in float32
-  constexpr Index panel = 48;        // columns that earlier ones are taken out of by one product
+  constexpr Index panel = 48;  // columns that earlier ones are taken out of by one product
   MatrixXd L = MatrixXd::Zero(kernel.rows(), kernel.cols());
   for (Index first = 0; first < kernel.cols(); first += panel) {
     const Index columns = std::min(panel, kernel.cols() - first), rows = kernel.rows() - first;
     MatrixXd rest = kernel.block(first, first, rows, columns);
     if (first > 0) rest.noalias() -= L.bottomLeftCorner(rows, first) * L.block(first, 0, columns, first).transpose();
-    for (Index k = 0; k < columns; ++k) {
-      const Index j = first + k, below = kernel.rows() - j;
-      Eigen::VectorXd column = rest.col(k).tail(below);
-      if (k > 0) column -= L.block(j, first, below, k) * L.block(j, first, 1, k).transpose();
-      if (column[0] > smallest * kernel(j, j)) L.col(j).tail(below) = column / std::sqrt(column[0]);
-    }
+    L.block(first, first, rows, columns) = lower_root(rest, kernel.diagonal().segment(first, columns));
   }
   return L;
 }
@@ -355,60 +402,119 @@ Aggregation Aggregation::of(const BlockSpec& block, bool shared) {
   return {false, 1 / kappa, root_M / static_cast<double>(block.counts.active), 1 / root_M};
 }
 
+namespace {
+
+/// A kernel's root and which it is of.
 template <class B>
-SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
+struct RootOf {
+  typename B::Matrix* root;
+  Kernel kernel;
+  Stage stage;
+};
+template <class B>
+std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
+  const LimitConstants& c = block.constants;
+  std::vector<RootOf<B>> roots = {
+      {&given.root_phi, Kernel::phi, Stage::features},
+      {&given.root_Gv, c.expert_out_shared ? Kernel::shared_Gv : Kernel::Gv, Stage::forward},
+      {&given.root_D, Kernel::D, Stage::outputs},
+      {&given.root_ghat, c.expert_in_shared ? Kernel::shared_ghat : Kernel::ghat, Stage::backward}};
+  if (block.experts_sampled) roots.push_back({&given.root_rho, Kernel::rho, Stage::backward});
+  return roots;
+}
+
+}  // namespace
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const SitePaths& paths)
     : phi(uploaded<B>(paths.phi)),
       D(uploaded<B>(paths.D)),
       rho(uploaded<B>(paths.rho)),
       ghat(uploaded<B>(paths.ghat)),
       Gv(uploaded<B>(paths.Gv)) {
   const BlockSpec& block = problem.limit->block;
+  const Index n = problem.n();
+  for (Matrix* memory : {&u_of_ghat, &zeta_of_Gv, &y_of_D, &xi_of_phi}) *memory = Matrix(n, n);
+  if (block.constants.expert_in_shared) u_of_shared = Matrix(n, n);
+  if (block.constants.expert_out_shared) zeta_of_shared = Matrix(n, n);
+  if (block.experts_sampled) r_of_rho = Matrix(n, n);
+}
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
+    : SiteKernels(problem, paths) {
+  for (const RootOf<B>& of : roots_of(*this, problem.limit->block)) *of.root = uploaded<B>(causal_root(k[of.kernel]));
+  for (Index t = 0; t < problem.steps; ++t)
+    for (const Stage stage : {Stage::features, Stage::forward, Stage::outputs, Stage::backward})
+      remember(problem, k, stage, t);
+}
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem)
+    : SiteKernels(problem, zero_paths(*problem.limit, problem.n())) {
+  growing = true;
+  for (const RootOf<B>& of : roots_of(*this, problem.limit->block)) *of.root = Matrix(problem.n(), problem.n());
+}
+
+template <class B>
+void SiteKernels<B>::close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t) {
+  for (const RootOf<B>& of : roots_of(*this, problem.limit->block))
+    if (of.stage == stage) extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), *of.root);
+  remember(problem, kernels, stage, t);
+}
+
+template <class B>
+void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, Stage stage, Index t) {
+  const BlockSpec& block = problem.limit->block;
   const LimitConstants& c = block.constants;
-  const Index P = problem.P();
+  const Index P = problem.P(), n = problem.n();
   const double kappa = block.counts.kappa();
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
-  const auto root = [](const MatrixXd& kernel) { return uploaded<B>(causal_root(kernel)); };
-  const MatrixXd& phi_phi = k[Kernel::phi];
   // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
-  const auto initial = [&](double variance, const MatrixXd& R, const UpdateRule& rule) {
-    MatrixXd result = MatrixXd::Zero(phi_phi.rows(), phi_phi.cols());
-    if (R.size() == 0) return result;
-    for (Index t = 0; t * P < R.cols(); ++t)
-      result.middleCols(t * P, P) = variance * left_of(rule, t) * R.middleCols(t * P, P);
-    return result;
+  const auto initial = [&](double variance, Kernel which, const UpdateRule& rule) {
+    const MatrixXd& R = k[which];
+    return R.size() == 0 ? MatrixXd(MatrixXd::Zero(n, P))
+                         : MatrixXd(variance * left_of(rule, t) * R.middleCols(t * P, P));
   };
-  const auto learned = [&](const MatrixXd& kernel, const UpdateRule& rule) {
-    return paths.phi.size() > 0 ? MatrixXd(MatrixXd::Zero(kernel.rows(), kernel.cols()))  // by pairs (T23)
-                                : learned_of_kernel(kernel, P, rule);
+  const auto learned = [&](Kernel which, const UpdateRule& rule) {
+    return phi.empty() ? learned_of_kernel(k[which], t, P, rule) : MatrixXd(MatrixXd::Zero(n, P));  // by pairs (T23)
   };
-  root_phi = root(phi_phi);
-  root_D = root(k[Kernel::D]);
-  root_ghat = root(k[of_A.shared ? Kernel::shared_ghat : Kernel::ghat]);
-  root_Gv = root(k[of_B.shared ? Kernel::shared_Gv : Kernel::Gv]);
-
-  // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
-  const MatrixXd u_initial = initial(c.expert_in.beta2, k[Kernel::A_x], block.expert_in);
-  const MatrixXd u_learned = learned(phi_phi, block.expert_in);
-  if (of_A.shared) u_of_shared = uploaded<B>(u_initial);
-  u_of_ghat = uploaded<B>(of_A.shared ? u_learned : u_initial + u_learned);
-  const MatrixXd zeta_initial = initial(c.expert_out.chi2, k[Kernel::B_z], block.expert_out);  // (T13), (T18)
-  const MatrixXd zeta_learned = learned(k[Kernel::D], block.expert_out);
-  if (of_B.shared) zeta_of_shared = uploaded<B>(zeta_initial);
-  zeta_of_Gv = uploaded<B>(of_B.shared ? zeta_learned : zeta_initial + zeta_learned);
-
-  y_of_D = uploaded<B>(of_B.memory * initial(c.expert_out.beta2, k[Kernel::B_x], block.expert_out) +
-                       learned(k[Kernel::Gv], block.expert_out) / kappa);  // (T12), (T17)
-  MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, k[Kernel::A_z], block.expert_in) +
-                learned(k[Kernel::ghat], block.expert_in) / kappa;  // (T13), (T19)
-  if (block.experts_sampled) {
-    root_rho = root(k[Kernel::rho]);
-    r_of_rho = uploaded<B>(initial(c.router.beta2, k[Kernel::router_x], block.router) +
-                           learned(phi_phi, block.router));  // (T15)
-    xi += initial(c.router.chi2, k[Kernel::router_z], block.router) / kappa +
-          learned(k[Kernel::rho], block.router) / kappa;
+  const auto store = [&](const MatrixXd& columns, Matrix& memory) { B::upload(columns, memory.columns(t * P, P)); };
+  switch (stage) {
+    case Stage::features: {
+      // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
+      const MatrixXd u_initial = initial(c.expert_in.beta2, Kernel::A_x, block.expert_in);
+      const MatrixXd u_learned = learned(Kernel::phi, block.expert_in);
+      if (of_A.shared) store(u_initial, u_of_shared);
+      store(of_A.shared ? u_learned : u_initial + u_learned, u_of_ghat);
+      if (block.experts_sampled)
+        store(initial(c.router.beta2, Kernel::router_x, block.router) + learned(Kernel::phi, block.router),
+              r_of_rho);  // (T15)
+      return;
+    }
+    case Stage::forward:
+      store(of_B.memory * initial(c.expert_out.beta2, Kernel::B_x, block.expert_out) +
+                learned(Kernel::Gv, block.expert_out) / kappa,
+            y_of_D);  // (T12), (T17)
+      return;
+    case Stage::outputs: {
+      const MatrixXd zeta_initial = initial(c.expert_out.chi2, Kernel::B_z, block.expert_out);  // (T13), (T18)
+      const MatrixXd zeta_learned = learned(Kernel::D, block.expert_out);
+      if (of_B.shared) store(zeta_initial, zeta_of_shared);
+      store(of_B.shared ? zeta_learned : zeta_initial + zeta_learned, zeta_of_Gv);
+      return;
+    }
+    case Stage::backward: {
+      MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, Kernel::A_z, block.expert_in) +
+                    learned(Kernel::ghat, block.expert_in) / kappa;  // (T13), (T19)
+      if (block.experts_sampled)
+        xi +=
+            initial(c.router.chi2, Kernel::router_z, block.router) / kappa + learned(Kernel::rho, block.router) / kappa;
+      store(xi, xi_of_phi);
+      return;
+    }
   }
-  xi_of_phi = uploaded<B>(xi);
 }
 
 template <class B>
@@ -444,13 +550,13 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
-                       of_B.field, streams.next());
+                       of_B.field, streams.next(), kernels.growing);
   beta_A = SiteField<B>(S_, kernels.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
-                        of_A.field, streams.next());
+                        of_A.field, streams.next(), kernels.growing);
   if (block.experts_sampled) {
     const double over_kappa = 1 / block.counts.kappa();
     beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
-                          streams.next());
+                          streams.next(), kernels.growing);
   } else {
     q = LearnedPairs<B>(S_, block.counts.experts, block.router);
     B::normal(q.view().value, streams.next());
@@ -524,15 +630,36 @@ void NeuronBatch<B>::backward(Index t, View rho) {
 }
 
 template <class B>
+void NeuronBatch<B>::add_fields(BatchMeans& to) {
+  to.f = f;
+  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
+  to.fields.topRows(measured_.rows()) = measured_;
+  if (!dB_.empty()) to.paths.phi = B::download(phi.value), to.paths.D = B::download(D.value);
+}
+
+template <class B>
+void NeuronBatch<B>::add_columns(Stage stage, Index t, double weight, KernelSet& k) {
+  const BlockSpec& block = problem_.limit->block;
+  const LimitConstants& c = block.constants;
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  if (stage == Stage::features) {
+    add_correlation<B>(phi.value, t, P_, weight, k[Kernel::phi]);
+    add_response<B>(beta_A, phi.tangent, t, P_, false, weight * of_A.response, k[Kernel::A_x]);
+    add_response<B>(beta_Q, phi.tangent, t, P_, false, weight, k[Kernel::router_x]);
+  } else if (stage == Stage::outputs) {
+    add_correlation<B>(D.value, t, P_, weight, k[Kernel::D]);
+    add_response<B>(chi_B, D.tangent, t, P_, true, weight * of_B.response, k[Kernel::B_z]);
+  }
+}
+
+template <class B>
 void NeuronBatch<B>::add_means(BatchMeans& to) {
   const BlockSpec& block = problem_.limit->block;
   const LimitConstants& c = block.constants;
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
-  to.f = f;
-  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
-  to.fields.topRows(measured_.rows()) = measured_;
-  if (!dB_.empty()) to.paths.phi = B::download(phi.value), to.paths.D = B::download(D.value);
+  add_fields(to);
   KernelSet& k = to.kernels;
   k[Kernel::phi] = correlation<B>(phi.value);
   k[Kernel::D] = correlation<B>(D.value);
@@ -568,7 +695,7 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const LimitConstants& c = problem.limit->block.constants;
   const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
   const auto draw = [&](Index count, Matrix& root, double variance) {
-    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next());
+    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next(), kernels.growing);
   };
   if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
   chi_A = draw(sites(c.expert_in_shared), kernels.root_phi, c.expert_in.chi2);
@@ -650,8 +777,7 @@ void ExpertBatch<B>::backward(Index t) {
 }
 
 template <class B>
-void ExpertBatch<B>::add_means(BatchMeans& to) {
-  const LimitConstants& c = problem_.limit->block.constants;
+void ExpertBatch<B>::add_fields(BatchMeans& to) {
   to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
   to.fields.bottomRows(measured_.rows()) = measured_;
   if (!dB_.empty()) {
@@ -659,6 +785,29 @@ void ExpertBatch<B>::add_means(BatchMeans& to) {
     to.paths.ghat = B::download(ghat.value);
     to.paths.Gv = B::download(Gv.value);
   }
+}
+
+template <class B>
+void ExpertBatch<B>::add_columns(Stage stage, Index t, double weight, KernelSet& k) {
+  const LimitConstants& c = problem_.limit->block.constants;
+  if (stage == Stage::forward) {
+    add_correlation<B>(Gv.value, t, P_, weight, k[Kernel::Gv]);
+    if (c.expert_out_shared) add_correlation<B>(shared_Gv.value, t, P_, weight, k[Kernel::shared_Gv]);
+    add_response<B>(beta_B, c.expert_out_shared ? shared_Gv.tangent : Gv.tangent, t, P_, false, weight, k[Kernel::B_x]);
+  } else if (stage == Stage::backward) {
+    add_correlation<B>(ghat.value, t, P_, weight, k[Kernel::ghat]);
+    if (!explicit_) add_correlation<B>(rho.value, t, P_, weight, k[Kernel::rho]);
+    if (c.expert_in_shared) add_correlation<B>(shared_ghat.value, t, P_, weight, k[Kernel::shared_ghat]);
+    add_response<B>(chi_Q, rho.tangent, t, P_, true, weight, k[Kernel::router_z]);
+    add_response<B>(chi_A, c.expert_in_shared ? shared_ghat.tangent : ghat.tangent, t, P_, true, weight,
+                    k[Kernel::A_z]);
+  }
+}
+
+template <class B>
+void ExpertBatch<B>::add_means(BatchMeans& to) {
+  const LimitConstants& c = problem_.limit->block.constants;
+  add_fields(to);
   KernelSet& k = to.kernels;
   k[Kernel::ghat] = correlation<B>(ghat.value);
   k[Kernel::Gv] = correlation<B>(Gv.value);
@@ -694,12 +843,85 @@ BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, con
   return means;
 }
 
+template <class B>
+BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
+                       const std::atomic<bool>* interrupt) {
+  struct Batch {
+    NeuronBatch<B> neurons;
+    ExpertBatch<B> experts;
+    Batch(const SiteProblem& p, SiteKernels<B>& given, const BatchCounts& c, StreamNumbers& s)
+        : neurons(p, given, c.neurons, s), experts(p, given, c.experts, c.hidden, s) {}
+  };
+  SiteKernels<B> given(problem);
+  BatchMeans means;
+  KernelSet kernels = zero_kernels(*problem.limit, problem.n());
+  std::vector<std::unique_ptr<Batch>> batches;
+  batches.reserve(streams.size());
+  for (StreamNumbers& own : streams) batches.push_back(std::make_unique<Batch>(problem, given, counts, own));
+  const Index P = problem.P();
+  const double weight = 1 / static_cast<double>(batches.size());
+  // Learned parts by pairs run over the paths of the first batch (T23).
+  const auto follow = [&](typename B::Matrix& path, DualMatrix<B>& own, Index t) {
+    if (!path.empty()) B::copy(own.value.columns(t * P, P), path.columns(t * P, P));
+  };
+  const auto close = [&](Stage stage, Index t) {
+    for (const auto& batch : batches) {
+      batch->neurons.add_columns(stage, t, weight, kernels);
+      batch->experts.add_columns(stage, t, weight, kernels);
+    }
+    given.close(problem, kernels, stage, t);
+    Batch& first = *batches[0];
+    switch (stage) {
+      case Stage::features: return follow(given.phi, first.neurons.phi, t);
+      case Stage::forward: return follow(given.Gv, first.experts.Gv, t);
+      case Stage::outputs: return follow(given.D, first.neurons.D, t);
+      case Stage::backward: return follow(given.ghat, first.experts.ghat, t), follow(given.rho, first.experts.rho, t);
+    }
+  };
+  const bool together = !problem.limit->block.experts_sampled;
+  typename B::Matrix r(counts.experts, P);
+  for (Index t = 0; t < problem.steps; ++t) {
+    if (interrupt != nullptr && *interrupt) return {};
+    for (const auto& batch : batches) batch->neurons.features(t);
+    close(Stage::features, t);
+    for (const auto& batch : batches) {
+      if (together) batch->neurons.logits(t, r);
+      batch->experts.forward(t, r);
+    }
+    close(Stage::forward, t);
+    for (const auto& batch : batches) batch->neurons.outputs(t);
+    close(Stage::outputs, t);
+    for (const auto& batch : batches) batch->experts.backward(t);
+    close(Stage::backward, t);
+    for (const auto& batch : batches) batch->neurons.backward(t, batch->experts.rho_now());
+  }
+  for (std::size_t b = 0; b < batches.size(); ++b) {
+    BatchMeans of_batch;
+    batches[b]->neurons.add_fields(of_batch);
+    batches[b]->experts.add_fields(of_batch);
+    if (b == 0) {
+      means = std::move(of_batch);
+    } else {
+      means.f += of_batch.f;
+      means.fields += of_batch.fields;
+    }
+  }
+  means.f *= weight;
+  means.fields *= weight;
+  means.kernels = std::move(kernels);
+  return means;
+}
+
 template struct SiteKernels<Cpu<float>>;
 template struct SiteKernels<Cpu<double>>;
 template class NeuronBatch<Cpu<float>>;
 template class NeuronBatch<Cpu<double>>;
 template class ExpertBatch<Cpu<float>>;
 template class ExpertBatch<Cpu<double>>;
+template BatchMeans causal_pass<Cpu<float>>(const SiteProblem&, const BatchCounts&, std::vector<StreamNumbers>,
+                                            const std::atomic<bool>*);
+template BatchMeans causal_pass<Cpu<double>>(const SiteProblem&, const BatchCounts&, std::vector<StreamNumbers>,
+                                             const std::atomic<bool>*);
 template BatchMeans sample_batch<Cpu<float>>(const SiteProblem&, SiteKernels<Cpu<float>>&, const BatchCounts&,
                                              StreamNumbers&, const std::atomic<bool>*);
 template BatchMeans sample_batch<Cpu<double>>(const SiteProblem&, SiteKernels<Cpu<double>>&, const BatchCounts&,

@@ -54,6 +54,14 @@ struct SitePaths {
 /// Zeros, of a batch of this limit's sample counts.
 SitePaths zero_paths(const LimitSpec& limit, Index n);
 
+/// Parts of a step, each of which asks only what the kernels of those before it give: after it kernels of its own are known.
+enum class Stage {
+  features,  ///< phi, and how it answers to the fields of earlier steps
+  forward,   ///< G v
+  outputs,   ///< f, D
+  backward   ///< ghat, rho
+};
+
 /// Kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t). Where there are paths,
 /// what has been learned acts by pairs, else by correlations of the paths, which linear rules allow.
 template <class B>
@@ -63,6 +71,16 @@ struct SiteKernels {
   Matrix r_of_rho, u_of_ghat, u_of_shared, y_of_D, zeta_of_Gv, zeta_of_shared, xi_of_phi;
   Matrix phi, D, rho, ghat, Gv;  ///< paths that learned parts run over, or empty
   SiteKernels(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths);
+  /// Nothing is known yet: close() makes it known, stage by stage.
+  explicit SiteKernels(const SiteProblem& problem);
+  /// What the kernels of this stage of step t say, whose columns up to there are known.
+  void close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t);
+  bool growing = false;
+
+ private:
+  SiteKernels(const SiteProblem& problem, const SitePaths& paths);
+  void remember(const SiteProblem& problem, const KernelSet& kernels, Stage stage,
+                Index t);  ///< memories' columns of step t
 };
 
 /// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields.
@@ -101,6 +119,9 @@ class NeuronBatch {
   void backward(Index t, View rho = View());  ///< (T10), (T20), (T21); rho (M, P) of explicit experts
   void logits(Index t, View r);               ///< r_i = <q_i phi> (M, P) of explicit experts
   void add_means(BatchMeans& to);
+  void add_fields(BatchMeans& to);  ///< all of it but the kernels
+  /// `weight` times the columns of step t of this stage's kernels.
+  void add_columns(Stage stage, Index t, double weight, KernelSet& kernels);
 
   /// For tests: Gaussian fields, drawn initial values, paths.
   SiteField<B> chi_B, beta_A, beta_Q;
@@ -133,6 +154,8 @@ class ExpertBatch {
   void backward(Index t);                       ///< (T7)-(T9), (T18)
   View rho_now() { return rho.value.columns(step_ * P_, P_); }
   void add_means(BatchMeans& to);
+  void add_fields(BatchMeans& to);
+  void add_columns(Stage stage, Index t, double weight, KernelSet& kernels);
 
   /// For tests.
   SiteField<B> chi_Q, chi_A, beta_B;  ///< over experts; over sites, or hidden units of shared matrices
@@ -157,5 +180,13 @@ class ExpertBatch {
 template <class B>
 BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
                         StreamNumbers& streams, const std::atomic<bool>* interrupt = nullptr);
+
+/// The kernels that the same batches estimate from themselves, in one pass: all of them march together, and each stage of a step closes its
+/// kernels, the mean over batches, before the next asks for them. What iterations of sample_batch with these numbers come to at rest, up to
+/// rounding: a kernel at times up to t moves with kernels of stages before it alone. It holds all batches at once. One list of streams for
+/// each batch. `interrupt` ends it between two steps, with empty means.
+template <class B>
+BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
+                       const std::atomic<bool>* interrupt = nullptr);
 
 }  // namespace moe

@@ -2,6 +2,8 @@
 /// random direction of the site's Gaussian fields. Formulas are written once, on dual numbers.
 #pragma once
 
+#include <utility>
+
 #include "dmft/pointwise.hpp"
 #include "support/cpu.hpp"
 #include "support/point.hpp"
@@ -144,14 +146,19 @@ class SiteField {
 
   SiteField() = default;
   /// root: L (n, n), g = amplitude Z L^T. `present` false: the matrix has no such side, the field is zero and is not perturbed.
-  SiteField(Index sites, typename B::View root, double amplitude, bool present, double scale, const StreamKey& key)
-      : scale_(static_cast<Real>(scale)), present_(present) {
+  /// `growing`: rows of L are made on the way, and g is taken when it is asked for.
+  SiteField(Index sites, typename B::View root, double amplitude, bool present, double scale, const StreamKey& key,
+            bool growing = false)
+      : root_(root), amplitude_(amplitude), scale_(static_cast<Real>(scale)), present_(present) {
     if (!present) return;
     gaussian_ = Matrix::uninitialized(sites, root.rows);
     probe_ = Matrix::uninitialized(sites, root.rows);
     StreamKey draw = key;
     B::normal(probe_, draw);  // Z
-    B::gemm(Op::plain, Op::transposed, amplitude, probe_, root, 0, gaussian_);
+    if (growing)
+      std::swap(white_, probe_), probe_ = Matrix::uninitialized(sites, root.rows);
+    else
+      B::gemm(Op::plain, Op::transposed, amplitude, probe_, root, 0, gaussian_);
     ++draw.draw;
     B::normal(probe_, draw);
   }
@@ -162,6 +169,11 @@ class SiteField {
   void add_to(DualView<B> out, Index first, double left) {
     if (!present_) return;
     const typename B::View g = gaussian_.columns(first, out.cols()), p = probe_.columns(first, out.cols());
+    if (!white_.empty()) {
+      const Index known = first + out.cols();
+      B::gemm(Op::plain, Op::transposed, amplitude_, white_.columns(0, known),
+              root_.row_range(first, out.cols()).columns(0, known), 0, g);
+    }
     const Real factor = static_cast<Real>(left), scale = factor * scale_;
     B::each(out.rows(), out.cols(), [=] MOE_HD(Index i, Index j) {
       out.value(i, j) += factor * g(i, j);
@@ -173,9 +185,12 @@ class SiteField {
   Real scale() const { return scale_; }
 
  private:
+  typename B::View root_;
+  double amplitude_ = 0;
   Real scale_ = 1;
   bool present_ = false;
   Matrix gaussian_, probe_;  ///< (sites, n)
+  Matrix white_;             ///< (sites, n), Z of a field whose root grows
 };
 
 }  // namespace moe

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "dmft/kernel_iteration.hpp"
+#include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
@@ -49,7 +50,11 @@ void record(const IterationReport& report, LimitResult& result) {
     result.diagnostics["iteration_loss_change"].push_back(change.loss);
     result.diagnostics["iteration_kernel_change"].push_back(change.kernels);
   }
-  for (const auto& loss : report.loss_by_iteration) result.diagnostics["iteration_last_loss"].push_back(loss.back());
+  for (const auto& loss : report.loss_by_iteration) {
+    double last = std::nan("");  // of the horizon
+    for (const double one : loss) last = std::isfinite(one) ? one : last;
+    result.diagnostics["iteration_last_loss"].push_back(last);
+  }
   for (const char* name : kernel_names) {
     const auto found = std::find_if(report.residuals.begin(), report.residuals.end(),
                                     [&](const KernelResidual& r) { return r.name == name; });
@@ -90,6 +95,10 @@ IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit) 
   options.replicas = spec.sampling.replicas;
   options.batches = spec.sampling.site_batches;
   options.draws = spec.sampling.draws;
+  options.start = spec.sampling.start;
+  options.window = spec.sampling.window;
+  options.damping = spec.sampling.damping;
+  options.anderson = spec.sampling.anderson;
   options.most = most_iterations(spec);
   return options;
 }
@@ -117,8 +126,9 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
   const double pairs = rule.linear() ? 0 : 2 * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
   // Every replica's kernels and the sums of their next estimates, the mean over replicas, and the differences of one kernel.
-  memory.kernels = square * ((2 * R + 1) * memory.arrays + R) + sizeof(double) * 2 * R * path;
-  memory.checkpoint = square * (2 * R + 1) * memory.arrays + sizeof(double) * 2 * R * path;
+  const double past = o.start == Start::zero ? KernelMixing::sets(o.anderson) : 0;
+  memory.kernels = square * (((2 + past) * R + 1) * memory.arrays + R) + sizeof(double) * 2 * R * path;
+  memory.checkpoint = square * ((2 + past) * R + 1) * memory.arrays + sizeof(double) * 2 * R * path;
   memory.sites = R * batches * (neurons + experts + units);
   // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
   // averaged, and, unless they are the replica's own, a batch's means.
@@ -135,6 +145,15 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
   while (memory.samplers > 1 && memory.kernels + sampling(memory.samplers) > available) --memory.samplers;
   memory.sampling = sampling(memory.samplers);
+  if (o.start == Start::zero) return memory;
+  // A pass holds all batches of a replica, with the white noise of their fields (three of neurons, one of experts, two of units), beside a
+  // replica's roots and memories.
+  const double white = element(spec) * memory.queries * (3 * neurons + experts + 2 * units);
+  const double holder =
+      batches * (paths + white + element(spec) * pairs) + given + squares * element(spec) + 2 * square;
+  memory.holders = static_cast<int>(std::min<double>(thread_count(threads), R));
+  while (memory.holders > 1 && memory.kernels + memory.holders * holder > available) --memory.holders;
+  memory.sampling = std::max(memory.sampling, memory.holders * holder);
   return memory;
 }
 
@@ -152,14 +171,19 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
     throw ConfigError({fmt::format(
         "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
         "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
-        "sampling.replicas; or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and "
+        "sampling.replicas; {}or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) "
+        "and "
         "more of them (sampling.site_batches); or use sampling.method = \"sweep\".",
         bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
-        bytes_text(memory.sampling), bytes_text(available.bytes), available.source)});
+        bytes_text(memory.sampling), bytes_text(available.bytes), available.source,
+        memory.holders > 0 ? "or start from zero kernels, which holds as many batches at once as fit (sampling.start = "
+                             "\"zero\"); "
+                           : "")});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
   options.samplers = memory.samplers;
+  options.holders = memory.holders;
   options.interrupt = solve.interrupt;
   options.checkpoints = solve.checkpoints;
   options.on_resume = [&](int iterations) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dmft/kernel_iteration.hpp"
+#include "dmft/kernel_mixing.hpp"
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "tests/folders.hpp"
@@ -145,4 +146,120 @@ TEST_CASE(
   const std::vector<double> as_batch = moe::solve_limit(iterated, data).loss.mean;
   iterated.training.batch = 0;
   CHECK(as_batch == moe::solve_limit(iterated, data).loss.mean);
+}
+
+namespace {
+struct PassCase {
+  const char* regime;
+  const char* param;
+  moe::OptimizerKind rule;
+  moe::BatchCounts batch;
+  int batches = 1, mini_batch = 0;
+  bool topk = false, residual = false;
+};
+using Rule = moe::OptimizerKind;
+const PassCase pass_cases[] = {
+    {"I", "mup", Rule::momentum, {60, 0, 30}, 2, 0, false, true},
+    {"II", "mssp", Rule::sgd, {60, 30, 0}, 2, 2},
+    {"II", "mup", Rule::sgd, {60, 40, 0}, 1, 0, true},
+    {"III", "mssp", Rule::momentum, {60, 8, 10}, 2},
+    {"III", "mup", Rule::sgd, {60, 8, 10}, 1, 0, false, true},
+    {"I", "mssp", Rule::adam, {40, 0, 20}, 2},
+    {"II", "mssp", Rule::adamw, {40, 10, 0}, 2, 0, false, true},
+    {"III", "mssp", Rule::adam, {40, 6, 8}, 1, 2},
+};
+moe::RunSpec spec_of(const PassCase& c) {
+  moe::RunSpec spec = limit_fixture::spec(c.regime, c.param, c.rule, moe::is_linear(c.rule) ? 0.3 : 0.1, 5);
+  spec.optimizer.momentum = 0.5;
+  spec.optimizer.weight_decay = 0.3;
+  spec.training.batch = c.mini_batch;
+  spec.model.residual = c.residual;
+  if (c.topk) spec.model.routing = moe::Routing::topk, spec.model.active_fraction = 0.5;
+  spec.sampling.precision = moe::Precision::float64;
+  return spec;
+}
+}  // namespace
+
+TEST_CASE(
+    "kernel iteration: one pass in time closes the kernels that iterations with its numbers come to [regime x rule; "
+    "mini-batches; top-K; batches]") {
+  for (const PassCase& c : pass_cases) {
+    INFO("regime ", std::string(c.regime), " ", std::string(c.param), ", rule ", static_cast<int>(c.rule));
+    const moe::RunSpec spec = spec_of(c);
+    const moe::Dataset data = limit_fixture::data(4, 5, 1);
+    moe::IterationOptions options;
+    options.batch = c.batch;
+    options.batches = c.batches;
+    options.replicas = 3;
+    const moe::IterationResult passed = moe::iterate_kernels(spec, data, options);
+    // The iteration after the pass changes nothing: in units of the scatter, which is a few per cent, by rounding alone.
+    REQUIRE(passed.report.changes.size() == 2);
+    CHECK(passed.report.changes[1].loss <= 1e-8);
+    CHECK(passed.report.changes[1].kernels <= 1e-8);
+    CHECK(passed.report.changes[0].kernels > 1);
+    CHECK(passed.loss.mean.back() < 0.99 * passed.loss.mean.front());
+  }
+}
+
+TEST_CASE("kernel iteration: windows, damping and Anderson acceleration come to rest where the pass does [regime]") {
+  for (const std::size_t which : {0, 1, 3, 6}) {
+    const PassCase& c = pass_cases[which];
+    const moe::RunSpec spec = spec_of(c);
+    const moe::Dataset data = limit_fixture::data(4, 5, 1);
+    moe::IterationOptions options;
+    options.batch = c.batch;
+    options.replicas = 4;
+    options.draws = 2;
+    const moe::IterationResult passed = moe::iterate_kernels(spec, data, options);
+    options.start = moe::Start::zero;
+    for (const char* way : {"plain", "window", "damping", "anderson", "all"}) {
+      const bool all = std::string(way) == "all";
+      moe::IterationOptions other = options;
+      if (all || std::string(way) == "window") other.window = 2;
+      if (all || std::string(way) == "damping") other.damping = 0.2;
+      if (moe::is_linear(c.rule) && (all || std::string(way) == "anderson")) other.anderson = 3;
+      const moe::IterationResult ours = moe::iterate_kernels(spec, data, other);
+      INFO("regime ", std::string(c.regime), ", ", way, ", ", ours.report.changes.size(), " iterations");
+      CHECK(ours.report.draws == 2);
+      CHECK(ours.report.floor_at > 2);
+      for (std::size_t t = 0; t < ours.loss.mean.size(); ++t) {
+        // At rest a change is a tenth of the scatter; what is left of the way is not much more.
+        const double allowed = 0.5 * passed.loss.sem[t] + 1e-6;
+        INFO("loss at step ", t, " is ", ours.loss.mean[t], ", of the pass ", passed.loss.mean[t], " +- ",
+             passed.loss.sem[t]);
+        CHECK(std::abs(ours.loss.mean[t] - passed.loss.mean[t]) <= allowed);
+      }
+      if (other.window > 0) {  // kernels of the first iteration have two steps
+        CHECK(std::isfinite(ours.report.loss_by_iteration[0][1]));
+        CHECK(std::isnan(ours.report.loss_by_iteration[0][2]));
+      }
+    }
+  }
+}
+
+TEST_CASE("kernel mixing: damping keeps its share, Anderson acceleration solves a linear map in its dimension") {
+  using Eigen::MatrixXd;
+  const auto kernel = [](moe::KernelSet& k) -> MatrixXd& { return k[moe::Kernel::phi]; };
+  moe::KernelSet before, after;
+  kernel(before) = MatrixXd::Constant(2, 2, 1.0), kernel(after) = MatrixXd::Constant(2, 2, 3.0);
+  moe::KernelMixing(0.25, 0).mix(before, after);
+  CHECK((kernel(after).array() - 2.5).abs().maxCoeff() <= 1e-15);
+
+  // F(k) = A k + b on three numbers, an iteration of which diverges.
+  const MatrixXd A = (MatrixXd(3, 3) << 0.5, -1.1, 0.2, 0.9, 0.3, -0.4, 0.1, 0.6, -1.2).finished();
+  const MatrixXd b = (MatrixXd(3, 1) << 1, -2, 0.5).finished();
+  const MatrixXd solution = (MatrixXd::Identity(3, 3) - A).partialPivLu().solve(b);
+  for (const double damping : {0.0, 0.3}) {
+    moe::KernelMixing mixing(damping, 3);
+    moe::KernelSet k;
+    kernel(k) = MatrixXd::Zero(3, 1);
+    for (int i = 0; i < 4; ++i) {
+      CHECK((kernel(k) - solution).norm() > 1e-3);
+      moe::KernelSet next = k;
+      kernel(next) = A * kernel(k) + b;
+      mixing.mix(k, next);
+      k = next;
+    }
+    CHECK((kernel(k) - solution).norm() <= 1e-9 * solution.norm());
+  }
 }
