@@ -122,9 +122,11 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
       fmt::print(
           stderr,
           "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}; sampling {}, {} batch{} at once; "
-          "{:.3g} sites per iteration\n",
+          "{:.3g} sites per iteration. Start: {}\n",
           memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
-          moe::bytes_text(memory.sampling), memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites);
+          moe::bytes_text(memory.sampling), memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites,
+          memory.holders > 0 ? "one pass through time that closes every step"
+                             : "zero kernels, as the sites of a replica do not fit at once for a pass through time");
     if (const std::string& file = options.checkpoint.file; !file.empty())
       moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
     return {};

@@ -28,7 +28,7 @@ using Eigen::MatrixXd;
 
 /// Change of a replica in units of the scatter over replicas below which an iteration is at the floor.
 constexpr double floor_threshold = 0.1;
-/// Of Adam and AdamW.
+/// Of Adam, AdamW and Adafactor.
 constexpr double smallest_eps = 0.01;
 /// Scatter that rounding alone may leave, relative.
 constexpr double rounding = 1e-6;
@@ -55,6 +55,7 @@ struct IterationState {
   std::vector<Chain> chains;
   std::vector<BatchMeans> next;  ///< [replica], sums over batches
   std::vector<int> sampled;      ///< [replica], how many
+  bool from_pass = true;         ///< what it started with is what it goes on with, whatever memory there is then
   int of_draw = 0;               ///< iterations done of the draw under way
   int horizon = 0;               ///< steps that kernels have
   int of_horizon = 0;            ///< iterations done with it
@@ -66,6 +67,7 @@ struct IterationState {
       a(fmt::format("next{}", r), next[r]);
     }
     a("sampled", sampled);
+    a("from_pass", from_pass);
     a("of_draw", of_draw);
     a("horizon", horizon);
     a("of_horizon", of_horizon);
@@ -400,19 +402,15 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       faults.push_back(fmt::format("{} = {} ({}): kernel iteration {}. Use sampling.method = \"sweep\"", key, value,
                                    spec.place(key), why));
   };
-  refuse(spec.optimizer.name == OptimizerKind::adafactor, "optimizer.name", "\"adafactor\"",
-         "has no running means over rows and columns of pairs");
   refuse(spec.optimizer.name == OptimizerKind::signsgd, "optimizer.name", "\"signsgd\"",
          "needs the derivative of the sign of a site's own gradients, which is a point mass");
-  const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw;
+  const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw ||
+                           spec.optimizer.name == OptimizerKind::adafactor;
   refuse(
       has_moments && spec.optimizer.eps < smallest_eps, "optimizer.eps", fmt::format("{:g}", spec.optimizer.eps),
       fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish in the limit moves weights "
                   "(docs/theory.md, section 5)",
                   smallest_eps));
-  refuse(spec.sampling.start == Start::zero && spec.sampling.anderson > 0 && !is_linear(spec.optimizer.name),
-         "sampling.anderson", std::to_string(spec.sampling.anderson),
-         "mixes kernels, and under this rule paths of sites are unknowns beside them");
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
@@ -445,6 +443,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         fmt::format("sampling.replicas = {} ({}): kernel iteration tells noise from change by the scatter of "
                     "replicas. Take at least 3",
                     options.replicas, spec.place("sampling.replicas")));
+  if (options.anderson > 0 && !is_linear(spec.optimizer.name))
+    faults.add("IterationOptions::anderson mixes kernels, and under this rule paths of sites are unknowns beside them");
   std::vector<std::string> warnings;
   IterationOptions sizes = options;
   RunSpec of_batch =
@@ -466,16 +466,18 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
   IterationState state;
   const Index all_steps = problem.steps;
-  const bool from_pass = options.start == Start::pass;
-  const Index first_steps = from_pass || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
+  state.from_pass = !ranks().any(options.start == Start::zero);
+  const auto first_steps = [&] {
+    return state.from_pass || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
+  };
   state.chains.assign(R, {zero_kernels(limit, problem.n()), zero_paths(limit, problem.n()), no_f, no_f,
                           MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
-                          KernelMixing(from_pass ? 0 : options.damping, from_pass ? 0 : options.anderson)});
+                          KernelMixing(options.damping, options.anderson)});
   state.next.resize(R);
   state.sampled.assign(R, 0);
   state.kernels_sum = zero_kernels(limit, problem.n());
   std::vector<Chain>& chains = state.chains;
-  set_horizon(problem, first_steps, state);
+  set_horizon(problem, first_steps(), state);
   IterationReport& report = state.report;
   // A rank has batches of its own: what is kept with several of them are whole iterations.
   const auto forget_batches = [&] {
@@ -524,7 +526,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   /// True at the floor, false after an interrupt.
   const auto settle = [&] {
     while (state.of_draw < most) {
-      if (!sample_all(from_pass && state.of_draw == 0)) return false;
+      if (!sample_all(state.from_pass && state.of_draw == 0)) return false;
       ++state.of_draw;
       ++state.of_horizon;
       const int iteration = static_cast<int>(report.changes.size()) + 1;
@@ -542,7 +544,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       const bool at_floor = at_rest && problem.steps == all_steps;
       for (std::size_t r = 0; r < R; ++r) {
         BatchMeans means = std::exchange(state.next[r], BatchMeans());
-        if (!at_floor && chains[r].mixing.active()) {
+        if (!at_floor && !state.from_pass && chains[r].mixing.active()) {
           chains[r].mixing.mix(chains[r].kernels, means.kernels);
           for (std::size_t k = 0; k < means.paths.all().size(); ++k)
             if (means.paths.all()[k]->size() > 0)
@@ -563,7 +565,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         state.of_draw = 0;
         for (Chain& chain : chains) chain.mixing.forget();
         // Another map follows. That its first horizon is short pays, that it starts near its solution does not.
-        if (report.draws < options.draws && first_steps < all_steps) set_horizon(problem, first_steps, state);
+        if (report.draws < options.draws && first_steps() < all_steps) set_horizon(problem, first_steps(), state);
       } else if (problem.steps < all_steps && (at_rest || state.of_horizon >= 2 * options.window)) {
         set_horizon(problem, std::min<Index>(all_steps, problem.steps + options.window), state);
       }

@@ -14,6 +14,9 @@
 
 namespace moe {
 
+/// What a draw's iterations start from: one pass through time (causal_pass), which holds all batches of a replica at once, or zero kernels.
+enum class Start { pass, zero };
+
 struct IterationOptions {
   BatchCounts batch{2048, 512, 0};  ///< sites of one batch; explicit experts and hidden units stay the network's
   int batches = 1;   ///< per iteration and replica, each with a random stream of its own, added in their order
@@ -74,7 +77,7 @@ StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 /// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
-  int holders = 0;        ///< replicas in a pass at once; 0: there is none
+  int holders = 0;        ///< replicas in a pass at once; 0: not one fits, and iterations start from zero kernels
   int samplers = 1;       ///< batches at once: one per thread, fewer where memory is short
   double sites = 0;       ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most

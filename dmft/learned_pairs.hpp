@@ -23,7 +23,23 @@ struct AdamPointTangent {
     return rule.inverse_first * (m.tangent - m.value * of_root / denominator) / denominator;
   }
 };
+/// Of Adafactor's Psi = g (mean / (own partner))^1/2 (T30).
+template <class Real>
+MOE_HD inline Dual<Real> factored_point(Dual<Real> g, Dual<Real> own, Dual<Real> partner, Dual<Real> mean) {
+  if (!(own.value > Real(0) && partner.value > Real(0) && mean.value > Real(0))) return {0, 0};
+  const Real factor = std::sqrt(mean.value / own.value) / std::sqrt(partner.value);
+  const Real relative =
+      Real(0.5) * (mean.tangent / mean.value - own.tangent / own.value - partner.tangent / partner.value);
+  return {factor * g.value, factor * (g.tangent + g.value * relative)};
+}
 }  // namespace detail
+
+/// The matrices that Adafactor treats each by itself: one above another in the sites, or side by side in the partners.
+struct PairMatrices {
+  Index of_sites = 1, of_partners = 1;
+  bool sites_together =
+      false;  ///< the sites of one matrix are one site's: averages over them move with it, and are closed otherwise
+};
 
 /// W (sites, partners). Partners are coordinates or stored paths of other sites: they do not move with a site.
 template <class B>
@@ -34,9 +50,13 @@ class LearnedPairs {
   using View = typename B::View;
 
   LearnedPairs() = default;
-  /// Zero at first. Rules: SGD, momentum, Adam, AdamW. `scale` multiplies the learning rate, as of LearnedArray.
-  LearnedPairs(Index sites, Index partners, const UpdateRule& rule, double scale = 1)
-      : rule_(rule), scale_(scale), value_(sites, partners) {
+  /// Zero at first. Rules: all but signSGD. `scale` multiplies the learning rate, as of LearnedArray.
+  LearnedPairs(Index sites, Index partners, const UpdateRule& rule, double scale = 1, PairMatrices matrices = {})
+      : rule_(rule), scale_(scale), matrices_(matrices), value_(sites, partners) {
+    if (rule.kind == OptimizerKind::adafactor) {
+      first_ = DualMatrix<B>(sites, matrices.of_partners);
+      second_ = DualMatrix<B>(matrices.of_sites, partners);
+    }
     if (rule.has_velocity() || rule.has_moments()) first_ = DualMatrix<B>(sites, partners);
     if (rule.has_moments()) second_ = DualMatrix<B>(sites, partners);
   }
@@ -61,17 +81,70 @@ class LearnedPairs {
       accumulate<B>(first_.tangent, static_cast<Real>(lr), value_.tangent);
       return;
     }
-    constexpr Index columns = 64;  // of gradients at once
+    if (rule_.kind == OptimizerKind::adafactor) return move_factored(z, x, static_cast<Real>(lr));
+    for_gradients(z, x, [&](DualView<B> g, Index first) { move_entrywise(g, first, static_cast<Real>(lr)); });
+  }
+
+ private:
+  /// f(gradients of some columns, the first of them)
+  template <class F>
+  void for_gradients(DualView<B> z, View x, const F& f) {
+    constexpr Index columns = 64;  // at once
     DualMatrix<B> gradients(z.rows(), std::min(columns, x.rows));
     for (Index first = 0; first < x.rows; first += columns) {
       const Index count = std::min(columns, x.rows - first);
       const DualView<B> g = gradients.columns(0, count);
       times_constant<B>(z, Op::transposed, 1, x.row_range(first, count), 0, g);
-      move_entrywise(g, first, static_cast<Real>(lr));
+      f(g, first);
     }
   }
 
- private:
+  /// Adafactor (T30). A site's own mean squares of gradients, over the partners of each matrix, move with it.
+  void move_factored(DualView<B> z, View x, Real lr) {
+    const Real now = static_cast<Real>(std::pow(steps_, -0.8)), keep = Real(1) - now;  // weights of the running means
+    const Real eps2 = static_cast<Real>(rule_.eps * rule_.eps);
+    const Index sites = z.rows(), in_site = sites / matrices_.of_sites, in_partner = x.rows / matrices_.of_partners;
+    const Real moves = matrices_.sites_together ? Real(1) : Real(0);
+    const DualView<B> own = first_.view(), partner = second_.view(), value = value_.view();
+    B::each(sites, own.cols(), [=] MOE_HD(Index i, Index q) {
+      own.set(i, q, {keep * own.value(i, q) + now * eps2, keep * own.tangent(i, q)});
+    });
+    for_gradients(z, x, [&](DualView<B> g, Index first) {
+      const Index matrix = first / in_partner, last = (first + g.cols() - 1) / in_partner;
+      const Real own_weight = now / static_cast<Real>(in_partner), partner_weight = now / static_cast<Real>(in_site);
+      B::each(sites, last - matrix + 1, [=] MOE_HD(Index i, Index k) {
+        const Index q = matrix + k, from = std::max(first, q * in_partner) - first,
+                    to = std::min(first + g.cols(), (q + 1) * in_partner) - first;
+        Dual<Real> sum{0, 0};
+        for (Index j = from; j < to; ++j) sum = sum + g(i, j) * g(i, j);
+        own.set(i, q, own(i, q) + own_weight * sum);
+      });
+      B::each(partner.rows(), g.cols(), [=] MOE_HD(Index e, Index j) {
+        Dual<Real> sum{0, 0};
+        for (Index i = e * in_site; i < (e + 1) * in_site; ++i) sum = sum + g(i, j) * g(i, j);
+        const Dual<Real> mean = partner(e, first + j);
+        partner.set(e, first + j,
+                    {keep * mean.value + now * eps2 + partner_weight * sum.value,
+                     keep * mean.tangent + moves * partner_weight * sum.tangent});
+      });
+    });
+    DualMatrix<B> mean_matrix(partner.rows(), own.cols());
+    const DualView<B> mean = mean_matrix.view();
+    B::each(mean.rows(), mean.cols(), [=] MOE_HD(Index e, Index q) {
+      Dual<Real> sum{0, 0};
+      for (Index i = e * in_site; i < (e + 1) * in_site; ++i) sum = sum + own(i, q);
+      const Real weight = Real(1) / static_cast<Real>(in_site);
+      mean.set(e, q, {weight * sum.value, moves * weight * sum.tangent});
+    });
+    for_gradients(z, x, [&](DualView<B> g, Index first) {
+      B::each(sites, g.cols(), [=] MOE_HD(Index i, Index j) {
+        const Index q = (first + j) / in_partner, e = i / in_site;
+        const Dual<Real> step = detail::factored_point(g(i, j), own(i, q), partner(e, first + j), mean(e, q));
+        value.set(i, first + j, value(i, first + j) + lr * step);
+      });
+    });
+  }
+
   /// Columns first .. by gradients g: Adam and AdamW.
   void move_entrywise(DualView<B> g, Index first, Real lr) {
     const Real decay = static_cast<Real>(rule_.decay);
@@ -93,8 +166,11 @@ class LearnedPairs {
 
   UpdateRule rule_;
   double scale_ = 1;
+  PairMatrices matrices_;
   int steps_ = 0;
-  DualMatrix<B> value_, first_, second_;  ///< (sites, partners): W, velocity or first moment, second moment
+  /// (sites, partners): W, velocity or first moment, second moment. Of Adafactor first_ (sites, matrices) and second_ (matrices, partners)
+  /// are running means of squares over a matrix's partners and over its sites.
+  DualMatrix<B> value_, first_, second_;
 };
 
 }  // namespace moe

@@ -543,8 +543,9 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   B::normal(w_bar.view().value, streams.next());
   scale<B>(w_bar.view().value, static_cast<Real>(std::sqrt(c.readout_var)));
   if (!kernels.ghat.empty()) {
-    dA_ = LearnedPairs<B>(S_, kernels.ghat.rows(), block.expert_in);
-    dB_ = LearnedPairs<B>(S_, kernels.Gv.rows(), block.expert_out);
+    const Index experts = kernels.rho.rows();  // each has matrices of its own
+    dA_ = LearnedPairs<B>(S_, kernels.ghat.rows(), block.expert_in, 1, {1, experts});
+    dB_ = LearnedPairs<B>(S_, kernels.Gv.rows(), block.expert_out, 1, {1, experts});
     if (block.experts_sampled) dQ_ = LearnedPairs<B>(S_, kernels.rho.rows(), block.router);
   }
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
@@ -706,8 +707,9 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const BlockSpec& block = problem.limit->block;
   const Index neurons = kernels.phi.rows();
   if (!explicit_) dQ_ = LearnedPairs<B>(experts, neurons, block.router);
-  dA_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_in);
-  dB_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_out);
+  const PairMatrices of_experts{experts, 1, !explicit_};
+  dA_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_in, 1, of_experts);
+  dB_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_out, 1, of_experts);
 }
 
 template <class B>

@@ -6,7 +6,6 @@
 #include <thread>
 
 #include "dmft/kernel_iteration.hpp"
-#include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
@@ -95,10 +94,6 @@ IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit) 
   options.replicas = spec.sampling.replicas;
   options.batches = spec.sampling.site_batches;
   options.draws = spec.sampling.draws;
-  options.start = spec.sampling.start;
-  options.window = spec.sampling.window;
-  options.damping = spec.sampling.damping;
-  options.anderson = spec.sampling.anderson;
   options.most = most_iterations(spec);
   return options;
 }
@@ -126,9 +121,8 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
   const double pairs = rule.linear() ? 0 : 2 * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
   // Every replica's kernels and the sums of their next estimates, the mean over replicas, and the differences of one kernel.
-  const double past = o.start == Start::zero ? KernelMixing::sets(o.anderson) : 0;
-  memory.kernels = square * (((2 + past) * R + 1) * memory.arrays + R) + sizeof(double) * 2 * R * path;
-  memory.checkpoint = square * ((2 + past) * R + 1) * memory.arrays + sizeof(double) * 2 * R * path;
+  memory.kernels = square * ((2 * R + 1) * memory.arrays + R) + sizeof(double) * 2 * R * path;
+  memory.checkpoint = square * (2 * R + 1) * memory.arrays + sizeof(double) * 2 * R * path;
   memory.sites = R * batches * (neurons + experts + units);
   // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
   // averaged, and, unless they are the replica's own, a batch's means.
@@ -145,14 +139,13 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
   while (memory.samplers > 1 && memory.kernels + sampling(memory.samplers) > available) --memory.samplers;
   memory.sampling = sampling(memory.samplers);
-  if (o.start == Start::zero) return memory;
   // A pass holds all batches of a replica, with the white noise of their fields (three of neurons, one of experts, two of units), beside a
   // replica's roots and memories.
   const double white = element(spec) * memory.queries * (3 * neurons + experts + 2 * units);
   const double holder =
       batches * (paths + white + element(spec) * pairs) + given + squares * element(spec) + 2 * square;
   memory.holders = static_cast<int>(std::min<double>(thread_count(threads), R));
-  while (memory.holders > 1 && memory.kernels + memory.holders * holder > available) --memory.holders;
+  while (memory.holders > 0 && memory.kernels + memory.holders * holder > available) --memory.holders;
   memory.sampling = std::max(memory.sampling, memory.holders * holder);
   return memory;
 }
@@ -171,19 +164,17 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
     throw ConfigError({fmt::format(
         "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
         "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
-        "sampling.replicas; {}or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) "
+        "sampling.replicas; or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) "
         "and "
         "more of them (sampling.site_batches); or use sampling.method = \"sweep\".",
         bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
-        bytes_text(memory.sampling), bytes_text(available.bytes), available.source,
-        memory.holders > 0 ? "or start from zero kernels, which holds as many batches at once as fit (sampling.start = "
-                             "\"zero\"); "
-                           : "")});
+        bytes_text(memory.sampling), bytes_text(available.bytes), available.source)});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
   options.samplers = memory.samplers;
   options.holders = memory.holders;
+  options.start = memory.holders > 0 ? Start::pass : Start::zero;
   options.interrupt = solve.interrupt;
   options.checkpoints = solve.checkpoints;
   options.on_resume = [&](int iterations) {

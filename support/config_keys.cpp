@@ -168,16 +168,6 @@ std::vector<Key> rows() {
                   "iterate only: sets of random numbers that are averaged over", {.low = 1, .high = 1 << 10}));
   k.push_back(key("sampling.iterations", MEMBER(sampling.iterations),
                   "iterate only: most iterations of a draw, 0 = 40 + 4 steps", not_negative));
-  k.push_back(key(
-      "sampling.start", MEMBER(sampling.start),
-      "iterate only: from one pass that closes each step's kernels (holds all sites of a replica), or zero kernels"));
-  k.push_back(key("sampling.window", MEMBER(sampling.window),
-                  "start = zero: steps by which the horizon grows when those before are at rest, 0 = all at once",
-                  not_negative));
-  k.push_back(key("sampling.damping", MEMBER(sampling.damping),
-                  "start = zero: share of the last kernels that an iteration keeps", decay));
-  k.push_back(key("sampling.anderson", MEMBER(sampling.anderson),
-                  "start = zero: past kernels that Anderson acceleration mixes, 0 = none", {.low = 0, .high = 16}));
 
   k.push_back(key("network.widths", MEMBER(network.widths), "widths N", size_range));
   k.push_back(key("network.seeds", MEMBER(network.seeds), "networks per width", {.low = 1, .high = 1 << 20}));

@@ -25,7 +25,6 @@ enum class Dynamics { gd, flow };
 enum class Stepper { rk4, dopri5, abm };
 enum class Form { automatic, bases, dense };
 enum class Method { sweep, iterate };
-enum class Start { pass, zero };
 enum class Device { automatic, cpu, cuda };
 
 /// The five tensors of the network (T1)-(T5), in the order in which files name them.
@@ -120,14 +119,9 @@ struct SamplingSpec {
   Precision precision = Precision::float32;
   Method method = Method::sweep;
   // Of kernel iteration. Additions to the interface.
-  int site_batches = 1;       ///< batches of sites of each replica in an iteration
-  int draws = 1;              ///< sets of random numbers, one after the other, that each replica averages over
-  int iterations = 0;         ///< most of a draw; 0 = not said: 40 + 4 T
-  Start start = Start::pass;  ///< of every draw: one pass that closes each step's kernels, or zero kernels
-  // Of iterations from zero kernels.
-  int window = 0;      ///< steps by which the horizon grows; 0: all of them from the start
-  double damping = 0;  ///< share of the last iterate that is kept
-  int anderson = 0;    ///< past iterates that Anderson acceleration mixes
+  int site_batches = 1;  ///< batches of sites of each replica in an iteration
+  int draws = 1;         ///< sets of random numbers, one after the other, that each replica averages over
+  int iterations = 0;    ///< most of a draw; 0 = not said: 40 + 4 T
 };
 
 struct NetworkSpec {

@@ -40,6 +40,9 @@ const std::vector<Case> cases = {
     {"III mssp momentum", "III", "mssp", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::momentum},
     {"I mup adam", "I", "mup", tanh, identity, sigmoid, 1, true, moe::OptimizerKind::adam},
     {"II mssp adamw", "II", "mssp", tanh, gelu, softmax, 1, false, moe::OptimizerKind::adamw},
+    {"I mup adafactor", "I", "mup", tanh, identity, sigmoid, 1, true, moe::OptimizerKind::adafactor},
+    {"II mssp adafactor", "II", "mssp", tanh, gelu, softmax, 1, false, moe::OptimizerKind::adafactor},
+    {"III mup adafactor", "III", "mup", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::adafactor},
     {"III mssp adam", "III", "mssp", gelu, identity, sigmoid, 1, false, moe::OptimizerKind::adam},
 };
 
@@ -224,6 +227,29 @@ TEST_CASE("kernel iteration: pairs learn as arrays do [rule]") {
     INFO("rule ", static_cast<int>(kind));
     CHECK(worst <= 1e-13);
   }
+  // Adafactor's matrices: seven in the sites; or in the partners, where the array has them among its rows.
+  for (const auto& [in_sites, in_partners] : {std::pair<Index, Index>{7, 1}, {1, 13}, {1, 1}}) {
+    const moe::UpdateRule rule{adafactor, 0.3, 0.02, 0, 0, 0, 1};
+    const bool turned = in_partners > 1;
+    moe::LearnedArray<B> array(turned ? partners : sites, turned ? sites : partners, rule, 0.5, in_sites * in_partners);
+    moe::LearnedPairs<B> pairs(sites, partners, rule, 0.5, {in_sites, in_partners});
+    for (Index t = 0; t < steps; ++t) {
+      B::normal(z, {1, 0, static_cast<std::uint32_t>(t), 0});
+      B::normal(x, {2, 0, static_cast<std::uint32_t>(t), 0});
+      if (turned)
+        array.update(x, z);
+      else
+        array.update(z, x);
+      pairs.update({z, z}, x);
+    }
+    double worst = 0;
+    for (Index j = 0; j < partners; ++j)
+      for (Index i = 0; i < sites; ++i)
+        worst =
+            std::max(worst, std::abs((turned ? array.value()(j, i) : array.value()(i, j)) - pairs.view().value(i, j)));
+    INFO("matrices ", in_sites, " x ", in_partners);
+    CHECK(worst <= 1e-13);
+  }
 }
 
 TEST_CASE("kernel iteration: responses look back only, at equal times at their own sample") {
@@ -283,7 +309,7 @@ TEST_CASE(
 }
 
 TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {
-  moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::adafactor, 0.7, 2);
+  moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::signsgd, 0.7, 2);
   s.model.activation = relu;
   s.model.routing = moe::Routing::topk;
   s.model.depth = 2;
