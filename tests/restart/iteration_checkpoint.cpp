@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <random>
@@ -89,7 +90,9 @@ moe::IterationResult continued(const Case& c, const std::string& checkpoint, int
 /// Every number of a result.
 std::vector<double> numbers(const moe::IterationResult& r) {
   std::vector<double> all;
-  const auto add = [&](const std::vector<double>& values) { all.insert(all.end(), values.begin(), values.end()); };
+  const auto add = [&](const std::vector<double>& values) {
+    for (const double v : values) all.push_back(std::isnan(v) ? -1e9 : v);  // beyond the horizon of a window
+  };
   const auto matrix = [&](const Eigen::MatrixXd& m) { all.insert(all.end(), m.data(), m.data() + m.size()); };
   add(r.loss.mean), add(r.loss.sem), matrix(r.f);
   for (const auto* list : {&r.f_per_replica, &r.fields})
