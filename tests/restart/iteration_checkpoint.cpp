@@ -34,14 +34,15 @@ struct Case {
   int draws;
   moe::OptimizerKind optimizer = moe::OptimizerKind::sgd;
   moe::Start start = moe::Start::zero;
+  bool mixed = false;  ///< with windows, damping and acceleration
 };
 
 const Case cases[] = {
-    {"II", "mssp", moe::Precision::float32, {200, 100, 0}, 1, 3},
+    {"II", "mssp", moe::Precision::float32, {100, 50, 0}, 1, 2, moe::OptimizerKind::sgd, moe::Start::zero, true},
     {"I", "mup", moe::Precision::float64, {200, 0, 100}, 2, 1},
     {"III", "mssp", moe::Precision::float64, {150, 12, 16}, 2, 2},
     {"I", "mssp", moe::Precision::float32, {200, 0, 100}, 2, 2, moe::OptimizerKind::sgd, moe::Start::pass},
-    {"II", "mssp", moe::Precision::float32, {100, 20, 0}, 2, 1, moe::OptimizerKind::adam},
+    {"II", "mssp", moe::Precision::float32, {100, 20, 0}, 2, 1, moe::OptimizerKind::adam, moe::Start::pass},
 };
 
 moe::RunSpec spec_of(const Case& c) {
@@ -73,7 +74,7 @@ moe::IterationResult iterate(const Case& c, Run& run) {
   options.draws = c.draws;
   options.threads = run.threads;
   options.start = c.start;
-  if (c.draws == 3) options.window = 2, options.damping = 0.2, options.anderson = 2;
+  if (c.mixed) options.window = 2, options.damping = 0.2, options.anderson = 2;
   options.checkpoints = &checkpoints;
   options.interrupt = run.interrupt;
   options.on_resume = [&](int iterations) { run.resumed = iterations; };
