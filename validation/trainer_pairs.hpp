@@ -173,12 +173,16 @@ struct Pairs<Cpu<Real>> {
   /// Of the squares of a field's columns.
   static double effective_experts(const Dispatch& d, View field) {
     Eigen::MatrixXd squares = Eigen::MatrixXd::Zero(d.experts(), d.tokens());
-    for (Index i = 0; i < d.experts(); ++i) {
+    for_tokens(d, field.rows, [&](Index i, Index first, Index count) {
       const View x = d.of_expert(i, field);
-      for (Index a = 0; a < x.cols; ++a)
-        for (Index j = 0; j < x.rows; ++j)
-          squares(i, d.token(i, j)) += static_cast<double>(x(j, a)) * static_cast<double>(x(j, a));
-    }
+      double sum[together] = {};
+      for (Index a = 0; a < x.cols; ++a) {
+        const Real* const xa = &x(first, a);
+#pragma omp simd
+        for (Index j = 0; j < count; ++j) sum[j] += static_cast<double>(xa[j]) * static_cast<double>(xa[j]);
+      }
+      for (Index j = 0; j < count; ++j) squares(i, d.token(i, first + j)) = sum[j];
+    });
     return network::effective_experts(squares);
   }
 
