@@ -57,7 +57,8 @@ KernelSet zero_kernels(const LimitSpec& limit, Index n);
 /// later queries add to earlier ones by less than rounding is left out.
 Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel);
 
-/// Keeps what causality allows of a response: earlier blocks (P, P) in full, of equal times the diagonal or nothing.
-void keep_causal(Eigen::MatrixXd& response, Index P, bool equal_times);
+/// Keeps what causality allows of a response, its columns first, first + 1, ...: earlier blocks (P, P) in full, of equal times the
+/// diagonal or nothing.
+void keep_causal(Eigen::MatrixXd& columns, Index first, Index P, bool equal_times);
 
 }  // namespace moe

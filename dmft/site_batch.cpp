@@ -235,32 +235,20 @@ MatrixXd mean_product(typename B::View a, typename B::View b) {
   B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(a.rows), a, b, 0, product);
   return B::download(product);
 }
+/// Adds `weight` times columns first .. first + count of a correlation, and the rows that mirror them.
 template <class B>
-MatrixXd correlation(typename B::View a) {
-  return mean_product<B>(a, a);
-}
-/// Adds `weight` times the columns of step t, and for a correlation its rows.
-template <class B>
-void add_correlation(typename B::View a, Index t, Index P, double weight, MatrixXd& to) {
-  const Index before = t * P;
-  const MatrixXd columns = weight * mean_product<B>(a.columns(0, before + P), a.columns(before, P));
-  to.block(0, before, before + P, P) += columns;
-  to.block(before, 0, P, before) += columns.topRows(before).transpose();
+void add_correlation(typename B::View a, Index first, Index count, double weight, MatrixXd& to) {
+  const MatrixXd columns = weight * mean_product<B>(a.columns(0, first + count), a.columns(first, count));
+  to.block(0, first, first + count, count) += columns;
+  to.block(first, 0, count, first) += columns.topRows(first).transpose();
 }
 template <class B>
-void add_response(SiteField<B>& field, typename B::View tangent, Index t, Index P, bool equal_times, double factor,
-                  MatrixXd& to) {
+void add_response(SiteField<B>& field, typename B::View tangent, Index first, Index count, Index P, bool equal_times,
+                  double factor, MatrixXd& to) {
   if (!field.present()) return;
-  const Index before = t * P;
-  const MatrixXd columns = factor * mean_product<B>(field.probe().columns(0, before + P), tangent.columns(before, P));
-  to.block(0, before, before, P) += columns.topRows(before);
-  if (equal_times) to.diagonal().segment(before, P) += columns.bottomRows(P).diagonal();
-}
-template <class B>
-MatrixXd response(SiteField<B>& field, typename B::View tangent, Index P, bool equal_times, double factor) {
-  MatrixXd R = factor * mean_product<B>(field.probe(), tangent);
-  keep_causal(R, P, equal_times);
-  return R;
+  MatrixXd columns = factor * mean_product<B>(field.probe().columns(0, first + count), tangent.columns(first, count));
+  keep_causal(columns, first, P, equal_times);
+  to.block(0, first, first + count, count) += columns;
 }
 
 template <class B>
@@ -385,12 +373,12 @@ MatrixXd causal_root(const MatrixXd& kernel) {
   return L;
 }
 
-void keep_causal(MatrixXd& response, Index P, bool equal_times) {
-  for (Index j = 0; j < response.cols(); ++j) {
-    const Index now = j / P * P;
-    const double self = response(j, j);
-    response.col(j).tail(response.rows() - now).setZero();
-    if (equal_times) response(j, j) = self;
+void keep_causal(MatrixXd& columns, Index first, Index P, bool equal_times) {
+  for (Index j = 0; j < columns.cols(); ++j) {
+    const Index query = first + j, now = query / P * P;
+    const double self = columns(query, j);
+    columns.col(j).tail(columns.rows() - now).setZero();
+    if (equal_times) columns(query, j) = self;
   }
 }
 
@@ -445,8 +433,7 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, cons
     : SiteKernels(problem, paths) {
   for (const RootOf<B>& of : roots_of(*this, problem.limit->block)) *of.root = uploaded<B>(causal_root(k[of.kernel]));
   for (Index t = 0; t < problem.steps; ++t)
-    for (const Stage stage : {Stage::features, Stage::forward, Stage::outputs, Stage::backward})
-      remember(problem, k, stage, t);
+    for (const Stage stage : all_stages) remember(problem, k, stage, t);
 }
 
 template <class B>
@@ -639,34 +626,19 @@ void NeuronBatch<B>::add_fields(BatchMeans& to) {
 }
 
 template <class B>
-void NeuronBatch<B>::add_columns(Stage stage, Index t, double weight, KernelSet& k) {
+void NeuronBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
   const BlockSpec& block = problem_.limit->block;
   const LimitConstants& c = block.constants;
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   if (stage == Stage::features) {
-    add_correlation<B>(phi.value, t, P_, weight, k[Kernel::phi]);
-    add_response<B>(beta_A, phi.tangent, t, P_, false, weight * of_A.response, k[Kernel::A_x]);
-    add_response<B>(beta_Q, phi.tangent, t, P_, false, weight, k[Kernel::router_x]);
+    add_correlation<B>(phi.value, first, count, weight, k[Kernel::phi]);
+    add_response<B>(beta_A, phi.tangent, first, count, P_, false, weight * of_A.response, k[Kernel::A_x]);
+    add_response<B>(beta_Q, phi.tangent, first, count, P_, false, weight, k[Kernel::router_x]);
   } else if (stage == Stage::outputs) {
-    add_correlation<B>(D.value, t, P_, weight, k[Kernel::D]);
-    add_response<B>(chi_B, D.tangent, t, P_, true, weight * of_B.response, k[Kernel::B_z]);
+    add_correlation<B>(D.value, first, count, weight, k[Kernel::D]);
+    add_response<B>(chi_B, D.tangent, first, count, P_, true, weight * of_B.response, k[Kernel::B_z]);
   }
-}
-
-template <class B>
-void NeuronBatch<B>::add_means(BatchMeans& to) {
-  const BlockSpec& block = problem_.limit->block;
-  const LimitConstants& c = block.constants;
-  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
-                    of_B = Aggregation::of(block, c.expert_out_shared);
-  add_fields(to);
-  KernelSet& k = to.kernels;
-  k[Kernel::phi] = correlation<B>(phi.value);
-  k[Kernel::D] = correlation<B>(D.value);
-  if (beta_A.present()) k[Kernel::A_x] = response<B>(beta_A, phi.tangent, P_, false, of_A.response);
-  if (beta_Q.present()) k[Kernel::router_x] = response<B>(beta_Q, phi.tangent, P_, false, 1);
-  if (chi_B.present()) k[Kernel::B_z] = response<B>(chi_B, D.tangent, P_, true, of_B.response);
 }
 
 template <class B>
@@ -790,37 +762,21 @@ void ExpertBatch<B>::add_fields(BatchMeans& to) {
 }
 
 template <class B>
-void ExpertBatch<B>::add_columns(Stage stage, Index t, double weight, KernelSet& k) {
+void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
   const LimitConstants& c = problem_.limit->block.constants;
   if (stage == Stage::forward) {
-    add_correlation<B>(Gv.value, t, P_, weight, k[Kernel::Gv]);
-    if (c.expert_out_shared) add_correlation<B>(shared_Gv.value, t, P_, weight, k[Kernel::shared_Gv]);
-    add_response<B>(beta_B, c.expert_out_shared ? shared_Gv.tangent : Gv.tangent, t, P_, false, weight, k[Kernel::B_x]);
+    DualMatrix<B>& asked = c.expert_out_shared ? shared_Gv : Gv;
+    add_correlation<B>(Gv.value, first, count, weight, k[Kernel::Gv]);
+    if (c.expert_out_shared) add_correlation<B>(shared_Gv.value, first, count, weight, k[Kernel::shared_Gv]);
+    add_response<B>(beta_B, asked.tangent, first, count, P_, false, weight, k[Kernel::B_x]);
   } else if (stage == Stage::backward) {
-    add_correlation<B>(ghat.value, t, P_, weight, k[Kernel::ghat]);
-    if (!explicit_) add_correlation<B>(rho.value, t, P_, weight, k[Kernel::rho]);
-    if (c.expert_in_shared) add_correlation<B>(shared_ghat.value, t, P_, weight, k[Kernel::shared_ghat]);
-    add_response<B>(chi_Q, rho.tangent, t, P_, true, weight, k[Kernel::router_z]);
-    add_response<B>(chi_A, c.expert_in_shared ? shared_ghat.tangent : ghat.tangent, t, P_, true, weight,
-                    k[Kernel::A_z]);
+    DualMatrix<B>& asked = c.expert_in_shared ? shared_ghat : ghat;
+    add_correlation<B>(ghat.value, first, count, weight, k[Kernel::ghat]);
+    if (!explicit_) add_correlation<B>(rho.value, first, count, weight, k[Kernel::rho]);
+    if (c.expert_in_shared) add_correlation<B>(shared_ghat.value, first, count, weight, k[Kernel::shared_ghat]);
+    add_response<B>(chi_Q, rho.tangent, first, count, P_, true, weight, k[Kernel::router_z]);
+    add_response<B>(chi_A, asked.tangent, first, count, P_, true, weight, k[Kernel::A_z]);
   }
-}
-
-template <class B>
-void ExpertBatch<B>::add_means(BatchMeans& to) {
-  const LimitConstants& c = problem_.limit->block.constants;
-  add_fields(to);
-  KernelSet& k = to.kernels;
-  k[Kernel::ghat] = correlation<B>(ghat.value);
-  k[Kernel::Gv] = correlation<B>(Gv.value);
-  if (!explicit_) k[Kernel::rho] = correlation<B>(rho.value);
-  if (c.expert_in_shared) k[Kernel::shared_ghat] = correlation<B>(shared_ghat.value);
-  if (c.expert_out_shared) k[Kernel::shared_Gv] = correlation<B>(shared_Gv.value);
-  if (chi_Q.present()) k[Kernel::router_z] = response<B>(chi_Q, rho.tangent, P_, true, 1);
-  if (chi_A.present())
-    k[Kernel::A_z] = response<B>(chi_A, c.expert_in_shared ? shared_ghat.tangent : ghat.tangent, P_, true, 1);
-  if (beta_B.present())
-    k[Kernel::B_x] = response<B>(beta_B, c.expert_out_shared ? shared_Gv.tangent : Gv.tangent, P_, false, 1);
 }
 
 template <class B>
@@ -840,8 +796,13 @@ BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, con
     experts.backward(t);
     neurons.backward(t, experts.rho_now());
   }
-  neurons.add_means(means);
-  experts.add_means(means);
+  neurons.add_fields(means);
+  experts.add_fields(means);
+  means.kernels = zero_kernels(*problem.limit, problem.n());
+  for (const Stage stage : all_stages) {
+    neurons.add_columns(stage, 0, problem.n(), 1, means.kernels);
+    experts.add_columns(stage, 0, problem.n(), 1, means.kernels);
+  }
   return means;
 }
 
@@ -868,8 +829,8 @@ BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, st
   };
   const auto close = [&](Stage stage, Index t) {
     for (const auto& batch : batches) {
-      batch->neurons.add_columns(stage, t, weight, kernels);
-      batch->experts.add_columns(stage, t, weight, kernels);
+      batch->neurons.add_columns(stage, t * P, P, weight, kernels);
+      batch->experts.add_columns(stage, t * P, P, weight, kernels);
     }
     given.close(problem, kernels, stage, t);
     Batch& first = *batches[0];

@@ -1,6 +1,7 @@
 /// Batches of independent sites in kernel iteration (theory section 6), marched through all steps given the kernels.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <vector>
 
@@ -61,6 +62,7 @@ enum class Stage {
   outputs,   ///< f, D
   backward   ///< ghat, rho
 };
+inline constexpr std::array all_stages = {Stage::features, Stage::forward, Stage::outputs, Stage::backward};
 
 /// Kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t). Where there are paths,
 /// what has been learned acts by pairs, else by correlations of the paths, which linear rules allow.
@@ -118,10 +120,9 @@ class NeuronBatch {
   void outputs(Index t);                      ///< (T4)-(T6), closes f(t) and Delta(t)
   void backward(Index t, View rho = View());  ///< (T10), (T20), (T21); rho (M, P) of explicit experts
   void logits(Index t, View r);               ///< r_i = <q_i phi> (M, P) of explicit experts
-  void add_means(BatchMeans& to);
-  void add_fields(BatchMeans& to);  ///< all of it but the kernels
-  /// `weight` times the columns of step t of this stage's kernels.
-  void add_columns(Stage stage, Index t, double weight, KernelSet& kernels);
+  void add_fields(BatchMeans& to);            ///< all of it but the kernels
+  /// `weight` times columns first .. first + count, of whole steps, of this stage's kernels.
+  void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
   /// For tests: Gaussian fields, drawn initial values, paths.
   SiteField<B> chi_B, beta_A, beta_Q;
@@ -153,9 +154,8 @@ class ExpertBatch {
   void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16)
   void backward(Index t);                       ///< (T7)-(T9), (T18)
   View rho_now() { return rho.value.columns(step_ * P_, P_); }
-  void add_means(BatchMeans& to);
   void add_fields(BatchMeans& to);
-  void add_columns(Stage stage, Index t, double weight, KernelSet& kernels);
+  void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
   /// For tests.
   SiteField<B> chi_Q, chi_A, beta_B;  ///< over experts; over sites, or hidden units of shared matrices

@@ -184,8 +184,10 @@ TEST_CASE(
     moe::SiteKernels<B> zero(problem, means.kernels, {});
     const moe::StreamNumbers streams(5, 0);
     Sampled first(problem, zero, 0, streams);
-    first.neurons.add_means(means);
-    first.experts.add_means(means);
+    for (const moe::Stage stage : moe::all_stages) {
+      first.neurons.add_columns(stage, 0, problem.n(), 1, means.kernels);
+      first.experts.add_columns(stage, 0, problem.n(), 1, means.kernels);
+    }
     const moe::SitePaths paths{B::download(first.neurons.phi.value), B::download(first.neurons.D.value),
                                B::download(first.experts.rho.value), B::download(first.experts.ghat.value),
                                B::download(first.experts.Gv.value)};
@@ -254,8 +256,8 @@ TEST_CASE("kernel iteration: pairs learn as arrays do [rule]") {
 
 TEST_CASE("kernel iteration: responses look back only, at equal times at their own sample") {
   Eigen::MatrixXd strict = Eigen::MatrixXd::Constant(T * P, T * P, 2.0), with_now = strict;
-  moe::keep_causal(strict, P, false);
-  moe::keep_causal(with_now, P, true);
+  moe::keep_causal(strict, 0, P, false);
+  moe::keep_causal(with_now, 0, P, true);
   for (Index i = 0; i < T * P; ++i)
     for (Index j = 0; j < T * P; ++j) {
       CHECK(strict(i, j) == (i / P < j / P ? 2 : 0));
