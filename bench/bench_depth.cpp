@@ -3,7 +3,7 @@
 /// read. L = 1, 2, 4, 1 in turn; times are medians of ROUNDS, ratios medians of the ratios within a round: the best of several would
 /// favour the short runs of one block, which find a quiet moment more easily.
 ///   bench_depth [solve|train [ROUNDS [RULE [ROUTING [NEURONS]]]]]   without arguments all, five rounds, 1024 neurons of a solve
-///   bench_depth case solve|train RULE ROUTING L [NEURONS]           one case: seconds, MB, largest ranks of the queries of A and B
+///   bench_depth case solve|train RULE ROUTING L [NEURONS]           one case: seconds, MB, largest ranks of the queries phi, D, G v
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -26,13 +26,15 @@
 namespace {
 
 struct Cost {
-  double seconds = HUGE_VAL, megabytes = HUGE_VAL, rank_in = 0, rank_out = 0;
+  double seconds = HUGE_VAL, megabytes = HUGE_VAL, rank_phi = 0, rank_D = 0, rank_Gv = 0;
 };
 
-/// Fresh batches of 16: every step adds 16 directions to every basis, whatever L, so that ranks are the same.
+/// Fresh batches of 16: every step adds 16 directions to every basis, whatever L, so that ranks are the same. With a linear psi the D of
+/// the last block would stay near the span of ten readout vectors, and one block alone be cheaper than the others of a stack.
 moe::RunSpec spec_of(const std::string& rule, const std::string& routing, int L, int neurons) {
   return moe::read_config_text(
-      fmt::format("[model]\nresidual = true\nnorm = 'rms'\ndepth = {}\nrouting = '{}'\nactive_fraction = 0.25\n"
+      fmt::format("[model]\nresidual = true\nnorm = 'rms'\npost_activation = 'tanh'\ndepth = {}\nrouting = "
+                  "'{}'\nactive_fraction = 0.25\n"
                   "[optimizer]\nname = '{}'\nlr = 0.05\neps = 0.02\n[data]\ntrain = 320\ntest = 0\n"
                   "[training]\nsteps = 20\nbatch = 16\neval_every = 20\n[sampling]\nneurons = {}\nreplicas = 1\n"
                   "[network]\nwidths = [512]\nseeds = 1\n[output]\nobservables = 'none'\n",
@@ -74,7 +76,7 @@ void one_case(const std::string& what, const std::string& rule, const std::strin
     cost.seconds = 0;
     for (std::size_t t = 1; t + 1 < seconds.size(); ++t) cost.seconds += seconds[t];
     const auto largest = [&](const char* name) { return *std::ranges::max_element(r.diagnostics.at(name)); };
-    cost.rank_in = largest("rank_phi"), cost.rank_out = largest("rank_Gv");
+    cost.rank_phi = largest("rank_phi"), cost.rank_D = largest("rank_D"), cost.rank_Gv = largest("rank_Gv");
   } else {
     Stopwatch watch;
     moe::TrainOptions options;
@@ -86,8 +88,8 @@ void one_case(const std::string& what, const std::string& rule, const std::strin
   }
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  fmt::print("{} {} {} {}\n", cost.seconds, static_cast<double>(usage.ru_maxrss) / 1024 - before, cost.rank_in,
-             cost.rank_out);
+  fmt::print("{} {} {} {} {}\n", cost.seconds, static_cast<double>(usage.ru_maxrss) / 1024 - before, cost.rank_phi,
+             cost.rank_D, cost.rank_Gv);
 }
 
 /// One case in a process of its own.
@@ -96,8 +98,9 @@ Cost cost_of(const std::string& what, const std::string& rule, const std::string
   FILE* out = popen(fmt::format("'{}' case {} {} {} {} {}", self, what, rule, routing, L, neurons).c_str(), "r");
   if (out == nullptr) throw std::runtime_error("cannot start " + self);
   Cost c;
-  const int read = std::fscanf(out, "%lf %lf %lf %lf", &c.seconds, &c.megabytes, &c.rank_in, &c.rank_out);
-  if (pclose(out) != 0 || read != 4)
+  const int read =
+      std::fscanf(out, "%lf %lf %lf %lf %lf", &c.seconds, &c.megabytes, &c.rank_phi, &c.rank_D, &c.rank_Gv);
+  if (pclose(out) != 0 || read != 5)
     throw std::runtime_error(fmt::format("{} {} {}, L = {} failed", what, rule, routing, L));
   return c;
 }
@@ -117,8 +120,8 @@ struct Only {
 void table(const std::string& what, int rounds, const Only& only, int neurons) {
   fmt::print("\n{}: regime II, mssp, norm and residual, fresh batches of 16 digits, 20 steps, {}, one thread\n", what,
              what == "solve" ? fmt::format("{} neurons", neurons) : "N = 512");
-  fmt::print("{:>9} {:>8} {:>3} {:>9} {:>30} {:>8} {:>14} {:>8} {:>8}\n", "rule", "routing", "L", "seconds",
-             "over L times 1 (quartiles)", "MB", "over L times 1", "rank A", "rank B");
+  fmt::print("{:>9} {:>8} {:>3} {:>9} {:>30} {:>8} {:>14}  {}\n", "rule", "routing", "L", "seconds",
+             "over L times 1 (quartiles)", "MB", "over L times 1", "ranks of phi, D, Gv");
   for (const char* rule : {"sgd", "adam", "adafactor"}) {
     if (!only.rule.empty() && only.rule != rule) continue;
     for (const char* routing : {"soft", "topk"}) {
@@ -130,7 +133,7 @@ void table(const std::string& what, int rounds, const Only& only, int neurons) {
         for (const int L : {1, 2, 4, 1}) {
           const Cost c = cost_of(what, rule, routing, L, neurons);
           seconds[L].push_back(c.seconds);
-          cost[L] = {0, std::min(cost[L].megabytes, c.megabytes), c.rank_in, c.rank_out};
+          cost[L] = {0, std::min(cost[L].megabytes, c.megabytes), c.rank_phi, c.rank_D, c.rank_Gv};
           if (L == 1) one_block += c.seconds / 2;
         }
         for (const int L : {1, 2, 4}) {
@@ -139,11 +142,11 @@ void table(const std::string& what, int rounds, const Only& only, int neurons) {
         }
       }
       for (const auto& [L, c] : cost)
-        fmt::print("{:>9} {:>8} {:>3} {:>9.3f} {:>30} {:>8.0f} {:>14.2f} {:>8} {:>8}\n", rule, routing, L,
+        fmt::print("{:>9} {:>8} {:>3} {:>9.3f} {:>30} {:>8.0f} {:>14.2f}  {}, {}, {}\n", rule, routing, L,
                    quantile(seconds[L], 0.5),
                    fmt::format("{:.2f} ({:.2f} .. {:.2f})", quantile(ratios[L], 0.5), quantile(ratios[L], 0.25),
                                quantile(ratios[L], 0.75)),
-                   c.megabytes, c.megabytes / L / cost[1].megabytes, c.rank_in, c.rank_out);
+                   c.megabytes, c.megabytes / L / cost[1].megabytes, c.rank_phi, c.rank_D, c.rank_Gv);
       std::fflush(stdout);
     }
   }

@@ -91,16 +91,18 @@ class Block {
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
-  /// P: samples of a stored step. The neuron population is shared with the residual stream.
-  Block(const BlockSpec& spec, Population<B>& neurons, StreamNumbers& streams, Index P)
+  /// P: samples of a stored step. `neurons` are those of the residual stream, with what was drawn on them for it; the block's own
+  /// draws are orthogonal to these.
+  Block(const BlockSpec& spec, Population<B> neurons, StreamNumbers& streams, Index P)
       : spec_(spec),
+        neurons_(std::move(neurons)),
         shape_{spec.counts.experts, spec.counts.hidden, spec.counts.kappa()},
-        phi_basis_(neurons.sites(), spec.tolerance),
-        D_basis_(neurons.sites(), spec.tolerance),
+        phi_basis_(neurons_.sites(), spec.tolerance),
+        D_basis_(neurons_.sites(), spec.tolerance),
         rho_basis_(shape_.experts, spec.tolerance),
         experts_(shape_.experts, streams.next(), spec.matching),
         sites_(shape_.sites(), streams.next(), spec.matching),
-        fields_(neurons.sites(), shape_.experts, shape_.sites(), P),
+        fields_(neurons_.sites(), shape_.experts, shape_.sites(), P),
         bias_(shape_.experts, spec.gate.has_bias() ? 1 : 0) {
     const LimitConstants& c = spec.constants;
     const auto structure = [&](bool shared) {
@@ -113,17 +115,17 @@ class Block {
     for (Index i = 0; i < kinds_of_hidden; ++i)
       hidden_.push_back(std::make_unique<Population<B>>(shape_.hidden, streams.next(), spec.matching));
     if (spec.experts_sampled) {
-      router_ = std::make_unique<Operator<B>>(experts_, rho_basis_, neurons, phi_basis_, c.router, spec.router,
+      router_ = std::make_unique<Operator<B>>(experts_, rho_basis_, neurons_, phi_basis_, c.router, spec.router,
                                               streams.next());
     } else {
       // qbar_i: M explicit vectors over the neurons, W0 = qbar^T (theory section 4, "Q (I)").
-      Matrix qbar(neurons.sites(), shape_.experts);
-      auto W0 = Matrix::uninitialized(shape_.experts, neurons.sites());
-      if (c.explicit_router_var > 0) neurons.draw(qbar);
+      Matrix qbar(neurons_.sites(), shape_.experts);
+      auto W0 = Matrix::uninitialized(shape_.experts, neurons_.sites());
+      if (c.explicit_router_var > 0) neurons_.draw(qbar);
       scaled_transpose<B>(qbar, static_cast<Real>(std::sqrt(c.explicit_router_var)), W0);
       router_ = std::make_unique<Operator<B>>(std::move(W0), spec.router);
     }
-    const typename ExpertMatrix<B>::Populations on{&neurons, &sites_, &hidden_};
+    const typename ExpertMatrix<B>::Populations on{&neurons_, &sites_, &hidden_};
     const GaussianConstants B_transposed{c.expert_out.beta2, c.expert_out.chi2, c.expert_out.responses};
     A_ = std::make_unique<ExpertMatrix<B>>(of_A, shape_, on, phi_basis_, c.expert_in, spec.expert_in, spec.tolerance,
                                            streams);
@@ -235,6 +237,7 @@ class Block {
   }
 
   void transfer(Archive& a) {
+    a("neurons", neurons_);
     a("phi_basis", phi_basis_);
     a("D_basis", D_basis_);
     a("rho_basis", rho_basis_);
@@ -276,6 +279,7 @@ class Block {
   void gated(View G, View w, View out) const { detail::times_gate<B>(G, w, shape_.hidden, out); }
 
   BlockSpec spec_;
+  Population<B> neurons_;
   SiteShape shape_;
   QueryBasis<B> phi_basis_, D_basis_, rho_basis_;
   Population<B> experts_, sites_;

@@ -95,15 +95,15 @@ class Layer {
   using View = typename B::View;
 
   /// P: samples of a stored step. Experts are the layer's own, neurons those of the stream.
-  Layer(const LayerSpec& spec, const BlockSpec& block, Population<B>& neurons, StreamNumbers& streams, Index P)
+  Layer(const LayerSpec& spec, const BlockSpec& block, Population<B> neurons, StreamNumbers& streams, Index P)
       : spec_(spec),
         scale_(block.activation_scale),
         norm_(spec.norm, neurons.sites(), P),
-        block_(block, neurons, streams, P),
         y_(neurons.sites(), P),
         x_(neurons.sites(), P),
         D_(neurons.sites(), P),
-        g_(neurons.sites(), P) {}
+        g_(neurons.sites(), P),
+        block_(block, std::move(neurons), streams, P) {}
 
   /// x^l (S, P) of x^{l-1} (S, P), which must stand until the step's gradients have been used.
   View forward(View x) {
@@ -157,8 +157,8 @@ class Layer {
   LayerSpec spec_;
   double scale_;  ///< of the activation
   StreamNorm<B> norm_;
-  Block<B> block_;
   Matrix y_, x_, D_, g_;
+  Block<B> block_;
   View z_;
 };
 

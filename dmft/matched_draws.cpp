@@ -14,14 +14,14 @@ bool lists_hold_first_step(const RunSpec& spec, const LimitConstants& c, const S
   const auto matrices = [&](bool shared) { return per_expert && !shared ? counts.experts : 1; };
   const auto fits = [](int draws, int sites) { return draws <= sites / 2; };
 
-  int on_neurons = 0;
+  int on_neurons = 0;                                                // the list of one block; all are alike
   if (step.inputs <= counts.neurons / 4) on_neurons += step.inputs;  // W_in; drawn plainly otherwise
   if (c.readout_var > 0) on_neurons += step.outputs;
-  if (per_expert && c.explicit_router_var > 0) on_neurons += L * counts.experts;
-  if (c.expert_out.chi2 > 0) on_neurons += L * P * matrices(c.expert_out_shared);
+  if (per_expert && c.explicit_router_var > 0) on_neurons += counts.experts;
+  if (c.expert_out.chi2 > 0) on_neurons += P * matrices(c.expert_out_shared);
   // On the way back to the first block the others draw for A^T and Q^T.
-  if (c.expert_in.beta2 > 0) on_neurons += (L - 1) * P * matrices(c.expert_in_shared);
-  if (!per_expert && c.router.beta2 > 0) on_neurons += (L - 1) * P;
+  if (L > 1 && c.expert_in.beta2 > 0) on_neurons += P * matrices(c.expert_in_shared);
+  if (L > 1 && !per_expert && c.router.beta2 > 0) on_neurons += P;
 
   const int of_A = c.expert_in.chi2 > 0 ? P : 0, of_B = c.expert_out.beta2 > 0 ? of_D : 0;
   const auto sites = [&](bool shared) {  // what one list of A or B lives on

@@ -216,8 +216,8 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   account.add_of_blocks(fmt::format("bases of {:.0f} queries on {:.0f} neurons", rank_phi + rank_D, S),
                         growth * S * (rank_phi + rank_D));
   if (block.matching) {
-    account.add("moment matching: earlier draws on neurons",
-                growth * S * std::min(S / 2, (D > S / 4 ? 0 : D) + C + L * drawn_on_neurons));
+    account.add_of_blocks("moment matching: earlier draws on neurons",
+                          growth * S * std::min(S / 2, (D > S / 4 ? 0 : D) + C + drawn_on_neurons));
     account.add_of_blocks("moment matching: earlier draws on expert sites", growth * drawn_on_sites);
   }
 

@@ -31,7 +31,17 @@ class Population {
 
   Population(Index sites, const StreamKey& key, bool matching) : sites_(sites), key_(key), matching_(matching) {}
 
+  /// A population on the same sites that has this one's list and goes on by itself, with numbers of `key`.
+  Population fork(const StreamKey& key) {
+    Population own(sites_, key, matching_);
+    own.draws_ = draws_;
+    own.drawn_ = Matrix::uninitialized(drawn_.rows(), drawn_.cols());
+    B::copy(drawn_, own.drawn_);
+    return own;
+  }
+
   Index sites() const { return sites_; }
+  const StreamKey& key() const { return key_; }
   bool matching() const { return matching_; }
   std::size_t bytes() const { return drawn_.bytes(); }
 

@@ -36,7 +36,6 @@ class Replica {
   Replica(const LimitSpec& spec, Index D, Index C, Index P, std::uint32_t index)
       : spec_(spec),
         streams_(spec.seed, index),
-        neurons_(spec.block.counts.neurons, streams_.next(), spec.block.matching),
         x_(D, P),
         h_(S(), P),
         phi_(S(), P),
@@ -47,18 +46,19 @@ class Replica {
         w_bar_(S(), C, spec.readout),
         norm_(spec.layer.norm, S(), P) {
     const LimitConstants& constants = spec.block.constants;
-    neurons_.add_user();
-    neurons_.draw(W_in_.value(), D > S() / 4);
+    Population<B> neurons(S(), streams_.next(), spec.block.matching);
+    neurons.draw(W_in_.value(), D > S() / 4);
     scale(W_in_.value(), std::sqrt(constants.input_var / static_cast<double>(D)));
     if (constants.readout_var > 0) {
-      neurons_.draw(w_bar_.value());
+      neurons.draw(w_bar_.value());
       scale(w_bar_.value(), std::sqrt(constants.readout_var));
     }
     W_in_initial_ = Matrix(S(), D);
     B::copy(W_in_.value(), W_in_initial_);
-    for (int l = 0; l < spec.depth; ++l)
-      layers_.push_back(std::make_unique<Layer<B>>(spec.layer, spec.block, neurons_, streams_, P));
-    neurons_.release();
+    for (int l = 0; l < spec.depth; ++l) {
+      auto own = neurons.fork(l == 0 ? neurons.key() : streams_.next());
+      layers_.push_back(std::make_unique<Layer<B>>(spec.layer, spec.block, std::move(own), streams_, P));
+    }
   }
 
   /// Batch of the next step: x (D, P), y (C, P).
@@ -162,7 +162,6 @@ class Replica {
 
   /// State between two steps; fields are made again by the next forward() and backward().
   void transfer(Archive& a) {
-    a("neurons", neurons_);
     a("W_in", W_in_);
     a("W_in_initial", W_in_initial_);
     a("w_bar", w_bar_);
@@ -209,7 +208,6 @@ class Replica {
 
   LimitSpec spec_;
   StreamNumbers streams_;
-  Population<B> neurons_;
   Matrix x_, h_, phi_, D0_, input_gradient_, delta_;
   View s_, xi_;  ///< what the readout reads; backward field of phi
   Eigen::MatrixXd targets_, f_;

@@ -53,6 +53,31 @@ TEST_CASE(
     }
 }
 
+TEST_CASE(
+    "solve: one block is the same whatever the branch exponent, bit for bit [L^-alpha and the factors of (T29) are "
+    "one; "
+    "SGD, Adam, Adafactor; norm or none]") {
+  const moe::Dataset d = limit_fixture::data(6, 5, 3);
+  for (const auto& [regime, optimizer, norm] :
+       {std::tuple{"I", sgd, moe::Norm::none}, {"II", adam, moe::Norm::rms}, {"III", adafactor, moe::Norm::none}}) {
+    moe::RunSpec s = limit_fixture::spec(regime, "mssp", optimizer, 0.1, 4);
+    s.model.norm = norm;
+    s.model.residual = true;
+    s.sampling.neurons = 64;
+    s.sampling.replicas = 1;
+    s.output.observables = {"all"};
+    const moe::LimitResult unsaid = solve(s, d);
+    CHECK(unsaid.loss.mean.back() < unsaid.loss.mean.front());
+    for (const double alpha : {0.0, 0.5, 1.7}) {
+      s.model.branch_exponent = alpha;
+      const moe::LimitResult said = solve(s, d);
+      CHECK(same_bits(said.loss.mean, unsaid.loss.mean));
+      for (const auto& [name, curve] : unsaid.observables)
+        CHECK_MESSAGE(same_bits(curve.mean, said.observables.at(name).mean), regime, " ", name, ", alpha ", alpha);
+    }
+  }
+}
+
 TEST_CASE("solve: another seed agrees within the standard errors of both, which are not too large either [check (3)]") {
   for (const auto& [regime, param] :
        {std::pair{"I", "mup"}, std::pair{"II", "mssp"}, std::pair{"III", "mssp"}, std::pair{"III", "mup"}}) {

@@ -7,6 +7,7 @@
 #include "tests/network_fixture.hpp"
 #include "validation/network.hpp"
 #include "validation/reference_points.hpp"
+#include "validation/reference_train.hpp"
 
 namespace {
 
@@ -115,6 +116,30 @@ TEST_CASE("network runs are the same whatever the number of threads, and differ 
     CHECK(one[w][0].loss[2] != one[w][1].loss[2]);
     CHECK(one[w][1].loss == moe::train_network(spec, data, spec.network.widths[w], 6).loss);
   }
+}
+
+TEST_CASE(
+    "network of one block is the same whatever the branch exponent, bit for bit [L^-alpha and the factors of (T29) are "
+    "one; both trainers; SGD, Adam, Adafactor; norm or none]") {
+  const moe::Dataset data = network_fixture::data(7, 5, 3);
+  for (const auto& [regime, optimizer, norm] : {std::tuple{"I", moe::OptimizerKind::sgd, moe::Norm::none},
+                                                {"II", moe::OptimizerKind::adam, moe::Norm::rms},
+                                                {"III", moe::OptimizerKind::adafactor, moe::Norm::none}})
+    for (const auto& train : {&moe::train_network, &moe::train_reference_network}) {
+      moe::RunSpec spec = network_fixture::spec(regime, "mssp", optimizer, 4);
+      spec.model.norm = norm;
+      spec.model.residual = true;
+      const moe::NetworkRun unsaid = train(spec, data, 16, 3, {});
+      CHECK(unsaid.loss.back() < unsaid.loss.front());
+      for (const double alpha : {0.0, 0.5, 1.7}) {
+        spec.model.branch_exponent = alpha;
+        const moe::NetworkRun said = train(spec, data, 16, 3, {});
+        INFO(regime, ", alpha ", alpha);
+        CHECK(said.loss == unsaid.loss);
+        CHECK(said.observables == unsaid.observables);
+        CHECK(said.final_weights.expert_in == unsaid.final_weights.expert_in);
+      }
+    }
 }
 
 TEST_CASE("network initial weights have the std of the parameterization; shared experts start equal and part") {

@@ -207,6 +207,32 @@ TEST_CASE("population: drawn vectors are exactly orthonormal with matching, up t
   }
 }
 
+TEST_CASE(
+    "population: forks draw orthogonal to what they began with and not to each other; with the same numbers a fork "
+    "goes "
+    "on as its origin would, bit for bit") {
+  using operator_fixture::B;
+  const auto draw = [](moe::Population<B>& from, Index k) {
+    B::Matrix drawn(200, k);
+    from.draw(drawn);
+    return B::download(drawn);
+  };
+  const auto overlap = [](const MatrixXd& a, const MatrixXd& b) {
+    return (a.transpose() * b / 200.0).cwiseAbs().maxCoeff();
+  };
+  moe::Population<B> origin(200, {3, 0, 1, 0}, true);
+  const MatrixXd begun = draw(origin, 30);
+  moe::Population<B> first = origin.fork(origin.key()), second = origin.fork({3, 0, 2, 0});
+  const MatrixXd of_first = draw(first, 20), of_second = draw(second, 60);
+  CHECK(overlap(begun, of_first) <= 1e-12);
+  CHECK(overlap(begun, of_second) <= 1e-12);
+  CHECK(overlap(of_first, of_second) > 0.05);  // 200^-1/2 = 0.07
+  CHECK(overlap(of_first, of_second) < 0.4);   // 1200 pairs of independent vectors
+  CHECK(draw(origin, 20) == of_first);
+  CHECK(overlap(of_second, draw(second, 10)) <= 1e-12);  // 100 vectors: the list is full
+  CHECK(overlap(of_second, draw(second, 10)) > 0.05);
+}
+
 TEST_CASE("directions of a block do not depend on rounding errors of its averages, their signs included") {
   Eigen::MatrixXd targets = Eigen::MatrixXd::Constant(1, 3, -1);
   targets(0, 0) = 1;  // rank one: three in ten of the eigensolver's signs are the noise's

@@ -6,8 +6,12 @@
 #include <filesystem>
 #include <thread>
 
+#include "data/dataset.hpp"
+#include "dmft/solve.hpp"
+#include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "tests/program.hpp"
+#include "validation/network.hpp"
 
 using namespace moe;
 
@@ -195,4 +199,57 @@ TEST_CASE("dmft_validate --coordinate-check: parameterizations side by side in o
   for (const char* param : {"mup", "mssp"})
     CHECK(file.read(std::string("/coordinate_check/") + param + "/observables/rms_y_init/mean").shape ==
           std::vector<std::size_t>{3, 5});
+}
+
+TEST_CASE(
+    "dmft_validate in a stack of two blocks: sweep and coordinate check hold what networks and limit give by "
+    "themselves") {
+  const TemporaryFolder folder;
+  const auto run_stack = [](std::vector<std::string> more) {
+    std::vector<std::string> words = {
+        "--depth",   "2",     "--branch-exponent", "0.5", "--norm",     "rms", "--set",   "model.residual=true",
+        "--widths",  "16,32", "--seeds",           "2",   "--replicas", "2",   "--steps", "3",
+        "--neurons", "64"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  const auto spec_of = [](const H5Reader& file) {
+    return read_config_text(file.attribute_text("/", "config"), "config");
+  };
+
+  const ProgramRun sweep = run_stack({"--lr-sweep", "0.1:1.6:3", "--sweep-loss", "final", "--out", folder / "a.h5"});
+  CAPTURE(sweep.text);
+  REQUIRE(sweep.status == 0);
+  const H5Reader swept(folder / "a.h5");
+  RunSpec spec = spec_of(swept);
+  REQUIRE(spec.model.depth == 2);
+  const Dataset data = load_dataset(spec);
+  const H5Array of_networks = swept.read("/lr_sweep/seed_loss"), of_limit = swept.read("/lr_sweep/replica_loss");
+  REQUIRE(of_networks.shape == std::vector<std::size_t>{2, 3, 2});
+  REQUIRE(of_limit.shape == std::vector<std::size_t>{3, 2});
+  const std::vector<double> eta = swept.read("/lr_sweep/eta").values;
+  for (std::size_t e = 0; e < 3; ++e) {
+    spec.optimizer.lr = eta[e];
+    const auto networks = train_networks(spec, data, 1);
+    const LimitResult limit = solve_limit(spec, data);
+    for (std::size_t k = 0; k < 2; ++k) {
+      CHECK(of_limit.values[e * 2 + k] == limit.loss_per_replica[k].back());
+      for (std::size_t w = 0; w < 2; ++w) CHECK(of_networks.values[(w * 3 + e) * 2 + k] == networks[w][k].loss.back());
+    }
+  }
+
+  const ProgramRun check = run_stack({"--coordinate-check", "mssp", "--out", folder / "b.h5"});
+  CAPTURE(check.text);
+  const H5Reader checked(folder / "b.h5");
+  spec = spec_of(checked);
+  const auto networks = train_networks(spec, data, 1);
+  for (const char* name : {"rms_r.1", "rms_r.2", "rms_xi"}) {
+    const H5Array mean = checked.read(std::string("/coordinate_check/mssp/observables/") + name + "/mean");
+    REQUIRE(mean.shape == std::vector<std::size_t>{2, 4});
+    for (std::size_t w = 0; w < 2; ++w) {
+      const auto &a = networks[w][0].observables.at(name), &b = networks[w][1].observables.at(name);
+      for (std::size_t t = 0; t < 4; ++t)
+        CHECK(mean.values[w * 4 + t] == doctest::Approx((a[t] + b[t]) / 2).epsilon(1e-12));
+    }
+  }
 }
