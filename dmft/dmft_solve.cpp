@@ -105,6 +105,19 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
   fmt::print("Plot it: ./run dmft_plot {} --format png\n", out);
 }
 
+/// What kernel iteration begins with, and how it goes on from there.
+std::string start_text(const moe::SamplingSpec& s, const moe::IterationMemory& memory) {
+  if (memory.holders > 0) return "one pass through time that closes every step";
+  if (s.start == moe::Start::automatic)
+    return "zero kernels, as the sites of a replica do not fit at once for a pass through time";
+  std::string text = "zero kernels";
+  if (s.window > 0) text += fmt::format(", the horizon growing by {} step{}", s.window, s.window > 1 ? "s" : "");
+  if (s.damping > 0) text += fmt::format(", damping {:g}", s.damping);
+  if (s.anderson > 0)
+    text += fmt::format(", Anderson acceleration over {} past iterate{}", s.anderson, s.anderson > 1 ? "s" : "");
+  return text;
+}
+
 /// Refuses what this machine cannot hold, in memory or in the folder of the result.
 moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data,
                                       const moe::ProgramOptions& options, const std::string& out) {
@@ -125,8 +138,7 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
           "{:.3g} sites per iteration. Start: {}\n",
           memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
           moe::bytes_text(memory.sampling), memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites,
-          memory.holders > 0 ? "one pass through time that closes every step"
-                             : "zero kernels, as the sites of a replica do not fit at once for a pass through time");
+          start_text(spec.sampling, memory));
     if (const std::string& file = options.checkpoint.file; !file.empty())
       moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
     return {};

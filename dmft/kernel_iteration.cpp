@@ -444,7 +444,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                     "replicas. Take at least 3",
                     options.replicas, spec.place("sampling.replicas")));
   if (options.anderson > 0 && !is_linear(spec.optimizer.name))
-    faults.add("IterationOptions::anderson mixes kernels, and under this rule paths of sites are unknowns beside them");
+    faults.add(
+        fmt::format("sampling.anderson = {} ({}): combines kernels, and under optimizer.name = \"{}\" paths of sites "
+                    "are unknowns beside them. Use 0; sampling.damping and sampling.window do for every rule",
+                    options.anderson, spec.place("sampling.anderson"), to_string(spec.optimizer.name)));
   std::vector<std::string> warnings;
   IterationOptions sizes = options;
   RunSpec of_batch =

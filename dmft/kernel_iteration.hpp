@@ -14,9 +14,6 @@
 
 namespace moe {
 
-/// What a draw's iterations start from: one pass through time (causal_pass), which holds all batches of a replica at once, or zero kernels.
-enum class Start { pass, zero };
-
 struct IterationOptions {
   BatchCounts batch{2048, 512, 0};  ///< sites of one batch; explicit experts and hidden units stay the network's
   int batches = 1;   ///< per iteration and replica, each with a random stream of its own, added in their order
@@ -24,7 +21,7 @@ struct IterationOptions {
   int replicas = 8;  ///< chains with random numbers and kernels of their own, for errors; at least 3
   int most =
       0;  ///< iterations of a draw after which a change above the noise is a failure; 0: 40 + 4 T, as causality lets errors pass
-  Start start = Start::pass;  ///< of every draw
+  Start start = Start::pass;  ///< of every draw: a pass holds all batches of a replica at once (causal_pass)
   int holders = 0;            ///< replicas in a pass at once, as memory allows; 0: as many as threads
   int window =
       0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
@@ -77,7 +74,7 @@ StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 /// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
-  int holders = 0;        ///< replicas in a pass at once; 0: not one fits, and iterations start from zero kernels
+  int holders = 0;        ///< replicas in a pass at once; 0: not asked for or none fits, and iterations start from zero
   int samplers = 1;       ///< batches at once: one per thread, fewer where memory is short
   double sites = 0;       ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "dmft/kernel_iteration.hpp"
+#include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
@@ -95,6 +96,10 @@ IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit) 
   options.batches = spec.sampling.site_batches;
   options.draws = spec.sampling.draws;
   options.most = most_iterations(spec);
+  options.start = spec.sampling.start;
+  options.window = spec.sampling.window;
+  options.damping = spec.sampling.damping;
+  options.anderson = spec.sampling.anderson;
   return options;
 }
 
@@ -120,9 +125,11 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const UpdateRule& rule = limit.input;
   const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
   const double pairs = rule.linear() ? 0 : 2 * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
-  // Every replica's kernels and the sums of their next estimates, the mean over replicas, and the differences of one kernel.
-  memory.kernels = square * ((2 * R + 1) * memory.arrays + R) + sizeof(double) * 2 * R * path;
-  memory.checkpoint = square * (2 * R + 1) * memory.arrays + sizeof(double) * 2 * R * path;
+  // Every replica's kernels and the sums of their next estimates, past iterates of its acceleration, the mean over replicas, and the
+  // differences of one kernel.
+  const double sets = R * (2 + KernelMixing::sets(o.anderson)) + 1;
+  memory.kernels = square * (sets * memory.arrays + R + o.anderson) + sizeof(double) * 2 * R * path;
+  memory.checkpoint = square * sets * memory.arrays + sizeof(double) * 2 * R * path;
   memory.sites = R * batches * (neurons + experts + units);
   // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
   // averaged, and, unless they are the replica's own, a batch's means.
@@ -144,8 +151,9 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const double white = element(spec) * memory.queries * (3 * neurons + experts + 2 * units);
   const double holder =
       batches * (paths + white + element(spec) * pairs) + given + squares * element(spec) + 2 * square;
-  memory.holders = static_cast<int>(std::min<double>(thread_count(threads), R));
-  while (memory.holders > 0 && memory.kernels + memory.holders * holder > available) --memory.holders;
+  const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
+  memory.holders = o.start == Start::zero ? 0 : static_cast<int>(std::min<double>(thread_count(threads), R));
+  while (memory.holders > fewest && memory.kernels + memory.holders * holder > available) --memory.holders;
   memory.sampling = std::max(memory.sampling, memory.holders * holder);
   return memory;
 }
@@ -166,9 +174,12 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
         "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
         "sampling.replicas; or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) "
         "and "
-        "more of them (sampling.site_batches); or use sampling.method = \"sweep\".",
+        "more of them (sampling.site_batches){}; or use sampling.method = \"sweep\".",
         bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
-        bytes_text(memory.sampling), bytes_text(available.bytes), available.source)});
+        bytes_text(memory.sampling), bytes_text(available.bytes), available.source,
+        spec.sampling.anderson > 0           ? "; or lower sampling.anderson"
+        : spec.sampling.start == Start::pass ? "; or start from zero kernels (sampling.start = \"zero\")"
+                                             : "")});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;

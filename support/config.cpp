@@ -121,6 +121,15 @@ void check_combinations(const RunSpec& spec, Faults& faults) {
       fault("training.rtol", fmt::format("{:g}", spec.training.rtol),
             "is below what sampling.precision = \"float32\" resolves, 1e-5", "Raise it or use float64");
   }
+  // Set for one kind of run, and without effect in the others: silence would be taken for an effect.
+  const SamplingSpec& s = spec.sampling;
+  for (const auto& [key, value] :
+       {std::pair{"sampling.window", static_cast<double>(s.window)}, std::pair{"sampling.damping", s.damping},
+        std::pair{"sampling.anderson", static_cast<double>(s.anderson)}})
+    if (value != 0 && (s.method != Method::iterate || s.start != Start::zero))
+      fault(key, fmt::format("{:g}", value),
+            "acts on kernel iterations that start from zero kernels, and on nothing else",
+            "Add sampling.method = \"iterate\" and sampling.start = \"zero\", or leave it out");
   for (const auto& [key, steps] : {std::pair{"output.kernels_at", &spec.output.kernels_at},
                                    std::pair{"output.distributions_at", &spec.output.distributions_at}})
     for (const int step : *steps)

@@ -168,6 +168,15 @@ std::vector<Key> rows() {
                   "iterate only: sets of random numbers that are averaged over", {.low = 1, .high = 1 << 10}));
   k.push_back(key("sampling.iterations", MEMBER(sampling.iterations),
                   "iterate only: most iterations of a draw, 0 = 40 + 4 steps", not_negative));
+  k.push_back(key("sampling.start", MEMBER(sampling.start),
+                  "iterate only: of a draw, one pass through time or zero kernels; auto: the pass where it fits"));
+  k.push_back(key("sampling.window", MEMBER(sampling.window),
+                  "iterate from zero only: steps by which the horizon grows, 0 = all at once", not_negative));
+  k.push_back(key("sampling.damping", MEMBER(sampling.damping),
+                  "iterate from zero only: share of the last iterate that is kept", decay));
+  k.push_back(key("sampling.anderson", MEMBER(sampling.anderson),
+                  "iterate from zero only, linear rules: past iterates that Anderson acceleration combines",
+                  {.low = 0, .high = 1 << 6}));
 
   k.push_back(key("network.widths", MEMBER(network.widths), "widths N", size_range));
   k.push_back(key("network.seeds", MEMBER(network.seeds), "networks per width", {.low = 1, .high = 1 << 20}));

@@ -25,6 +25,7 @@ inline std::vector<std::string> enum_names(Dynamics) { return {"gd", "flow"}; }
 inline std::vector<std::string> enum_names(Stepper) { return {"rk4", "dopri5", "abm"}; }
 inline std::vector<std::string> enum_names(Form) { return {"auto", "bases", "dense"}; }
 inline std::vector<std::string> enum_names(Method) { return {"sweep", "iterate"}; }
+inline std::vector<std::string> enum_names(Start) { return {"auto", "pass", "zero"}; }
 inline std::vector<std::string> enum_names(Device) { return {"auto", "cpu", "cuda"}; }
 
 template <class E>

@@ -25,6 +25,7 @@ enum class Dynamics { gd, flow };
 enum class Stepper { rk4, dopri5, abm };
 enum class Form { automatic, bases, dense };
 enum class Method { sweep, iterate };
+enum class Start { automatic, pass, zero };
 enum class Device { automatic, cpu, cuda };
 
 /// The five tensors of the network (T1)-(T5), in the order in which files name them.
@@ -119,9 +120,13 @@ struct SamplingSpec {
   Precision precision = Precision::float32;
   Method method = Method::sweep;
   // Of kernel iteration. Additions to the interface.
-  int site_batches = 1;  ///< batches of sites of each replica in an iteration
-  int draws = 1;         ///< sets of random numbers, one after the other, that each replica averages over
-  int iterations = 0;    ///< most of a draw; 0 = not said: 40 + 4 T
+  int site_batches = 1;            ///< batches of sites of each replica in an iteration
+  int draws = 1;                   ///< sets of random numbers, one after the other, that each replica averages over
+  int iterations = 0;              ///< most of a draw; 0 = not said: 40 + 4 T
+  Start start = Start::automatic;  ///< of a draw; automatic: a pass through time where that fits into memory
+  int window = 0;                  ///< from zero kernels: steps by which the horizon grows; 0 = all at once
+  double damping = 0;              ///< from zero kernels: share of the last iterate that is kept
+  int anderson = 0;                ///< from zero kernels: past iterates that are combined
 };
 
 struct NetworkSpec {

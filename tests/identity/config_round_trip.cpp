@@ -75,6 +75,10 @@ RunSpec random_run() {
   // Combinations that validate() refuses.
   spec.training.batch = std::min(spec.training.batch, spec.data.train);
   spec.training.steps = std::max(spec.training.steps, 100000);
+  if (spec.sampling.window > 0 || spec.sampling.damping > 0 || spec.sampling.anderson > 0) {
+    spec.sampling.method = Method::iterate;
+    spec.sampling.start = Start::zero;
+  }
   if (spec.training.dynamics == Dynamics::flow) {
     spec.optimizer.name = OptimizerKind::sgd;
     spec.training.batch = 0;

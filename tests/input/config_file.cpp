@@ -115,7 +115,14 @@ replicas = 3
 seed = 7
 tolerance = 0.03
 precision = "float64"
-method = "sweep"
+method = "iterate"
+site_batches = 2
+draws = 3
+iterations = 50
+start = "zero"
+window = 10
+damping = 0.25
+anderson = 5
 [network]
 widths = [16, 32]
 seeds = 2
@@ -175,6 +182,14 @@ kernels_at = [0, 40]
   CHECK(s.sampling.seed == 7);
   CHECK(s.sampling.tolerance == 0.03);
   CHECK(s.sampling.precision == Precision::float64);
+  CHECK(s.sampling.method == Method::iterate);
+  CHECK(s.sampling.site_batches == 2);
+  CHECK(s.sampling.draws == 3);
+  CHECK(s.sampling.iterations == 50);
+  CHECK(s.sampling.start == Start::zero);
+  CHECK(s.sampling.window == 10);
+  CHECK(s.sampling.damping == 0.25);
+  CHECK(s.sampling.anderson == 5);
   CHECK(s.network.widths == std::vector<int>{16, 32});
   CHECK(s.network.seeds == 2);
   CHECK(s.output.observables == std::vector<std::string>{"rms_h", "rms_u"});

@@ -69,6 +69,36 @@ TEST_CASE("dmft_solve --method iterate: floor, certificate and the file of a swe
   for (std::size_t k = 0; k < residual.size(); ++k) CHECK((std::isnan(noise[k]) || residual[k] <= 3 * noise[k]));
 }
 
+TEST_CASE(
+    "dmft_solve --method iterate: window, damping and acceleration as flags and as keys of a file, and what is said") {
+  const TemporaryFolder folder;
+  const auto started = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"--neurons", "100", "--set", "sampling.experts=50", "--out", folder / "a.h5"});
+    const ProgramRun run = run_program("dmft_solve", iterate(more));
+    REQUIRE_MESSAGE(run.status == 0, run.text);
+    const std::string start = run.text.substr(run.text.find("Start: "));
+    const H5Reader file(folder / "a.h5");
+    return std::pair{start.substr(0, start.find('\n')), file.read("/limit/diagnostics/iteration_last_loss").values};
+  };
+  const auto by_pass = started({}), from_zero = started({"--start", "zero"}),
+             mixed = started({"--start", "zero", "--damping", "0.3", "--anderson", "4", "--window", "2"});
+  CHECK(by_pass == started({"--start", "pass"}));
+  CHECK(by_pass.first == "Start: one pass through time that closes every step");
+  CHECK(by_pass.second.size() == 2);
+  CHECK(from_zero.first == "Start: zero kernels");
+  CHECK(from_zero.second.size() > 3);
+  CHECK(mixed.first ==
+        "Start: zero kernels, the horizon growing by 2 steps, damping 0.3, Anderson acceleration over 4 past iterates");
+  for (const std::vector<std::string>& one :
+       std::vector<std::vector<std::string>>{{"--window", "2"}, {"--damping", "0.3"}, {"--anderson", "4"}}) {
+    std::vector<std::string> flags = {"--start", "zero"};
+    flags.insert(flags.end(), one.begin(), one.end());
+    CHECK_MESSAGE(started(flags).second != from_zero.second, one[0]);  // it takes another way
+  }
+  write_bytes(folder / "run.toml", "[sampling]\nstart = \"zero\"\nwindow = 2\ndamping = 0.3\nanderson = 4\n");
+  CHECK(started({"--config", folder / "run.toml"}) == mixed);
+}
+
 TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and nothing is written") {
   const TemporaryFolder folder;
   const auto refused = [&](std::vector<std::string> more, const std::vector<std::string>& pieces) {
@@ -84,6 +114,19 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
   refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
   refused({"--site-batches", "0", "--draws", "-1"}, {"sampling.site_batches", "sampling.draws", "in [1, "});
+  // Keys of a start from zero kernels, where there is none: by a pass, by the default, and in a sweep.
+  for (const std::vector<std::string>& run : std::vector<std::vector<std::string>>{
+           {"--start", "pass"}, {"--start", "auto"}, {"--start", "zero", "--method", "sweep"}}) {
+    std::vector<std::string> with = run;
+    with.insert(with.end(), {"--window", "2", "--damping", "0.3", "--anderson", "4"});
+    refused(with, {"sampling.window = 2", "sampling.damping = 0.3", "sampling.anderson = 4", "--damping",
+                   "start from zero kernels", "sampling.start = \"zero\""});
+  }
+  refused({"--start", "zero", "--anderson", "2", "--optimizer", "adam", "--eps", "0.02"},
+          {"sampling.anderson = 2", "--anderson", "\"adam\"", "sampling.damping"});
+  refused(
+      {"--damping", "1", "--window", "-1", "--anderson", "65", "--start", "sweep"},
+      {"sampling.damping", "[0, 1)", "sampling.window", "sampling.anderson", "[0, 64]", "sampling.start", "\"pass\""});
   refused({"--steps", "100000"}, {"memory", "training.steps", "sampling.site_batches"});
   const ProgramRun early = run_program("dmft_solve", iterate({"--iterations", "1", "--out", folder / "a.h5"}));
   CHECK_MESSAGE((early.status == 1 && contains(early.text, "after 1 iterations. Raise sampling.iterations")),
