@@ -37,29 +37,47 @@ constexpr double rounding = 1e-6;
 struct Chain {
   KernelSet kernels;
   SitePaths paths;             ///< of its first batch
-  MatrixXd f;                  ///< (C, n) of the last iteration
+  MatrixXd f, f_before;        ///< (C, n) of the last iteration and of the one before
+  MatrixXd fields;             ///< of the last iteration
+  std::vector<double> change;  ///< [kernel] |F(k) - k|^2 of the last iteration
   MatrixXd f_sum, fields_sum;  ///< over draws, at their floors
   KernelMixing mixing;
   void transfer(Archive& a) {
     a("kernels", kernels);
     a("paths", paths);
     a("f", f);
+    a("f_before", f_before);
+    a("fields", fields);
+    a("change", change);
     a("f_sum", f_sum);
     a("fields_sum", fields_sum);
     a("mixing", mixing);
   }
 };
 
-/// All that an iteration leaves to the next, and what has been sampled of the one under way.
+/// What fresh random numbers change of kernels at rest, over the replicas that have been compared: d = F(k) - k.
+struct Certificate {
+  KernelSet sum;                ///< of d
+  std::vector<double> squares;  ///< [kernel] sum of |d|^2
+  void transfer(Archive& a) {
+    a("sum", sum);
+    a("squares", squares);
+  }
+};
+
+/// All that an iteration leaves to the next, and what has been sampled of the one under way. A replica's kernels give way to their next
+/// estimates as soon as its batches are all there: there are never two sets of every replica's.
 struct IterationState {
   std::vector<Chain> chains;
-  std::vector<BatchMeans> next;  ///< [replica], sums over batches
+  std::vector<BatchMeans> next;  ///< [replica], sums over batches; empty again once they are all there
   std::vector<int> sampled;      ///< [replica], how many
   bool from_pass = true;         ///< what it started with is what it goes on with, whatever memory there is then
   int of_draw = 0;               ///< iterations done of the draw under way
   int horizon = 0;               ///< steps that kernels have
   int of_horizon = 0;            ///< iterations done with it
-  KernelSet kernels_sum;         ///< over draws at their floors, of the mean over replicas
+  KernelSet
+      kernels_sum;  ///< over draws, of replicas at rest; the last draw's go here as they are compared with fresh numbers
+  Certificate certificate;
   IterationReport report;
   void transfer(Archive& a) {
     for (std::size_t r = 0; r < chains.size(); ++r) {
@@ -72,6 +90,7 @@ struct IterationState {
     a("horizon", horizon);
     a("of_horizon", of_horizon);
     a("kernels_sum", kernels_sum);
+    a("certificate", certificate);
     a("report", report);
   }
 };
@@ -111,50 +130,93 @@ void require_bounded(const LimitSpec& limit, const SiteProblem& problem, const B
   }
 }
 
-/// Root mean square over replicas of |after - before|, in units of the same of |after - mean over replicas|.
-double in_scatter(const std::vector<const MatrixXd*>& before, const std::vector<const MatrixXd*>& after, double floor) {
-  const auto R = static_cast<double>(after.size());
-  MatrixXd mean = MatrixXd::Zero(after[0]->rows(), after[0]->cols());
-  for (const MatrixXd* one : after) mean += *one / R;
-  double change = 0, scatter = 0;
-  for (std::size_t r = 0; r < after.size(); ++r) {
-    change += (*after[r] - *before[r]).squaredNorm() / R;
-    scatter += (*after[r] - mean).squaredNorm() / (R - 1);
-  }
-  return change == 0 ? 0 : std::sqrt(change) / (std::sqrt(scatter) + floor);
+/// to += from, where nothing stands for zero.
+void add(const MatrixXd& from, MatrixXd& to) {
+  if (to.size() == 0)
+    to = from;
+  else
+    to += from;
 }
 
-IterationChange change_of(const std::vector<Chain>& chains, const std::vector<BatchMeans>& next,
-                          const std::vector<std::vector<double>>& loss_before,
+/// Sum over replicas of |value - mean over replicas|^2, value(chain) a matrix.
+template <class Value>
+double scatter(const std::vector<Chain>& chains, const Value& value) {
+  MatrixXd mean = value(chains[0]);
+  for (std::size_t r = 1; r < chains.size(); ++r) mean += value(chains[r]);
+  mean /= static_cast<double>(chains.size());
+  double sum = 0;
+  for (const Chain& chain : chains) sum += (value(chain) - mean).squaredNorm();
+  return sum;
+}
+
+/// What the last iteration has changed.
+IterationChange change_of(const std::vector<Chain>& chains, const std::vector<std::vector<double>>& loss_before,
                           const std::vector<std::vector<double>>& loss) {
   IterationChange change;
+  const auto R = static_cast<double>(chains.size());
+  /// Root mean squares over replicas, of a change in units of the scatter.
+  const auto relative = [R](double squares, double scattered, double floor) {
+    return squares == 0 ? 0 : std::sqrt(squares / R) / (std::sqrt(scattered / (R - 1)) + floor);
+  };
   for (std::size_t t = 0; t < loss[0].size(); ++t) {
-    std::vector<MatrixXd> values;
+    double mean = 0, squares = 0, scattered = 0;
+    for (const auto& of_replica : loss) mean += of_replica[t] / R;
     for (std::size_t r = 0; r < loss.size(); ++r) {
-      values.emplace_back(MatrixXd::Constant(1, 1, loss_before[r][t]));
-      values.emplace_back(MatrixXd::Constant(1, 1, loss[r][t]));
+      squares += std::pow(loss[r][t] - loss_before[r][t], 2);
+      scattered += std::pow(loss[r][t] - mean, 2);
     }
-    std::vector<const MatrixXd*> before, after;
-    for (std::size_t r = 0; r < loss.size(); ++r) {
-      before.push_back(&values[2 * r]);
-      after.push_back(&values[2 * r + 1]);
-    }
-    change.loss = std::max(change.loss, in_scatter(before, after, rounding * loss[0][0]));
+    change.loss = std::max(change.loss, relative(squares, scattered, rounding * loss[0][0]));
   }
   for (std::size_t k = 0; k < num_kernels; ++k) {
-    if (chains[0].kernels.all()[k].size() == 0) continue;
-    std::vector<const MatrixXd*> before, after;
-    for (std::size_t r = 0; r < chains.size(); ++r) {
-      before.push_back(&chains[r].kernels.all()[k]);
-      after.push_back(&next[r].kernels.all()[k]);
-    }
-    const double size = in_scatter(before, after, rounding * after[0]->norm());
+    const auto kernel = [k](const Chain& chain) -> const MatrixXd& { return chain.kernels.all()[k]; };
+    if (kernel(chains[0]).size() == 0) continue;
+    double squares = 0;
+    for (const Chain& chain : chains) squares += chain.change[k];
+    const double size = relative(squares, scatter(chains, kernel), rounding * kernel(chains[0]).norm());
     if (size > change.kernels) {
       change.kernels = size;
       change.largest = static_cast<int>(k);
     }
   }
   return change;
+}
+
+/// [kernel] |a - b|^2
+std::vector<double> squared_differences(const KernelSet& a, const KernelSet& b) {
+  std::vector<double> squares(num_kernels, 0);
+  for (std::size_t k = 0; k < num_kernels; ++k)
+    if (a.all()[k].size() > 0) squares[k] = (a.all()[k] - b.all()[k]).squaredNorm();
+  return squares;
+}
+
+/// A replica's kernels give way to what its sites have estimated from them.
+void take(BatchMeans& next, double damping, bool mixes, Chain& chain) {
+  chain.change = squared_differences(next.kernels, chain.kernels);
+  if (mixes) {
+    chain.mixing.mix(chain.kernels, next.kernels);
+    for (std::size_t k = 0; k < next.paths.all().size(); ++k)
+      if (next.paths.all()[k]->size() > 0)
+        *next.paths.all()[k] += damping * (*chain.paths.all()[k] - *next.paths.all()[k]);
+  }
+  chain.kernels = std::move(next.kernels);
+  chain.paths = std::move(next.paths);
+  chain.f_before = std::exchange(chain.f, std::move(next.f));
+  chain.fields = std::move(next.fields);
+}
+
+/// A replica at rest, against what fresh numbers estimate from its kernels, which go to the sum of the result.
+void compare(BatchMeans& next, Chain& chain, Certificate& certificate, KernelSet& kernels_sum) {
+  certificate.squares.resize(num_kernels, 0);
+  for (std::size_t k = 0; k < num_kernels; ++k) {
+    MatrixXd &fresh = next.kernels.all()[k], &at_rest = chain.kernels.all()[k];
+    if (at_rest.size() == 0) continue;
+    fresh -= at_rest;
+    certificate.squares[k] += fresh.squaredNorm();
+    add(fresh, certificate.sum.all()[k]);
+    fresh.resize(0, 0);
+    add(at_rest, kernels_sum.all()[k]);
+    at_rest.resize(0, 0);
+  }
 }
 
 std::vector<double> mean_of(const std::vector<std::vector<double>>& rows) {
@@ -224,26 +286,49 @@ class KernelsOfReplica {
   std::unique_ptr<SiteKernels<B>> made_;
 };
 
-/// Sums over ranks of what each has sampled: one reduction of each large kernel, one of all small ones.
-void add_over_ranks(const SiteProblem& problem, std::vector<BatchMeans>& next) {
-  if (!ranks().several()) return;
+/// Sum over ranks of what each has sampled of a replica: one reduction of each large kernel, one of all small arrays.
+void add_over_ranks(const SiteProblem& problem, BatchMeans& means) {
   std::vector<std::span<double>> sums;
   const auto sum = [&](MatrixXd& m) { sums.emplace_back(m.data(), static_cast<std::size_t>(m.size())); };
-  for (BatchMeans& means : next) {
-    if (means.f.size() == 0)  // no batch of this replica was this rank's
-      means = {zero_kernels(*problem.limit, problem.n()),
-               MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
-               MatrixXd::Zero(problem.y.rows(), problem.n()),
-               {}};
-    if (means.paths.phi.size() == 0) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
-    for (MatrixXd& kernel : means.kernels.all())
-      if (kernel.size() > 0) sum(kernel);
-    for (MatrixXd* path : means.paths.all())
-      if (path->size() > 0) sum(*path);
-    sum(means.fields);
-    sum(means.f);
-  }
+  if (means.f.size() == 0)  // no batch of this replica was this rank's
+    means = {zero_kernels(*problem.limit, problem.n()),
+             MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
+             MatrixXd::Zero(problem.y.rows(), problem.n()),
+             {}};
+  if (means.paths.phi.size() == 0) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
+  for (MatrixXd& kernel : means.kernels.all())
+    if (kernel.size() > 0) sum(kernel);
+  for (MatrixXd* path : means.paths.all())
+    if (path->size() > 0) sum(*path);
+  sum(means.fields);
+  sum(means.f);
   ranks().sum(sums);
+}
+
+/// What an iteration does with a replica's mean over batches, once it is there.
+using Use = std::function<void(std::size_t replica, BatchMeans means)>;
+
+/// Hands over `weight` times the sum of a replica whose batches are all there, over all ranks.
+void hand_over(const SiteProblem& problem, double weight, IterationState& state, std::size_t r, const Use& use) {
+  BatchMeans means = std::exchange(state.next[r], BatchMeans());
+  if (ranks().several()) add_over_ranks(problem, means);
+  means.scale(weight);
+  use(r, std::move(means));
+}
+
+/// Replicas whose batches are not all handed over in this iteration.
+std::vector<std::size_t> open_replicas(const IterationOptions& options, const IterationState& state) {
+  std::vector<std::size_t> open;
+  for (std::size_t r = 0; r < state.chains.size(); ++r)
+    if (state.sampled[r] < options.batches) open.push_back(r);
+  return open;
+}
+
+/// This rank's share of a list.
+template <class Task>
+std::vector<Task> share_of(const std::vector<Task>& tasks) {
+  const auto first = [&](int rank) { return static_cast<std::ptrdiff_t>(tasks.size()) * rank / ranks().count(); };
+  return {tasks.begin() + first(ranks().rank()), tasks.begin() + first(ranks().rank() + 1)};
 }
 
 /// A stream for every batch, in the order of draws, replicas and batches.
@@ -277,22 +362,23 @@ void set_horizon(SiteProblem& problem, Index steps, IterationState& state) {
   }
 }
 
-/// Adds every batch of this iteration that the state has not got to its replica's sum. Batches are handed out by replica and number, and
-/// each waits to be added until all before it are: sums do not depend on who was faster, and there are never more batches in
-/// memory than samplers. Ranks take equal shares of the list. False after an interrupt, which loses those that are being sampled,
-/// with several ranks the whole iteration.
+/// Adds every batch of this iteration that the state has not got to its replica's sum, and hands over replicas in their order. Batches
+/// are handed out by replica and number, and each waits to be added until all before it are: sums do not depend on who was faster, and
+/// there are never more batches in memory than samplers. Ranks take equal shares of the list. False after an interrupt, which loses
+/// those that are being sampled, with several ranks the whole iteration.
 template <class B>
-bool sample_batches(const SiteProblem& problem, const IterationOptions& options, IterationState& state,
+bool sample_batches(const SiteProblem& problem, const IterationOptions& options, IterationState& state, const Use& use,
                     const std::function<void()>& on_batch) {
   struct Task {
     std::size_t replica;
     int batch;
   };
+  const std::vector<std::size_t> open = open_replicas(options, state);
+  const double weight = 1.0 / options.batches;
   std::vector<Task> tasks;
-  for (std::size_t r = 0; r < state.chains.size(); ++r)
+  for (const std::size_t r : open)
     for (int b = state.sampled[r]; b < options.batches; ++b) tasks.push_back({r, b});
-  const auto share = [&](int rank) { return static_cast<std::ptrdiff_t>(tasks.size()) * rank / ranks().count(); };
-  tasks = {tasks.begin() + share(ranks().rank()), tasks.begin() + share(ranks().rank() + 1)};
+  tasks = share_of(tasks);
   std::vector<int> left(state.chains.size(), 0);  // of each replica, of this rank
   for (const Task& task : tasks) ++left[task.replica];
   std::vector<KernelsOfReplica<B>> kernels(state.chains.size());
@@ -327,27 +413,29 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
       state.next[r] = std::move(means);
     else
       state.next[r].add(means);
-    ++state.sampled[r];
     ++turn;
     if (--left[r] == 0) kernels[r].drop();
-    on_batch();
     turned.notify_all();
+    try {
+      if (!ranks().several() && ++state.sampled[r] == options.batches) hand_over(problem, weight, state, r, use);
+      on_batch();
+    } catch (...) {
+      stopped = true;
+      throw;
+    }
   });
   stopped = ranks().any(stopped);
-  if (!stopped) add_over_ranks(problem, state.next);
+  if (!stopped && ranks().several())
+    for (const std::size_t r : open) hand_over(problem, weight, state, r, use);
   return !stopped;
 }
 
-/// Every replica's kernels from one pass over its batches (causal_pass), scaled as sums over batches. Ranks take equal shares of the
-/// replicas. False after an interrupt, which loses those that are under way, with several ranks all of them.
+/// Every replica's kernels from one pass over its batches (causal_pass), in any order. Ranks take equal shares of the replicas. False
+/// after an interrupt, which loses those that are under way, with several ranks all of them.
 template <class B>
-bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, IterationState& state,
+bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, IterationState& state, const Use& use,
                    const std::function<void()>& on_replica) {
-  std::vector<std::size_t> tasks;
-  for (std::size_t r = 0; r < state.chains.size(); ++r)
-    if (state.sampled[r] == 0) tasks.push_back(r);
-  const auto share = [&](int rank) { return static_cast<std::ptrdiff_t>(tasks.size()) * rank / ranks().count(); };
-  tasks = {tasks.begin() + share(ranks().rank()), tasks.begin() + share(ranks().rank() + 1)};
+  const std::vector<std::size_t> open = open_replicas(options, state), tasks = share_of(open);
   std::mutex mutex;
   std::atomic<bool> stopped = false;
   for_all(static_cast<int>(tasks.size()), options.holders, options.threads, [&](int k) {
@@ -361,34 +449,30 @@ bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, 
       stopped = true;
       return;
     }
-    means.scale(options.batches);
     const std::lock_guard lock(mutex);
     state.next[r] = std::move(means);
+    if (ranks().several()) return;
+    hand_over(problem, 1, state, r, use);
     state.sampled[r] = options.batches;
     on_replica();
   });
   const bool any_stopped = ranks().any(stopped);
-  if (!any_stopped) add_over_ranks(problem, state.next);
+  if (!any_stopped && ranks().several())
+    for (const std::size_t r : open) hand_over(problem, 1, state, r, use);
   return !any_stopped;
 }
 
-std::vector<KernelResidual> residuals_of(const std::vector<Chain>& chains, const std::vector<BatchMeans>& next) {
+/// Of `replicas` that were compared with fresh numbers; `kernels` are their means.
+std::vector<KernelResidual> residuals_of(const Certificate& certificate, const KernelSet& kernels,
+                                         std::size_t replicas) {
   std::vector<KernelResidual> residuals;
-  const auto R = static_cast<double>(chains.size());
+  const auto R = static_cast<double>(replicas);
   for (std::size_t k = 0; k < num_kernels; ++k) {
-    const MatrixXd& first = chains[0].kernels.all()[k];
-    if (first.size() == 0) continue;
-    MatrixXd mean = MatrixXd::Zero(first.rows(), first.cols()), change = mean;
-    for (std::size_t r = 0; r < chains.size(); ++r) {
-      mean += chains[r].kernels.all()[k] / R;
-      change += (next[r].kernels.all()[k] - chains[r].kernels.all()[k]) / R;
-    }
-    double square = 0;
-    for (std::size_t r = 0; r < chains.size(); ++r)
-      square += (next[r].kernels.all()[k] - chains[r].kernels.all()[k] - change).squaredNorm();
-    const double size = mean.norm();
+    if (kernels.all()[k].size() == 0) continue;
+    const double size = kernels.all()[k].norm(), change = certificate.sum.all()[k].norm() / R,
+                 square = std::max(0.0, certificate.squares[k] - R * change * change);
     residuals.push_back(
-        {kernel_names[k], size > 0 ? change.norm() / size : 0, size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
+        {kernel_names[k], size > 0 ? change / size : 0, size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
   }
   return residuals;
 }
@@ -473,19 +557,22 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto first_steps = [&] {
     return state.from_pass || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
   };
-  state.chains.assign(R, {zero_kernels(limit, problem.n()), zero_paths(limit, problem.n()), no_f, no_f,
-                          MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
-                          KernelMixing(options.damping, options.anderson)});
+  const MatrixXd no_fields = MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps);
+  for (std::size_t r = 0; r < R; ++r)
+    state.chains.push_back({zero_kernels(limit, problem.n()), zero_paths(limit, problem.n()), no_f, no_f, no_fields,
+                            std::vector<double>(num_kernels, 0), no_f, no_fields,
+                            KernelMixing(options.damping, options.anderson)});
   state.next.resize(R);
   state.sampled.assign(R, 0);
-  state.kernels_sum = zero_kernels(limit, problem.n());
   std::vector<Chain>& chains = state.chains;
   set_horizon(problem, first_steps(), state);
   IterationReport& report = state.report;
-  // A rank has batches of its own: what is kept with several of them are whole iterations.
+  // A rank has batches of its own: with several of them no part of a replica is kept.
   const auto forget_batches = [&] {
-    state.next.assign(R, {});
-    state.sampled.assign(R, 0);
+    for (const std::size_t r : open_replicas(options, state)) {
+      state.next[r] = {};
+      state.sampled[r] = 0;
+    }
   };
   constexpr int job = 0;  // of the checkpoint
   if (options.checkpoints != nullptr)
@@ -501,72 +588,58 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         job, [&](Archive& a) { state.transfer(a); }, now);
   };
 
-  /// Every replica's next estimates. One draw's random numbers are the same in every iteration, so that kernels come to rest. False
-  /// after an interrupt.
-  const auto sample_all = [&](bool by_pass) {
+  /// Every replica's next estimates, for `use`. One draw's random numbers are the same in every iteration, so that kernels come to
+  /// rest. False after an interrupt.
+  const auto sample_all = [&](bool by_pass, const Use& use) {
     const auto on_batch = [&] {
       if (!ranks().several()) keep(false);
     };
     const bool single = spec.sampling.precision == Precision::float32;
-    const bool sampled = by_pass  ? single ? pass_replicas<Cpu<float>>(problem, sizes, state, on_batch)
-                                           : pass_replicas<Cpu<double>>(problem, sizes, state, on_batch)
-                          : single ? sample_batches<Cpu<float>>(problem, sizes, state, on_batch)
-                                  : sample_batches<Cpu<double>>(problem, sizes, state, on_batch);
-    if (!sampled) {
-      if (ranks().several()) forget_batches();
-      return false;
-    }
-    for (BatchMeans& means : state.next) means.scale(1.0 / sizes.batches);
-    state.sampled.assign(R, 0);
-    return true;
+    const bool sampled = by_pass  ? single ? pass_replicas<Cpu<float>>(problem, sizes, state, use, on_batch)
+                                           : pass_replicas<Cpu<double>>(problem, sizes, state, use, on_batch)
+                          : single ? sample_batches<Cpu<float>>(problem, sizes, state, use, on_batch)
+                                  : sample_batches<Cpu<double>>(problem, sizes, state, use, on_batch);
+    if (sampled)
+      state.sampled.assign(R, 0);
+    else if (ranks().several())
+      forget_batches();
+    return sampled;
   };
-  const auto losses = [&] {
+  const auto losses = [&](MatrixXd Chain::*f) {
     std::vector<std::vector<double>> rows;
     rows.reserve(R);
-    for (const Chain& chain : chains) rows.push_back(loss_of(limit, problem, chain.f));
+    for (const Chain& chain : chains) rows.push_back(loss_of(limit, problem, chain.*f));
     return rows;
   };
   /// True at the floor, false after an interrupt.
   const auto settle = [&] {
     while (state.of_draw < most) {
-      if (!sample_all(state.from_pass && state.of_draw == 0)) return false;
+      const int iteration = static_cast<int>(report.changes.size()) + 1;
+      const auto use = [&](std::size_t r, BatchMeans means) {
+        require_bounded(limit, problem, means, iteration);
+        take(means, options.damping, !state.from_pass && chains[r].mixing.active(), chains[r]);
+      };
+      if (!sample_all(state.from_pass && state.of_draw == 0, use)) return false;
       ++state.of_draw;
       ++state.of_horizon;
-      const int iteration = static_cast<int>(report.changes.size()) + 1;
-      const auto loss_before = losses();
-      for (std::size_t r = 0; r < R; ++r) {
-        require_bounded(limit, problem, state.next[r], iteration);
-        chains[r].f = state.next[r].f;
-      }
-      const auto loss = losses();
+      const auto loss = losses(&Chain::f);
       report.loss_by_iteration.push_back(mean_of(loss));
       report.loss_by_iteration.back().resize(static_cast<std::size_t>(all_steps), std::nan(""));
       const double last_loss = report.loss_by_iteration.back()[static_cast<std::size_t>(problem.steps) - 1];
-      report.changes.push_back(change_of(chains, state.next, loss_before, loss));
+      report.changes.push_back(change_of(chains, losses(&Chain::f_before), loss));
       const bool at_rest = ranks().any(state.of_horizon > 1 && report.changes.back().at_floor(floor_threshold));
       const bool at_floor = at_rest && problem.steps == all_steps;
-      for (std::size_t r = 0; r < R; ++r) {
-        BatchMeans means = std::exchange(state.next[r], BatchMeans());
-        if (!at_floor && !state.from_pass && chains[r].mixing.active()) {
-          chains[r].mixing.mix(chains[r].kernels, means.kernels);
-          for (std::size_t k = 0; k < means.paths.all().size(); ++k)
-            if (means.paths.all()[k]->size() > 0)
-              *means.paths.all()[k] += options.damping * (*chains[r].paths.all()[k] - *means.paths.all()[k]);
-        }
-        chains[r].kernels = std::move(means.kernels);
-        chains[r].paths = std::move(means.paths);
-        if (!at_floor) continue;
-        chains[r].f_sum += means.f;
-        chains[r].fields_sum += means.fields;
-        for (std::size_t k = 0; k < num_kernels; ++k)
-          if (chains[r].kernels.all()[k].size() > 0)
-            state.kernels_sum.all()[k] += chains[r].kernels.all()[k] / static_cast<double>(R);
-      }
       if (at_floor) {
         if (report.floor_at < 0) report.floor_at = iteration;
         ++report.draws;
         state.of_draw = 0;
-        for (Chain& chain : chains) chain.mixing.forget();
+        for (Chain& chain : chains) {
+          chain.f_sum += chain.f;
+          chain.fields_sum += chain.fields;
+          chain.mixing.forget();
+          if (report.draws == options.draws) continue;  // the certificate adds the last
+          for (std::size_t k = 0; k < num_kernels; ++k) add(chain.kernels.all()[k], state.kernels_sum.all()[k]);
+        }
         // Another map follows. That its first horizon is short pays, that it starts near its solution does not.
         if (report.draws < options.draws && first_steps() < all_steps) set_horizon(problem, first_steps(), state);
       } else if (problem.steps < all_steps && (at_rest || state.of_horizon >= 2 * options.window)) {
@@ -588,7 +661,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   }
   IterationResult result;
   result.counts = limit.block.counts;
-  result.interrupted = report.draws < options.draws || !sample_all(false);  // fresh numbers at last
+  const auto against_fresh = [&](std::size_t r, BatchMeans means) {
+    compare(means, chains[r], state.certificate, state.kernels_sum);
+  };
+  result.interrupted = report.draws < options.draws || !sample_all(false, against_fresh);
   if (result.interrupted) keep(true);
   problem.steps = all_steps;
   if (report.draws == 0)
@@ -596,16 +672,23 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         fmt::format("interrupted in iteration {}, before the kernels came to rest: there is no result yet",
                     report.changes.size() + 1));
 
-  if (!result.interrupted) report.residuals = residuals_of(chains, state.next);
+  if (report.draws == options.draws)  // those that an interrupt has left
+    for (Chain& chain : chains)
+      for (std::size_t k = 0; k < num_kernels; ++k) {
+        MatrixXd& at_rest = chain.kernels.all()[k];
+        if (at_rest.size() > 0) add(at_rest, state.kernels_sum.all()[k]);
+        at_rest.resize(0, 0);
+      }
+  result.kernels = std::move(state.kernels_sum);
+  for (MatrixXd& kernel : result.kernels.all()) kernel /= static_cast<double>(R) * report.draws;
+  if (!result.interrupted) report.residuals = residuals_of(state.certificate, result.kernels, R);
   result.f = no_f;
   for (const Chain& chain : chains) {
     result.f_per_replica.emplace_back(chain.f_sum / report.draws);
     result.fields.emplace_back(chain.fields_sum / report.draws);
     result.f += result.f_per_replica.back() / static_cast<double>(R);
   }
-  result.kernels = std::move(state.kernels_sum);
   result.paths = std::move(chains[0].paths);
-  for (MatrixXd& kernel : result.kernels.all()) kernel /= report.draws;
   result.loss = loss_of_mean(result.f_per_replica, [&](const MatrixXd& f) { return loss_of(limit, problem, f); });
   result.batch_loss =
       loss_of_mean(result.f_per_replica, [&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); });

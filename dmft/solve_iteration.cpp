@@ -8,7 +8,9 @@
 #include "dmft/kernel_iteration.hpp"
 #include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
+#include "dmft/memory_estimate.hpp"
 #include "support/observable.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
 
@@ -125,18 +127,20 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const UpdateRule& rule = limit.input;
   const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
   const double pairs = rule.linear() ? 0 : 2 * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
-  // Every replica's kernels and the sums of their next estimates, past iterates of its acceleration, the mean over replicas, and the
-  // differences of one kernel.
-  const double sets = R * (2 + KernelMixing::sets(o.anderson)) + 1;
-  memory.kernels = square * (sets * memory.arrays + R + o.anderson) + sizeof(double) * 2 * R * path;
-  memory.checkpoint = square * sets * memory.arrays + sizeof(double) * 2 * R * path;
+  // Every replica's kernels and past iterates of its acceleration; of several draws, or in a certificate, a sum over replicas, and in
+  // that the sum of what fresh numbers change; one kernel's mean over replicas, differences of past iterates.
+  const double sets = R * (1 + KernelMixing::sets(o.anderson)) + (o.draws > 1 ? 2 : 1);
+  // The sum over batches of the replica whose turn it is; a rank keeps those of its share until all ranks add theirs.
+  const double sums = ranks().several() ? std::ceil(R / ranks().count()) + 1 : o.batches > 1 ? 1 : 0;
+  memory.kernels = square * ((sets + sums) * memory.arrays + 2 + o.anderson) + sizeof(double) * (R + sums) * path;
+  memory.checkpoint = square * (sets + 1) * memory.arrays + sizeof(double) * (R + 1) * path;
   memory.sites = R * batches * (neurons + experts + units);
-  // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A kernel being
-  // averaged, and, unless they are the replica's own, a batch's means.
+  // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A batch's means, and a
+  // kernel being averaged.
   const double paths = element(spec) * (memory.queries * (10 * neurons + 4 * experts + 8 * units) +
                                         step.samples * (26 * neurons + 20 * experts + 12 * units));
-  const double batch = paths + element(spec) * pairs + sizeof(double) * path + squares * element(spec) + 2 * square +
-                       (o.batches > 1 ? square * memory.arrays : 0);
+  const double batch =
+      paths + element(spec) * pairs + sizeof(double) * path + squares * element(spec) + square * (2 + memory.arrays);
   // Roots and memories of a replica, and what they are made from.
   const double given = squares * 12 * element(spec) + 4 * square + element(spec) * path;
   const auto sampling = [&](int samplers) {
@@ -147,16 +151,58 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   while (memory.samplers > 1 && memory.kernels + sampling(memory.samplers) > available) --memory.samplers;
   memory.sampling = sampling(memory.samplers);
   // A pass holds all batches of a replica, with the white noise of their fields (three of neurons, one of experts, two of units), beside a
-  // replica's roots and memories.
+  // replica's roots and memories and the kernels that it closes.
   const double white = element(spec) * memory.queries * (3 * neurons + experts + 2 * units);
-  const double holder =
-      batches * (paths + white + element(spec) * pairs) + given + squares * element(spec) + 2 * square;
+  const double holder = batches * (paths + white + element(spec) * pairs) + given + squares * element(spec) +
+                        square * (2 + memory.arrays);
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
   memory.holders = o.start == Start::zero ? 0 : static_cast<int>(std::min<double>(thread_count(threads), R));
   while (memory.holders > fewest && memory.kernels + memory.holders * holder > available) --memory.holders;
   memory.sampling = std::max(memory.sampling, memory.holders * holder);
   return memory;
 }
+
+namespace {
+
+/// What fits where kernel iteration does not, with the numbers that do.
+std::vector<std::string> remedies(const RunSpec& spec, const Dataset& data, const LimitSpec& limit,
+                                  const IterationMemory& memory, int threads, double available) {
+  std::vector<std::string> all = {
+      fmt::format("use sampling.method = \"sweep\", which keeps no kernels of all pairs of steps and needs about {}",
+                  bytes_text(memory_estimate(limit, solve_sizes(spec, data, threads)).total()))};
+  /// Largest value in [low, high) of a number with which the run fits, or low - 1.
+  const auto largest = [&](int low, int high, int& (*number)(RunSpec&)) {
+    RunSpec other = spec;
+    int fits = low - 1;
+    while (fits + 1 < high) {
+      const int middle = fits + (high - fits) / 2;
+      number(other) = middle;
+      const bool enough =
+          iteration_memory(other, limit, iteration_step(other, data), threads, available).total() <= available;
+      (enough ? fits : high) = middle;
+    }
+    return fits;
+  };
+  if (const int steps = largest(1, spec.training.steps, [](RunSpec& s) -> int& { return s.training.steps; }); steps > 0)
+    all.push_back(
+        fmt::format("lower training.steps = {} ({} fit; sampling.window needs as much, since its last window "
+                    "has the kernels of all steps)",
+                    spec.training.steps, steps));
+  if (const int replicas = largest(3, spec.sampling.replicas, [](RunSpec& s) -> int& { return s.sampling.replicas; });
+      replicas > 2)
+    all.push_back(fmt::format("lower sampling.replicas = {} ({} fit)", spec.sampling.replicas, replicas));
+  if (spec.sampling.anderson > 0) all.emplace_back("lower sampling.anderson");
+  if (spec.sampling.start == Start::pass)
+    all.emplace_back("start from zero kernels (sampling.start = \"zero\"), which holds one batch a thread");
+  if (memory.kernels < available)
+    all.emplace_back(
+        "take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and more of "
+        "them (sampling.site_batches), or fewer --threads");
+  all.emplace_back("lower data.train");
+  return all;
+}
+
+}  // namespace
 
 LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const SolveOptions& solve) {
   const auto start = std::chrono::steady_clock::now();
@@ -169,17 +215,12 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   const IterationMemory memory =
       iteration_memory(spec, limit, iteration_step(spec, data), solve.threads, available.bytes);
   if (memory.total() > available.bytes)
-    throw ConfigError({fmt::format(
-        "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas and {} to "
-        "sample them, and {} are available ({}). To need less: lower training.steps or data.train; or lower "
-        "sampling.replicas; or take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) "
-        "and "
-        "more of them (sampling.site_batches){}; or use sampling.method = \"sweep\".",
-        bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
-        bytes_text(memory.sampling), bytes_text(available.bytes), available.source,
-        spec.sampling.anderson > 0           ? "; or lower sampling.anderson"
-        : spec.sampling.start == Start::pass ? "; or start from zero kernels (sampling.start = \"zero\")"
-                                             : "")});
+    throw ConfigError(
+        {fmt::format("memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas "
+                     "and {} to sample them, and {} are available ({}). To need less: {}.",
+                     bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
+                     bytes_text(memory.sampling), bytes_text(available.bytes), available.source,
+                     fmt::join(remedies(spec, data, limit, memory, solve.threads, available.bytes), "; or "))});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
