@@ -129,16 +129,18 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   if (const std::string fault = moe::device_fault(spec, options.device); !fault.empty()) faults.add(fault);
   faults.throw_if_any();
   if (spec.sampling.method == moe::Method::iterate) {
-    const moe::IterationMemory memory =
-        moe::iteration_memory(spec, limit, moe::iteration_step(spec, data), options.threads);
+    const bool on_gpu = options.device == moe::Device::cuda;
+    const moe::IterationMemory memory = moe::iteration_memory(
+        spec, limit, moe::iteration_step(spec, data), options.threads, moe::available_memory().bytes,
+        on_gpu ? std::optional(moe::gpu_memory().bytes) : std::nullopt);
     if (!options.quiet)
       fmt::print(
           stderr,
-          "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}; sampling {}, {} batch{} at once; "
+          "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}; sampling {}{}, {} batch{} at once; "
           "{:.3g} sites per iteration. Start: {}\n",
           memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
-          moe::bytes_text(memory.sampling), memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites,
-          start_text(spec.sampling, memory));
+          moe::bytes_text(memory.sampling), on_gpu ? " and " + moe::bytes_text(memory.card) + " on the GPU" : "",
+          memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites, start_text(spec.sampling, memory));
     if (const std::string& file = options.checkpoint.file; !file.empty())
       moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
     return {};

@@ -271,19 +271,18 @@ void for_all(int count, int at_once, int threads, const F& f) {
 }
 
 /// A replica's kernels in the form that its batches use: made by the first of them, dropped by the last.
-template <class B>
-class KernelsOfReplica {
+class SamplerOfReplica {
  public:
-  SiteKernels<B>& get(const SiteProblem& problem, const Chain& chain) {
+  ReplicaSampler& get(const SiteBackend& sites, const SiteProblem& problem, const Chain& chain) {
     const std::lock_guard lock(mutex_);
-    if (!made_) made_ = std::make_unique<SiteKernels<B>>(problem, chain.kernels, chain.paths);
+    if (!made_) made_ = sites.sampler(problem, chain.kernels, chain.paths);
     return *made_;
   }
   void drop() { made_.reset(); }
 
  private:
   std::mutex mutex_;
-  std::unique_ptr<SiteKernels<B>> made_;
+  std::unique_ptr<ReplicaSampler> made_;
 };
 
 /// Sum over ranks of what each has sampled of a replica: one reduction of each large kernel, one of all small arrays.
@@ -366,7 +365,6 @@ void set_horizon(SiteProblem& problem, Index steps, IterationState& state) {
 /// are handed out by replica and number, and each waits to be added until all before it are: sums do not depend on who was faster, and
 /// there are never more batches in memory than samplers. Ranks take equal shares of the list. False after an interrupt, which loses
 /// those that are being sampled, with several ranks the whole iteration.
-template <class B>
 bool sample_batches(const SiteProblem& problem, const IterationOptions& options, IterationState& state, const Use& use,
                     const std::function<void()>& on_batch) {
   struct Task {
@@ -381,7 +379,7 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
   tasks = share_of(tasks);
   std::vector<int> left(state.chains.size(), 0);  // of each replica, of this rank
   for (const Task& task : tasks) ++left[task.replica];
-  std::vector<KernelsOfReplica<B>> kernels(state.chains.size());
+  std::vector<SamplerOfReplica> samplers(state.chains.size());
   std::mutex mutex;
   std::condition_variable turned;
   int turn = 0;
@@ -397,8 +395,8 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
     try {
       if (options.interrupt == nullptr || !*options.interrupt) {
         StreamNumbers streams(problem.limit->seed, stream_of(options, state, r, b));
-        means = sample_batch<B>(problem, kernels[r].get(problem, state.chains[r]), options.batch, streams,
-                                options.interrupt);
+        means =
+            samplers[r].get(options.sites, problem, state.chains[r]).sample(options.batch, streams, options.interrupt);
       }
     } catch (...) {
       stop();
@@ -414,7 +412,7 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
     else
       state.next[r].add(means);
     ++turn;
-    if (--left[r] == 0) kernels[r].drop();
+    if (--left[r] == 0) samplers[r].drop();
     turned.notify_all();
     try {
       if (!ranks().several() && ++state.sampled[r] == options.batches) hand_over(problem, weight, state, r, use);
@@ -432,7 +430,6 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
 
 /// Every replica's kernels from one pass over its batches (causal_pass), in any order. Ranks take equal shares of the replicas. False
 /// after an interrupt, which loses those that are under way, with several ranks all of them.
-template <class B>
 bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, IterationState& state, const Use& use,
                    const std::function<void()>& on_replica) {
   const std::vector<std::size_t> open = open_replicas(options, state), tasks = share_of(open);
@@ -444,7 +441,7 @@ bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, 
     std::vector<StreamNumbers> streams;
     for (int b = 0; b < options.batches; ++b)
       streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
-    BatchMeans means = causal_pass<B>(problem, options.batch, std::move(streams), options.interrupt);
+    BatchMeans means = options.sites.pass(problem, options.batch, std::move(streams), options.interrupt);
     if (means.f.size() == 0) {
       stopped = true;
       return;
@@ -548,6 +545,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const int most = options.most > 0 ? options.most : most_iterations(spec);
   sizes.batch.experts = limit.block.counts.experts;
   sizes.batch.hidden = limit.block.counts.hidden;
+  if (sizes.sites.sampler == nullptr) sizes.sites = site_backend(spec.sampling.precision, Device::cpu);
 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
@@ -594,11 +592,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     const auto on_batch = [&] {
       if (!ranks().several()) keep(false);
     };
-    const bool single = spec.sampling.precision == Precision::float32;
-    const bool sampled = by_pass  ? single ? pass_replicas<Cpu<float>>(problem, sizes, state, use, on_batch)
-                                           : pass_replicas<Cpu<double>>(problem, sizes, state, use, on_batch)
-                          : single ? sample_batches<Cpu<float>>(problem, sizes, state, use, on_batch)
-                                  : sample_batches<Cpu<double>>(problem, sizes, state, use, on_batch);
+    const bool sampled = by_pass ? pass_replicas(problem, sizes, state, use, on_batch)
+                                 : sample_batches(problem, sizes, state, use, on_batch);
     if (sampled)
       state.sampled.assign(R, 0);
     else if (ranks().several())

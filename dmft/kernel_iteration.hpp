@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,10 +26,11 @@ struct IterationOptions {
   int holders = 0;            ///< replicas in a pass at once, as memory allows; 0: as many as threads
   int window =
       0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
-  double damping = 0;  ///< of kernels and paths, from zero
-  int anderson = 0;    ///< past iterates, from zero; kernels only
-  int draws = 1;       ///< sets of random numbers, one after the other, that each replica averages over
-  int threads = 0;     ///< 0: all cores
+  double damping = 0;      ///< of kernels and paths, from zero
+  int anderson = 0;        ///< past iterates, from zero; kernels only
+  int draws = 1;           ///< sets of random numbers, one after the other, that each replica averages over
+  int threads = 0;         ///< 0: all cores
+  SiteBackend sites = {};  ///< where sites are sampled; nothing: on the CPU, in the run's precision
   std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
   std::function<void(int iterations)> on_resume;                 ///< a checkpoint knows these iterations
   Checkpoints* checkpoints = nullptr;            ///< of one job: replicas wait for each other in every iteration
@@ -71,9 +73,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 /// Queries of one step: all samples ask at every step, those of other mini-batches too.
 StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 
-/// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once.
+/// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once, some of them on a GPU if there they are sampled.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
+  double card = 0;        ///< beside these, on the GPU
   int holders = 0;        ///< replicas in a pass at once; 0: not asked for or none fits, and iterations start from zero
   int samplers = 1;       ///< batches at once: one per thread, fewer where memory is short
   double sites = 0;       ///< neurons, experts and their hidden units in an iteration, all replicas
@@ -82,8 +85,9 @@ struct IterationMemory {
   double queries = 0;     ///< T P
   double total() const { return kernels + sampling; }
 };
+/// `card`: bytes of the GPU that samples, if one does.
 IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
-                                 double available = available_memory().bytes);
+                                 double available = available_memory().bytes, std::optional<double> card = {});
 
 /// What the run says, with the sites of a batch that hold where it says nothing.
 IterationOptions iteration_options(const RunSpec& spec, const LimitSpec& limit);

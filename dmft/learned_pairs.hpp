@@ -32,6 +32,77 @@ MOE_HD inline Dual<Real> factored_point(Dual<Real> g, Dual<Real> own, Dual<Real>
       Real(0.5) * (mean.tangent / mean.value - own.tangent / own.value - partner.tangent / partner.value);
   return {factor * g.value, factor * (g.tangent + g.value * relative)};
 }
+
+/// Adam and AdamW: W = decay W + lr Psi(g).
+template <class B>
+void move_by_adam(DualView<B> g, AdamPoint<typename B::Real> adam, typename B::Real decay, typename B::Real lr,
+                  DualView<B> m, DualView<B> v, DualView<B> w) {
+  using Real = typename B::Real;
+  const AdamPointTangent<Real> tangent{adam};
+  B::each(g.rows(), g.cols(), [=] MOE_HD(Index i, Index j) {
+    Dual<Real> now = w(i, j), mean = m(i, j), square = v(i, j);
+    now.value = decay * now.value + lr * adam(g.value(i, j), mean.value, square.value);
+    now.tangent = decay * now.tangent + lr * tangent(g(i, j), mean, square);
+    w.set(i, j, now);
+    m.set(i, j, mean);
+    v.set(i, j, square);
+  });
+}
+
+/// a = keep a + constant
+template <class B>
+void keep_share(typename B::Real keep, typename B::Real constant, DualView<B> a) {
+  B::each(a.rows(), a.cols(), [=] MOE_HD(Index i, Index q) {
+    a.set(i, q, {keep * a.value(i, q) + constant, keep * a.tangent(i, q)});
+  });
+}
+/// own(i, q) += weight * sum of g(i, j)^2 over the columns j of matrix q, `in_matrix` of each, g's first column being column `first`.
+template <class B>
+void add_squares_of_rows(DualView<B> g, Index first, Index in_matrix, typename B::Real weight, DualView<B> own) {
+  using Real = typename B::Real;
+  const Index matrix = first / in_matrix, last = (first + g.cols() - 1) / in_matrix;
+  B::each(own.rows(), last - matrix + 1, [=] MOE_HD(Index i, Index k) {
+    const Index q = matrix + k, begin = q * in_matrix - first, end = begin + in_matrix;
+    Dual<Real> sum{0, 0};
+    for (Index j = begin > 0 ? begin : 0; j < end && j < g.cols(); ++j) sum = sum + g(i, j) * g(i, j);
+    own.set(i, q, own(i, q) + weight * sum);
+  });
+}
+/// out(e, j) += weight * sum of g(i, j)^2 over the rows i of matrix e; tangents times `moves`.
+template <class B>
+void add_squares_of_columns(DualView<B> g, typename B::Real weight, typename B::Real moves, DualView<B> out) {
+  using Real = typename B::Real;
+  const Index rows = g.rows() / out.rows();
+  B::each(out.rows(), g.cols(), [=] MOE_HD(Index e, Index j) {
+    Dual<Real> sum{0, 0};
+    for (Index i = e * rows; i < (e + 1) * rows; ++i) sum = sum + g(i, j) * g(i, j);
+    out.set(e, j, out(e, j) + Dual<Real>{weight * sum.value, moves * weight * sum.tangent});
+  });
+}
+/// mean(e, q): of own(i, q) over the rows i of matrix e; tangents times `moves`.
+template <class B>
+void mean_of_rows(DualView<B> own, typename B::Real moves, DualView<B> mean) {
+  using Real = typename B::Real;
+  const Index rows = own.rows() / mean.rows();
+  B::each(mean.rows(), mean.cols(), [=] MOE_HD(Index e, Index q) {
+    Dual<Real> sum{0, 0};
+    for (Index i = e * rows; i < (e + 1) * rows; ++i) sum = sum + own(i, q);
+    const Real weight = Real(1) / static_cast<Real>(rows);
+    mean.set(e, q, {weight * sum.value, moves * weight * sum.tangent});
+  });
+}
+/// w += lr Psi(g) (T30), g's first column being column `first` of partners that come in matrices of `in_matrix`.
+template <class B>
+void move_by_factors(DualView<B> g, Index first, Index in_matrix, DualView<B> own, DualView<B> partner,
+                     DualView<B> mean, typename B::Real lr, DualView<B> w) {
+  using Real = typename B::Real;
+  const Index rows = own.rows() / mean.rows();
+  B::each(g.rows(), g.cols(), [=] MOE_HD(Index i, Index j) {
+    const Index q = (first + j) / in_matrix, e = i / rows;
+    const Dual<Real> step = factored_point(g(i, j), own(i, q), partner(e, j), mean(e, q));
+    w.set(i, j, w(i, j) + lr * step);
+  });
+}
 }  // namespace detail
 
 /// The matrices that Adafactor treats each by itself: one above another in the sites, or side by side in the partners.
@@ -103,65 +174,31 @@ class LearnedPairs {
   void move_factored(DualView<B> z, View x, Real lr) {
     const Real now = static_cast<Real>(std::pow(steps_, -0.8)), keep = Real(1) - now;  // weights of the running means
     const Real eps2 = static_cast<Real>(rule_.eps * rule_.eps);
-    const Index sites = z.rows(), in_site = sites / matrices_.of_sites, in_partner = x.rows / matrices_.of_partners;
+    const Index in_site = z.rows() / matrices_.of_sites, in_partner = x.rows / matrices_.of_partners;
     const Real moves = matrices_.sites_together ? Real(1) : Real(0);
-    const DualView<B> own = first_.view(), partner = second_.view(), value = value_.view();
-    B::each(sites, own.cols(), [=] MOE_HD(Index i, Index q) {
-      own.set(i, q, {keep * own.value(i, q) + now * eps2, keep * own.tangent(i, q)});
-    });
+    const DualView<B> own = first_.view(), partner = second_.view();
+    detail::keep_share<B>(keep, now * eps2, own);
+    detail::keep_share<B>(keep, now * eps2, partner);
     for_gradients(z, x, [&](DualView<B> g, Index first) {
-      const Index matrix = first / in_partner, last = (first + g.cols() - 1) / in_partner;
-      const Real own_weight = now / static_cast<Real>(in_partner), partner_weight = now / static_cast<Real>(in_site);
-      B::each(sites, last - matrix + 1, [=] MOE_HD(Index i, Index k) {
-        const Index q = matrix + k, from = std::max(first, q * in_partner) - first,
-                    to = std::min(first + g.cols(), (q + 1) * in_partner) - first;
-        Dual<Real> sum{0, 0};
-        for (Index j = from; j < to; ++j) sum = sum + g(i, j) * g(i, j);
-        own.set(i, q, own(i, q) + own_weight * sum);
-      });
-      B::each(partner.rows(), g.cols(), [=] MOE_HD(Index e, Index j) {
-        Dual<Real> sum{0, 0};
-        for (Index i = e * in_site; i < (e + 1) * in_site; ++i) sum = sum + g(i, j) * g(i, j);
-        const Dual<Real> mean = partner(e, first + j);
-        partner.set(e, first + j,
-                    {keep * mean.value + now * eps2 + partner_weight * sum.value,
-                     keep * mean.tangent + moves * partner_weight * sum.tangent});
-      });
+      detail::add_squares_of_rows<B>(g, first, in_partner, now / static_cast<Real>(in_partner), own);
+      detail::add_squares_of_columns<B>(g, now / static_cast<Real>(in_site), moves, partner.columns(first, g.cols()));
     });
-    DualMatrix<B> mean_matrix(partner.rows(), own.cols());
-    const DualView<B> mean = mean_matrix.view();
-    B::each(mean.rows(), mean.cols(), [=] MOE_HD(Index e, Index q) {
-      Dual<Real> sum{0, 0};
-      for (Index i = e * in_site; i < (e + 1) * in_site; ++i) sum = sum + own(i, q);
-      const Real weight = Real(1) / static_cast<Real>(in_site);
-      mean.set(e, q, {weight * sum.value, moves * weight * sum.tangent});
-    });
+    DualMatrix<B> mean(partner.rows(), own.cols());
+    detail::mean_of_rows<B>(own, moves, mean.view());
     for_gradients(z, x, [&](DualView<B> g, Index first) {
-      B::each(sites, g.cols(), [=] MOE_HD(Index i, Index j) {
-        const Index q = (first + j) / in_partner, e = i / in_site;
-        const Dual<Real> step = detail::factored_point(g(i, j), own(i, q), partner(e, first + j), mean(e, q));
-        value.set(i, first + j, value(i, first + j) + lr * step);
-      });
+      detail::move_by_factors<B>(g, first, in_partner, own, partner.columns(first, g.cols()), mean.view(), lr,
+                                 value_.columns(first, g.cols()));
     });
   }
 
   /// Columns first .. by gradients g: Adam and AdamW.
   void move_entrywise(DualView<B> g, Index first, Real lr) {
-    const Real decay = static_cast<Real>(rule_.decay);
-    const DualView<B> w = value_.columns(first, g.cols()), m = first_.columns(first, g.cols()),
-                      v = second_.columns(first, g.cols());
+    const Index count = g.cols();
     const AdamPoint<Real> adam{static_cast<Real>(rule_.beta1), static_cast<Real>(rule_.beta2),
                                static_cast<Real>(rule_.eps), static_cast<Real>(1 / (1 - std::pow(rule_.beta1, steps_))),
                                static_cast<Real>(1 / (1 - std::pow(rule_.beta2, steps_)))};
-    const detail::AdamPointTangent<Real> tangent{adam};
-    B::each(g.rows(), g.cols(), [=] MOE_HD(Index i, Index j) {
-      Dual<Real> now = w(i, j), mean = m(i, j), square = v(i, j);
-      now.value = decay * now.value + lr * adam(g.value(i, j), mean.value, square.value);
-      now.tangent = decay * now.tangent + lr * tangent(g(i, j), mean, square);
-      w.set(i, j, now);
-      m.set(i, j, mean);
-      v.set(i, j, square);
-    });
+    detail::move_by_adam<B>(g, adam, static_cast<Real>(rule_.decay), lr, first_.columns(first, count),
+                            second_.columns(first, count), value_.columns(first, count));
   }
 
   UpdateRule rule_;

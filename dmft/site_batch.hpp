@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "dmft/kernel_set.hpp"
@@ -188,5 +189,28 @@ BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, con
 template <class B>
 BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
                        const std::atomic<bool>* interrupt = nullptr);
+
+/// sample_batch given one replica's kernels, by any number of threads at once.
+class ReplicaSampler {
+ public:
+  ReplicaSampler() = default;
+  ReplicaSampler(const ReplicaSampler&) = delete;
+  ReplicaSampler& operator=(const ReplicaSampler&) = delete;
+  virtual ~ReplicaSampler() = default;
+  virtual BatchMeans sample(const BatchCounts& counts, StreamNumbers& streams, const std::atomic<bool>* interrupt) = 0;
+};
+
+/// Batches of sites on one backend, for those that choose it where the program runs.
+struct SiteBackend {
+  std::unique_ptr<ReplicaSampler> (*sampler)(const SiteProblem&, const KernelSet&, const SitePaths&) = nullptr;
+  BatchMeans (*pass)(const SiteProblem&, const BatchCounts&, std::vector<StreamNumbers>,
+                     const std::atomic<bool>*) = nullptr;
+};
+template <class B>
+SiteBackend site_backend();
+extern template SiteBackend site_backend<Cpu<float>>();
+extern template SiteBackend site_backend<Cpu<double>>();
+/// On the CPU, or on the GPU (throws BackendError in a build without CUDA).
+SiteBackend site_backend(Precision precision, Device device);
 
 }  // namespace moe

@@ -38,8 +38,8 @@ struct DualView {
     value(i, j) = to.value;
     tangent(i, j) = to.tangent;
   }
-  Index rows() const { return value.rows; }
-  Index cols() const { return value.cols; }
+  MOE_HD Index rows() const { return value.rows; }
+  MOE_HD Index cols() const { return value.cols; }
   DualView columns(Index first, Index count) const {
     return {value.columns(first, count), tangent.columns(first, count)};
   }
@@ -136,6 +136,18 @@ void times_slope(Activation kind, double b, DualView<B> at, DualView<B> field, D
   B::each(at.rows(), at.cols(), [=] MOE_HD(Index i, Index j) { out.set(i, j, slope(i, j) * field(i, j)); });
 }
 
+namespace detail {
+/// out += left g, d out += left scale p
+template <class B>
+void add_field(typename B::View g, typename B::View p, typename B::Real left, typename B::Real scale, DualView<B> out) {
+  const typename B::Real of_probe = left * scale;
+  B::each(out.rows(), out.cols(), [=] MOE_HD(Index i, Index j) {
+    out.value(i, j) += left * g(i, j);
+    out.tangent(i, j) += of_probe * p(i, j);
+  });
+}
+}  // namespace detail
+
 /// One Gaussian field of many sites: paths g along (step, sample), and the probe p ~ N(0, 1) along which the operator's answer is
 /// perturbed; the site sees scale times that answer.
 template <class B>
@@ -174,11 +186,7 @@ class SiteField {
       B::gemm(Op::plain, Op::transposed, amplitude_, white_.columns(0, known),
               root_.row_range(first, out.cols()).columns(0, known), 0, g);
     }
-    const Real factor = static_cast<Real>(left), scale = factor * scale_;
-    B::each(out.rows(), out.cols(), [=] MOE_HD(Index i, Index j) {
-      out.value(i, j) += factor * g(i, j);
-      out.tangent(i, j) += scale * p(i, j);
-    });
+    detail::add_field<B>(g, p, static_cast<Real>(left), scale_, out);
   }
   typename B::View gaussian() { return gaussian_; }
   typename B::View probe() { return probe_; }

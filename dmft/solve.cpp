@@ -234,10 +234,8 @@ AvailableMemory gpu_memory() {
   return {card.free_bytes, "the memory of " + card.name};
 }
 
-std::string device_fault(const RunSpec& spec, Device device) {
+std::string device_fault(const RunSpec&, Device device) {
   if (device != Device::cuda) return "";
-  if (spec.sampling.method == Method::iterate)
-    return "--device cuda: kernel iteration runs on the CPU. Say --device cpu, or use sampling.method = \"sweep\"";
   const gpu::Device card = gpu::device();
   return card.present ? "" : fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not);
 }

@@ -53,7 +53,7 @@ struct LimitResult {
 
 struct SolveOptions {
   int threads = 0;                                                  ///< 0: all cores
-  Device device = Device::cpu;                                      ///< cuda: the sweep alone; automatic: cpu
+  Device device = Device::cpu;                                      ///< automatic: cpu
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
   std::function<void(int replica, int steps)> on_resume;  ///< thread-safe listener: a checkpoint knows these steps
   Checkpoints* checkpoints = nullptr;                     ///< one job per replica

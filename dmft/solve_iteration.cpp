@@ -112,7 +112,7 @@ StepShape iteration_step(const RunSpec& spec, const Dataset& data) {
 }
 
 IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
-                                 double available) {
+                                 double available, std::optional<double> card) {
   const IterationOptions o = iteration_options(spec, limit);
   const double R = o.replicas, batches = o.batches;
   IterationMemory memory;
@@ -135,30 +135,38 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   memory.kernels = square * ((sets + sums) * memory.arrays + 2 + o.anderson) + sizeof(double) * (R + sums) * path;
   memory.checkpoint = square * (sets + 1) * memory.arrays + sizeof(double) * (R + 1) * path;
   memory.sites = R * batches * (neurons + experts + units);
-  // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12. A batch's means, and a
-  // kernel being averaged.
+  // Where sites are sampled, and on the host.
+  struct Bytes {
+    double sites = 0, host = 0;
+    Bytes operator+(Bytes b) const { return {sites + b.sites, host + b.host}; }
+  };
+  const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.host}; };
+  // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12.
   const double paths = element(spec) * (memory.queries * (10 * neurons + 4 * experts + 8 * units) +
                                         step.samples * (26 * neurons + 20 * experts + 12 * units));
-  const double batch =
-      paths + element(spec) * pairs + sizeof(double) * path + squares * element(spec) + square * (2 + memory.arrays);
+  // A batch's means, and a kernel being averaged.
+  const Bytes means{squares * element(spec), square * (2 + memory.arrays) + sizeof(double) * path};
+  const Bytes batch = Bytes{paths + element(spec) * pairs, 0} + means;
   // Roots and memories of a replica, and what they are made from.
-  const double given = squares * 12 * element(spec) + 4 * square + element(spec) * path;
+  const Bytes given{squares * 12 * element(spec) + element(spec) * path, 4 * square};
   const auto sampling = [&](int samplers) {
     const double replicas = std::min(R, std::floor((samplers - 1 + batches - 1) / batches) + 1);
-    return samplers * batch + replicas * given;
+    return times(samplers, batch) + times(replicas, given);
   };
+  const auto on_host = [&](Bytes a) { return a.host + (card ? 0 : a.sites); };
+  const auto fits = [&](Bytes a) { return memory.kernels + on_host(a) <= available && (!card || a.sites <= *card); };
   memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
-  while (memory.samplers > 1 && memory.kernels + sampling(memory.samplers) > available) --memory.samplers;
-  memory.sampling = sampling(memory.samplers);
+  while (memory.samplers > 1 && !fits(sampling(memory.samplers))) --memory.samplers;
   // A pass holds all batches of a replica, with the white noise of their fields (three of neurons, one of experts, two of units), beside a
   // replica's roots and memories and the kernels that it closes.
   const double white = element(spec) * memory.queries * (3 * neurons + experts + 2 * units);
-  const double holder = batches * (paths + white + element(spec) * pairs) + given + squares * element(spec) +
-                        square * (2 + memory.arrays);
+  const Bytes holder = Bytes{batches * (paths + white + element(spec) * pairs), 0} + given + means;
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
   memory.holders = o.start == Start::zero ? 0 : static_cast<int>(std::min<double>(thread_count(threads), R));
-  while (memory.holders > fewest && memory.kernels + memory.holders * holder > available) --memory.holders;
-  memory.sampling = std::max(memory.sampling, memory.holders * holder);
+  while (memory.holders > fewest && !fits(times(memory.holders, holder))) --memory.holders;
+  const Bytes by_batches = sampling(memory.samplers), by_pass = times(memory.holders, holder);
+  memory.sampling = std::max(on_host(by_batches), on_host(by_pass));
+  if (card) memory.card = std::max(by_batches.sites, by_pass.sites);
   return memory;
 }
 
@@ -212,8 +220,20 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
   faults.throw_if_any();
   const AvailableMemory available = available_memory();
-  const IterationMemory memory =
-      iteration_memory(spec, limit, iteration_step(spec, data), solve.threads, available.bytes);
+  const bool on_gpu = solve.device == Device::cuda;
+  const AvailableMemory card = on_gpu ? gpu_memory() : AvailableMemory{};
+  const IterationMemory memory = iteration_memory(spec, limit, iteration_step(spec, data), solve.threads,
+                                                  available.bytes, on_gpu ? std::optional(card.bytes) : std::nullopt);
+  if (memory.card > card.bytes)
+    throw ConfigError({fmt::format(
+        "memory: {} batch{} of kernel iteration need{} about {}, and {} are available ({}). To need less: {}; or lower "
+        "training.steps or data.train; or use --device cpu",
+        memory.samplers, memory.samplers > 1 ? "es" : "", memory.samplers > 1 ? "" : "s", bytes_text(memory.card),
+        bytes_text(card.bytes), card.source,
+        spec.sampling.start == Start::pass
+            ? "start from zero kernels (sampling.start = \"zero\")"
+            : "take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and more of them "
+              "(sampling.site_batches)")});
   if (memory.total() > available.bytes)
     throw ConfigError(
         {fmt::format("memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas "
@@ -227,6 +247,7 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   options.samplers = memory.samplers;
   options.holders = memory.holders;
   options.start = memory.holders > 0 ? Start::pass : Start::zero;
+  options.sites = site_backend(spec.sampling.precision, solve.device);
   options.interrupt = solve.interrupt;
   options.checkpoints = solve.checkpoints;
   options.on_resume = [&](int iterations) {

@@ -42,6 +42,36 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("kernel iteration on the GPU is the CPU's within rounding in float64; without a GPU it is refused by name") {
+  const moe::Dataset data = limit_fixture::data(4, 6, 1);
+  for (const char* regime : {"I", "II", "III"})
+    for (const auto optimizer : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam}) {
+      moe::RunSpec spec = limit_fixture::spec(regime, "mssp", optimizer, 0.1, 6);
+      spec.sampling.method = moe::Method::iterate;
+      spec.sampling.neurons = 100, spec.sampling.experts = 30, spec.sampling.hidden = 12;
+      spec.sampling.site_batches = 2;
+      moe::SolveOptions options;
+      options.device = moe::Device::cuda;
+      if (const moe::gpu::Device card = moe::gpu::device(); !card.present) {
+        MESSAGE("skipped: ", card.why_not);
+        try {
+          moe::solve_limit(spec, data, options);
+          FAIL("solved without a GPU");
+        } catch (const moe::ConfigError& error) {
+          REQUIRE(error.faults.size() == 1);
+          CHECK(error.faults[0].find("--device cuda: " + card.why_not) == 0);
+        }
+        return;
+      }
+      INFO("regime ", std::string(regime), ", optimizer ", static_cast<int>(optimizer));
+      const moe::LimitResult gpu = moe::solve_limit(spec, data, options), cpu = moe::solve_limit(spec, data);
+      REQUIRE(gpu.loss.mean.size() == cpu.loss.mean.size());
+      // Sums over 360 units and 28 queries in six steps, enlarged as in the sweep above.
+      for (std::size_t t = 0; t < cpu.loss.mean.size(); ++t)
+        CHECK(std::abs(gpu.loss.mean[t] - cpu.loss.mean[t]) <= 1e3 * 400 * 2.3e-16 * (1 + cpu.loss.mean[0]));
+    }
+}
+
 TEST_CASE("networks on the GPU are the CPU's within rounding, step by step; without a GPU they are refused by name") {
   const gpu_network_training::Train train = [](const moe::RunSpec& spec, const moe::Dataset& data,
                                                moe::TrainOptions options) {

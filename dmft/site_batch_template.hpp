@@ -1,0 +1,798 @@
+/// Definitions of site_batch.hpp; included by the files that instantiate them and by nobody else.
+#pragma once
+
+#include <cmath>
+#include <memory>
+
+#include "dmft/site_batch.hpp"
+
+namespace moe {
+
+namespace detail {
+
+/// What a linear rule has learned by step t of the gradients of steps s < t, the columns of step t: correlations times
+/// lr sum_{k < t - s} m^k, m the momentum.
+Eigen::MatrixXd learned_of_kernel(const Eigen::MatrixXd& kernel, Index t, Index P, const UpdateRule& rule);
+
+/// Columns of a lower root, `rest` (rows, columns) the kernel from its diagonal down without what earlier
+/// columns hold of it, `diagonal` the kernel's own.
+Eigen::MatrixXd lower_root(const Eigen::MatrixXd& rest, const Eigen::VectorXd& diagonal);
+
+/// Rows of causal_root(kernel) that follow `before`, its rows so far.
+Eigen::MatrixXd next_rows(const Eigen::MatrixXd& kernel, const Eigen::MatrixXd& before, Index count);
+
+/// -dL/df (C, P) of step t's samples, zero for the others.
+Eigen::MatrixXd delta_of(const SiteProblem& problem, const Eigen::MatrixXd& f, Index t);
+
+/// What is left at step t of a matrix that decays.
+double left_of(const UpdateRule& rule, Index t);
+
+/// Coordinates of the inputs that give the same products: fewer than there are inputs where samples are fewer, for rules that do not
+/// look at single coordinates.
+Eigen::MatrixXd coordinates(const Eigen::MatrixXd& x, const UpdateRule& rule);
+
+template <class B>
+typename B::Matrix uploaded(const Eigen::MatrixXd& from) {
+  auto to = B::Matrix::uninitialized(from.rows(), from.cols());
+  B::upload(from, to);
+  return to;
+}
+
+/// Copies of the columns of step t's samples, for what is measured of them; under full batches the array itself.
+template <class B>
+class OfBatch {
+ public:
+  OfBatch(const SiteProblem& problem, Index t) {
+    if (!problem.learns.empty()) rows_ = &problem.learns[static_cast<std::size_t>(t)];
+  }
+  typename B::View operator()(typename B::View all) {
+    if (rows_ == nullptr) return all;
+    copies_.push_back(B::Matrix::uninitialized(all.rows, static_cast<Index>(rows_->size())));
+    const typename B::View copy = copies_.back();
+    for (Index p = 0; p < copy.cols; ++p)
+      B::copy(all.columns((*rows_)[static_cast<std::size_t>(p)], 1), copy.columns(p, 1));
+    return copy;
+  }
+
+ private:
+  const std::vector<int>* rows_ = nullptr;
+  std::vector<typename B::Matrix> copies_;
+};
+
+/// A path's columns of the present step, or nothing where there are no paths.
+template <class B>
+typename B::View now(typename B::Matrix& path, Index t, Index P) {
+  return path.empty() ? typename B::View{} : path.columns(t * P, P);
+}
+
+template <class B>
+void clear(DualView<B> a) {
+  B::each(a.rows(), a.cols(), [=] MOE_HD(Index i, Index j) { a.set(i, j, {0, 0}); });
+}
+/// Values stay, and do not move with the site.
+template <class B>
+void hold(DualView<B> a) {
+  B::each(a.rows(), a.cols(), [=] MOE_HD(Index i, Index j) { a.tangent(i, j) = typename B::Real(0); });
+}
+template <class B>
+void add_to(DualView<B> from, DualView<B> to) {
+  B::each(to.rows(), to.cols(), [=] MOE_HD(Index i, Index j) { to.set(i, j, to(i, j) + from(i, j)); });
+}
+/// out += sum_s source(s) W(s, t) over s < t, or s <= t: W is zero where causality says so.
+template <class B>
+void remember(DualMatrix<B>& source, typename B::View W, Index t, bool through_now, DualView<B> out) {
+  const Index P = out.cols(), length = (through_now ? t + 1 : t) * P;
+  if (length == 0 || W.rows == 0) return;
+  times_constant<B>(source.columns(0, length), Op::plain, 1, W.row_range(0, length).columns(t * P, P), 1, out);
+}
+
+/// out_ia = G_i w_ia
+template <class B>
+void times_gate(DualView<B> G, DualView<B> w, Index hidden, DualView<B> out) {
+  B::each(hidden, G.rows() * G.cols(), [=] MOE_HD(Index a, Index k) {
+    const Index p = k / G.rows(), i = k % G.rows();
+    out.set(i * hidden + a, p, G(i, p) * w(i * hidden + a, p));
+  });
+}
+/// out_ia = from_a
+template <class B>
+void for_all_experts(DualView<B> from, DualView<B> out) {
+  const Index hidden = from.rows(), experts = out.rows() / hidden;
+  B::each(hidden, experts * out.cols(), [=] MOE_HD(Index a, Index k) {
+    const Index p = k / experts, i = k % experts;
+    out.set(i * hidden + a, p, from(a, p));
+  });
+}
+/// out_a = <w_ia>_i / kappa
+template <class B>
+void mean_over_experts(DualView<B> w, double kappa, DualView<B> out) {
+  using Real = typename B::Real;
+  const Index hidden = out.rows(), experts = w.rows() / hidden;
+  const Real weight = static_cast<Real>(1 / (kappa * static_cast<double>(experts)));
+  B::each(hidden, out.cols(), [=] MOE_HD(Index a, Index p) {
+    Dual<Real> total{0, 0};
+    for (Index i = 0; i < experts; ++i) total = total + w(i * hidden + a, p);
+    out.set(a, p, weight * total);
+  });
+}
+/// s_i = <v_ia zeta_ia>_a
+template <class B>
+void mean_products(DualView<B> v, DualView<B> zeta, DualView<B> s) {
+  using Real = typename B::Real;
+  const Index hidden = v.rows() / s.rows();
+  const Real weight = Real(1) / static_cast<Real>(hidden);
+  B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
+    Dual<Real> total{0, 0};
+    for (Index a = 0; a < hidden; ++a) total = total + v(i * hidden + a, p) * zeta(i * hidden + a, p);
+    s.set(i, p, weight * total);
+  });
+}
+
+/// (T2) and (T9) with derivatives. Averages over the population, a softmax's sum and mean and a threshold, are closed: no derivative.
+/// A gate that jumps from zero to g at the threshold has g times a point mass.
+template <class B>
+void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, DualView<B> G) {
+  using Real = typename B::Real;
+  apply_gate<B>(gate, r.value, {}, mask, G.value);
+  const Real beta = static_cast<Real>(gate.kind == Gate::constant ? 0 : gate.inverse_temperature);
+  const bool logistic_gate = gate.kind == Gate::sigmoid;
+  B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
+    const Real g = G.value(i, p);
+    G.tangent(i, p) = beta * (logistic_gate ? g * (Real(1) - g) : g) * r.tangent(i, p);
+  });
+  if (!gate.topk || gate.active == r.rows()) return;
+  typename B::Matrix threshold_matrix(3, r.cols());  // where, 1/width, g
+  const typename B::View threshold = threshold_matrix;
+  const Gate kind = gate.kind;
+  B::each(1, r.cols(), [=] MOE_HD(Index, Index p) {
+    Index lowest = -1, highest = -1;  // of those that are active, of those that are not
+    double sum = 0, squares = 0;
+    for (Index i = 0; i < r.rows(); ++i) {
+      const Real value = r.value(i, p);
+      Index& nearest = mask(i, p) > Real(0) ? lowest : highest;
+      if (nearest < 0 || (mask(i, p) > Real(0)) == (value < r.value(nearest, p))) nearest = i;
+      sum += static_cast<double>(value), squares += static_cast<double>(value) * static_cast<double>(value);
+    }
+    if (highest < 0) return;  // logits that are not finite leave all of them active, and no threshold
+    const auto experts = static_cast<double>(r.rows());
+    const double variance = squares / experts - sum / experts * (sum / experts);
+    const Real at = Real(0.5) * (r.value(lowest, p) + r.value(highest, p));
+    threshold(0, p) = at;
+    threshold(1, p) = variance > 0 ? static_cast<Real>(1 / (point_mass_width * std::sqrt(variance))) : Real(0);
+    threshold(2, p) = kind == Gate::constant  ? Real(1)
+                      : kind == Gate::sigmoid ? logistic(beta * at)
+                                              : G.value(lowest, p) * std::exp(beta * (at - r.value(lowest, p)));
+  });
+  B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
+    const PointMass<Real> mass{threshold(0, p), threshold(1, p)};
+    G.tangent(i, p) += threshold(2, p) * mass(r.value(i, p)) * r.tangent(i, p);
+  });
+}
+template <class B>
+void gate_backward(const GateSpec& gate, DualView<B> G, typename B::View mask, DualView<B> s, DualView<B> rho) {
+  using Real = typename B::Real;
+  moe::gate_backward<B>(gate, mask, G.value, s.value, rho.value);
+  const Real beta = static_cast<Real>(gate.inverse_temperature);
+  switch (gate.kind) {
+    case Gate::constant:
+      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) { rho.tangent(i, p) = Real(0); });
+      return;
+    case Gate::sigmoid:
+      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
+        const Dual<Real> g = G(i, p), slope = g * (Dual<Real>{1, 0} + Real(-1) * g);
+        rho.tangent(i, p) = beta * (slope * s(i, p)).tangent;
+      });
+      return;
+    case Gate::softmax: {  // rho = beta G (s - mean)
+      typename B::Matrix mean_matrix(1, s.cols());
+      const typename B::View mean = mean_matrix;
+      column_sums_of_products<B>(G.value, s.value, mean);
+      const Real inverse_K = Real(1) / static_cast<Real>(gate.active);
+      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
+        const Dual<Real> from_mean{s.value(i, p) - inverse_K * mean(0, p), s.tangent(i, p)};
+        rho.tangent(i, p) = beta * (G(i, p) * from_mean).tangent;
+      });
+      return;
+    }
+  }
+}
+
+/// <a^T b> over sites, (n, n).
+template <class B>
+Eigen::MatrixXd mean_product(typename B::View a, typename B::View b) {
+  auto product = B::Matrix::uninitialized(a.cols, b.cols);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(a.rows), a, b, 0, product);
+  return B::download(product);
+}
+/// Adds `weight` times columns first .. first + count of a correlation, and the rows that mirror them.
+template <class B>
+void add_correlation(typename B::View a, Index first, Index count, double weight, Eigen::MatrixXd& to) {
+  const Eigen::MatrixXd columns = weight * mean_product<B>(a.columns(0, first + count), a.columns(first, count));
+  to.block(0, first, first + count, count) += columns;
+  to.block(first, 0, count, first) += columns.topRows(first).transpose();
+}
+template <class B>
+void add_response(SiteField<B>& field, typename B::View tangent, Index first, Index count, Index P, bool equal_times,
+                  double factor, Eigen::MatrixXd& to) {
+  if (!field.present()) return;
+  Eigen::MatrixXd columns =
+      factor * mean_product<B>(field.probe().columns(0, first + count), tangent.columns(first, count));
+  keep_causal(columns, first, P, equal_times);
+  to.block(0, first, first + count, count) += columns;
+}
+
+template <class B>
+double mean_square(typename B::View a) {
+  return sum_of_squares<B>(a) / static_cast<double>(a.size());
+}
+/// Over the pairs of expert and token that are active, of all an expert's units.
+template <class B>
+double mean_square_of_active(typename B::View a, typename B::View mask) {
+  const Index hidden = a.rows / mask.rows;
+  const double sum =
+      B::sum(a.rows, a.cols, [=] MOE_HD(Index k, Index p) { return mask(k / hidden, p) * a(k, p) * a(k, p); });
+  return sum / (moe::sum<B>(mask) * static_cast<double>(hidden));
+}
+
+/// (sum_i c_i)^2 / sum_i c_i^2, c_i = sum_a w_ia^2; smallest over tokens that any expert serves, 0 if there is none.
+template <class B>
+double effective_experts(typename B::View w, Index hidden) {
+  using Real = typename B::Real;
+  const Index experts = w.rows / hidden;
+  typename B::Matrix weights(experts, w.cols), sums(1, w.cols), squares(1, w.cols);
+  const typename B::View c = weights;
+  B::each(experts, w.cols, [=] MOE_HD(Index i, Index p) {
+    Real total = 0;
+    for (Index a = 0; a < hidden; ++a) total += w(i * hidden + a, p) * w(i * hidden + a, p);
+    c(i, p) = total;
+  });
+  column_sums<B>(c, sums);
+  column_sums_of_products<B>(c, c, squares);
+  const Eigen::MatrixXd first = B::download(sums), second = B::download(squares);
+  double smallest = HUGE_VAL;
+  for (Index p = 0; p < first.cols(); ++p)
+    if (second(0, p) > 0) smallest = std::min(smallest, first(0, p) * first(0, p) / second(0, p));
+  return std::isfinite(smallest) ? smallest : 0;
+}
+
+/// exp(H)/K with p_i = G_i / sum G, mean over tokens.
+template <class B>
+double router_entropy(typename B::View G, Index active) {
+  using Real = typename B::Real;
+  typename B::Matrix totals(1, G.cols), logs(1, G.cols);
+  column_sums<B>(G, totals);
+  B::column_sums(
+      G.rows, G.cols,
+      [=] MOE_HD(Index i, Index p) { return G(i, p) > Real(0) ? G(i, p) * std::log(G(i, p)) : Real(0); }, logs);
+  const Eigen::MatrixXd sum = B::download(totals), of_logs = B::download(logs);
+  const auto entropy = sum.array().log() - of_logs.array() / sum.array();
+  return entropy.exp().mean() / static_cast<double>(active);
+}
+
+/// Rows first .. first + count of causal_root(kernel), whose rows before are in L already.
+template <class B>
+void extend_root(const Eigen::MatrixXd& kernel, Index first, Index count, typename B::Matrix& L) {
+  const typename B::View known = L;
+  const Eigen::MatrixXd rows = next_rows(kernel, B::download(known.row_range(0, first).columns(0, first)), count);
+  B::upload(rows, known.row_range(first, count).columns(0, first + count));
+}
+
+/// A kernel's root and which it is of.
+template <class B>
+struct RootOf {
+  typename B::Matrix* root;
+  Kernel kernel;
+  Stage stage;
+};
+template <class B>
+std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
+  const LimitConstants& c = block.constants;
+  std::vector<RootOf<B>> roots = {
+      {&given.root_phi, Kernel::phi, Stage::features},
+      {&given.root_Gv, c.expert_out_shared ? Kernel::shared_Gv : Kernel::Gv, Stage::forward},
+      {&given.root_D, Kernel::D, Stage::outputs},
+      {&given.root_ghat, c.expert_in_shared ? Kernel::shared_ghat : Kernel::ghat, Stage::backward}};
+  if (block.experts_sampled) roots.push_back({&given.root_rho, Kernel::rho, Stage::backward});
+  return roots;
+}
+
+}  // namespace detail
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const SitePaths& paths)
+    : phi(detail::uploaded<B>(paths.phi)),
+      D(detail::uploaded<B>(paths.D)),
+      rho(detail::uploaded<B>(paths.rho)),
+      ghat(detail::uploaded<B>(paths.ghat)),
+      Gv(detail::uploaded<B>(paths.Gv)) {
+  const BlockSpec& block = problem.limit->block;
+  const Index n = problem.n();
+  for (Matrix* memory : {&u_of_ghat, &zeta_of_Gv, &y_of_D, &xi_of_phi}) *memory = Matrix(n, n);
+  if (block.constants.expert_in_shared) u_of_shared = Matrix(n, n);
+  if (block.constants.expert_out_shared) zeta_of_shared = Matrix(n, n);
+  if (block.experts_sampled) r_of_rho = Matrix(n, n);
+}
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
+    : SiteKernels(problem, paths) {
+  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
+    *of.root = detail::uploaded<B>(causal_root(k[of.kernel]));
+  for (Index t = 0; t < problem.steps; ++t)
+    for (const Stage stage : all_stages) remember(problem, k, stage, t);
+}
+
+template <class B>
+SiteKernels<B>::SiteKernels(const SiteProblem& problem)
+    : SiteKernels(problem, zero_paths(*problem.limit, problem.n())) {
+  growing = true;
+  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
+    *of.root = Matrix(problem.n(), problem.n());
+}
+
+template <class B>
+void SiteKernels<B>::close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t) {
+  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
+    if (of.stage == stage) detail::extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), *of.root);
+  remember(problem, kernels, stage, t);
+}
+
+template <class B>
+void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, Stage stage, Index t) {
+  const BlockSpec& block = problem.limit->block;
+  const LimitConstants& c = block.constants;
+  const Index P = problem.P(), n = problem.n();
+  const double kappa = block.counts.kappa();
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
+  const auto initial = [&](double variance, Kernel which, const UpdateRule& rule) {
+    const Eigen::MatrixXd& R = k[which];
+    return R.size() == 0 ? Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P))
+                         : Eigen::MatrixXd(variance * detail::left_of(rule, t) * R.middleCols(t * P, P));
+  };
+  const auto learned = [&](Kernel which, const UpdateRule& rule) {
+    return phi.empty() ? detail::learned_of_kernel(k[which], t, P, rule)
+                       : Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));  // by pairs (T23)
+  };
+  const auto store = [&](const Eigen::MatrixXd& columns, Matrix& memory) {
+    B::upload(columns, memory.columns(t * P, P));
+  };
+  switch (stage) {
+    case Stage::features: {
+      // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
+      const Eigen::MatrixXd u_initial = initial(c.expert_in.beta2, Kernel::A_x, block.expert_in);
+      const Eigen::MatrixXd u_learned = learned(Kernel::phi, block.expert_in);
+      if (of_A.shared) store(u_initial, u_of_shared);
+      store(of_A.shared ? u_learned : u_initial + u_learned, u_of_ghat);
+      if (block.experts_sampled)
+        store(initial(c.router.beta2, Kernel::router_x, block.router) + learned(Kernel::phi, block.router),
+              r_of_rho);  // (T15)
+      return;
+    }
+    case Stage::forward:
+      store(of_B.memory * initial(c.expert_out.beta2, Kernel::B_x, block.expert_out) +
+                learned(Kernel::Gv, block.expert_out) / kappa,
+            y_of_D);  // (T12), (T17)
+      return;
+    case Stage::outputs: {
+      const Eigen::MatrixXd zeta_initial = initial(c.expert_out.chi2, Kernel::B_z, block.expert_out);  // (T13), (T18)
+      const Eigen::MatrixXd zeta_learned = learned(Kernel::D, block.expert_out);
+      if (of_B.shared) store(zeta_initial, zeta_of_shared);
+      store(of_B.shared ? zeta_learned : zeta_initial + zeta_learned, zeta_of_Gv);
+      return;
+    }
+    case Stage::backward: {
+      Eigen::MatrixXd xi = of_A.memory * initial(c.expert_in.chi2, Kernel::A_z, block.expert_in) +
+                           learned(Kernel::ghat, block.expert_in) / kappa;  // (T13), (T19)
+      if (block.experts_sampled)
+        xi +=
+            initial(c.router.chi2, Kernel::router_z, block.router) / kappa + learned(Kernel::rho, block.router) / kappa;
+      store(xi, xi_of_phi);
+      return;
+    }
+  }
+}
+
+template <class B>
+NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index neurons, StreamNumbers& streams)
+    : w_bar(neurons, problem.y.rows(), problem.limit->readout),
+      phi(neurons, problem.n()),
+      D(neurons, problem.n()),
+      f(problem.y.rows(), problem.n()),
+      problem_(problem),
+      kernels_(kernels),
+      S_(neurons),
+      P_(problem.P()),
+      measured_(5, problem.steps),
+      h_(neurons, P_),
+      y_(neurons, P_),
+      s_(neurons, P_),
+      D0_(neurons, P_),
+      delta_(problem.y.rows(), P_) {
+  const BlockSpec& block = problem.limit->block;
+  const LimitConstants& c = block.constants;
+  const auto D_in = static_cast<double>(problem.x.rows());
+  x_ = detail::uploaded<B>(detail::coordinates(problem.x, problem.limit->input));
+  W_in = LearnedPairs<B>(S_, x_.rows(), problem.limit->input, 1 / D_in);
+  B::normal(W_in.view().value, streams.next());
+  scale<B>(W_in.view().value, static_cast<Real>(std::sqrt(c.input_var / D_in)));
+  B::normal(w_bar.view().value, streams.next());
+  scale<B>(w_bar.view().value, static_cast<Real>(std::sqrt(c.readout_var)));
+  if (!kernels.ghat.empty()) {
+    const Index experts = kernels.rho.rows();  // each has matrices of its own
+    dA_ = LearnedPairs<B>(S_, kernels.ghat.rows(), block.expert_in, 1, {1, experts});
+    dB_ = LearnedPairs<B>(S_, kernels.Gv.rows(), block.expert_out, 1, {1, experts});
+    if (block.experts_sampled) dQ_ = LearnedPairs<B>(S_, kernels.rho.rows(), block.router);
+  }
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
+                       of_B.field, streams.next(), kernels.growing);
+  beta_A = SiteField<B>(S_, kernels.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
+                        of_A.field, streams.next(), kernels.growing);
+  if (block.experts_sampled) {
+    const double over_kappa = 1 / block.counts.kappa();
+    beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
+                          streams.next(), kernels.growing);
+  } else {
+    q = LearnedPairs<B>(S_, block.counts.experts, block.router);
+    B::normal(q.view().value, streams.next());
+    scale<B>(q.view().value, static_cast<Real>(std::sqrt(c.explicit_router_var)));
+  }
+}
+
+template <class B>
+void NeuronBatch<B>::features(Index t) {
+  const BlockSpec& block = problem_.limit->block;
+  times_constant<B>(W_in.view(), Op::plain, 1, x_, 0, h_.view());
+  activate<B>(block.activation, block.activation_scale, h_.view(), phi.columns(t * P_, P_));
+}
+
+template <class B>
+void NeuronBatch<B>::logits(Index t, View r) {
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.view().value, phi.value.columns(t * P_, P_), 0,
+          r);
+}
+
+template <class B>
+void NeuronBatch<B>::outputs(Index t) {
+  const LimitSpec& limit = *problem_.limit;
+  const Activation psi = limit.layer.post_activation;
+  const double b = limit.block.activation_scale;
+  const DualView<B> y = y_.view(), s = s_.view();
+  const BlockSpec& block = limit.block;
+  const double over_kappa = 1 / block.counts.kappa();
+  detail::clear<B>(y);
+  chi_B.add_to(y, t * P_, detail::left_of(block.expert_out, t));
+  detail::remember<B>(D, kernels_.y_of_D, t, false, y);
+  dB_.act(over_kappa / static_cast<double>(kernels_.Gv.rows()), detail::now<B>(kernels_.Gv, t, P_), y);
+  activate<B>(psi, b, y, s);
+  if (limit.layer.residual) detail::add_to<B>(phi.columns(t * P_, P_), s);
+  // f = <wbar s> of the running ensemble, which closes Delta (T20)
+  Matrix f_now(f.rows(), P_);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.view().value, s.value, 0, f_now);
+  f.middleCols(t * P_, P_) = B::download(f_now);
+  B::upload(detail::delta_of(problem_, f.middleCols(t * P_, P_), t), delta_);
+  times_constant<B>(w_bar.view(), Op::plain, 1, delta_, 0, D0_.view());  // (T6)
+  times_slope<B>(psi, b, y, D0_.view(), D.columns(t * P_, P_));
+  dB_.update(D.columns(t * P_, P_), detail::now<B>(kernels_.Gv, t, P_));
+}
+
+template <class B>
+void NeuronBatch<B>::backward(Index t, View rho) {
+  const LimitSpec& limit = *problem_.limit;
+  const BlockSpec& block = limit.block;
+  DualMatrix<B> xi(S_, P_), gradient(S_, P_);
+  const double over_kappa = 1 / block.counts.kappa();
+  const DualView<B> phi_now = phi.columns(t * P_, P_);
+  beta_A.add_to(xi.view(), t * P_, detail::left_of(block.expert_in, t));
+  beta_Q.add_to(xi.view(), t * P_, detail::left_of(block.router, t));
+  detail::remember<B>(phi, kernels_.xi_of_phi, t, true, xi.view());
+  dA_.act(over_kappa / static_cast<double>(kernels_.ghat.rows()), detail::now<B>(kernels_.ghat, t, P_), xi.view());
+  dA_.update(phi_now, detail::now<B>(kernels_.ghat, t, P_));
+  dQ_.act(over_kappa / static_cast<double>(kernels_.rho.rows()), detail::now<B>(kernels_.rho, t, P_), xi.view());
+  dQ_.update(phi_now, detail::now<B>(kernels_.rho, t, P_));
+  if (!block.experts_sampled) {
+    q.act(1.0 / static_cast<double>(block.counts.active), rho, xi.view());
+    q.update(phi_now, rho);
+  }
+  if (limit.layer.residual) detail::add_to<B>(D0_.view(), xi.view());
+  detail::OfBatch<B> of_batch(problem_, t);
+  measured_.col(t) << detail::mean_square<B>(of_batch(h_.value)), detail::mean_square<B>(of_batch(phi_now.value)),
+      detail::mean_square<B>(of_batch(y_.value)), detail::mean_square<B>(of_batch(D.value.columns(t * P_, P_))),
+      detail::mean_square<B>(of_batch(xi.value));
+  w_bar.update(s_.view(), delta_);  // (T20)
+  times_slope<B>(block.activation, block.activation_scale, h_.view(), xi.view(), gradient.view());
+  W_in.update(gradient.view(), x_);  // (T21)
+}
+
+template <class B>
+void NeuronBatch<B>::add_fields(BatchMeans& to) {
+  to.f = f;
+  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
+  to.fields.topRows(measured_.rows()) = measured_;
+  if (!dB_.empty()) to.paths.phi = B::download(phi.value), to.paths.D = B::download(D.value);
+}
+
+template <class B>
+void NeuronBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
+  const BlockSpec& block = problem_.limit->block;
+  const LimitConstants& c = block.constants;
+  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
+                    of_B = Aggregation::of(block, c.expert_out_shared);
+  if (stage == Stage::features) {
+    detail::add_correlation<B>(phi.value, first, count, weight, k[Kernel::phi]);
+    detail::add_response<B>(beta_A, phi.tangent, first, count, P_, false, weight * of_A.response, k[Kernel::A_x]);
+    detail::add_response<B>(beta_Q, phi.tangent, first, count, P_, false, weight, k[Kernel::router_x]);
+  } else if (stage == Stage::outputs) {
+    detail::add_correlation<B>(D.value, first, count, weight, k[Kernel::D]);
+    detail::add_response<B>(chi_B, D.tangent, first, count, P_, true, weight * of_B.response, k[Kernel::B_z]);
+  }
+}
+
+template <class B>
+ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden,
+                            StreamNumbers& streams)
+    : rho(experts, problem.n()),
+      ghat(experts * hidden, problem.n()),
+      Gv(experts * hidden, problem.n()),
+      problem_(problem),
+      kernels_(kernels),
+      SE_(experts),
+      Sa_(hidden),
+      P_(problem.P()),
+      kappa_(problem.limit->block.counts.kappa()),
+      explicit_(!problem.limit->block.experts_sampled),
+      measured_(static_cast<Index>(site_observables.size()) - 5, problem.steps),
+      gate_(problem.limit->block.gate),
+      r_(experts, P_),
+      G_(experts, P_),
+      s_(experts, P_),
+      u_(experts * hidden, P_),
+      v_(experts * hidden, P_),
+      zeta_(experts * hidden, P_),
+      common_(hidden, P_),
+      mask_(experts, P_) {
+  gate_.active = std::max<Index>(1, std::lround(kappa_ * static_cast<double>(experts)));
+  const LimitConstants& c = problem.limit->block.constants;
+  const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
+  const auto draw = [&](Index count, Matrix& root, double variance) {
+    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next(), kernels.growing);
+  };
+  if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
+  chi_A = draw(sites(c.expert_in_shared), kernels.root_phi, c.expert_in.chi2);
+  beta_B = draw(sites(c.expert_out_shared), kernels.root_D, c.expert_out.beta2);
+  if (c.expert_in_shared) shared_ghat = DualMatrix<B>(hidden, problem.n());
+  if (c.expert_out_shared) shared_Gv = DualMatrix<B>(hidden, problem.n());
+  if (kernels.phi.empty()) return;
+  const BlockSpec& block = problem.limit->block;
+  const Index neurons = kernels.phi.rows();
+  if (!explicit_) dQ_ = LearnedPairs<B>(experts, neurons, block.router);
+  const PairMatrices of_experts{experts, 1, !explicit_};
+  dA_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_in, 1, of_experts);
+  dB_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_out, 1, of_experts);
+}
+
+template <class B>
+void ExpertBatch<B>::forward(Index t, View logits) {
+  const BlockSpec& block = problem_.limit->block;
+  step_ = t;
+  const DualView<B> r = r_.view(), u = u_.view(), Gv_now = Gv.columns(t * P_, P_);
+  const double over_neurons = 1 / static_cast<double>(kernels_.phi.rows());
+  const View phi = detail::now<B>(kernels_.phi, t, P_);
+  detail::clear<B>(r);
+  if (explicit_) {
+    B::copy(logits, r.value);
+  } else {
+    chi_Q.add_to(r, t * P_, detail::left_of(block.router, t));
+    detail::remember<B>(rho, kernels_.r_of_rho, t, false, r);
+    dQ_.act(over_neurons, phi, r);
+  }
+  detail::gate_forward<B>(gate_, r, mask_, G_.view());
+  if (block.constants.expert_in_shared) {
+    detail::clear<B>(common_.view());
+    chi_A.add_to(common_.view(), t * P_, detail::left_of(block.expert_in, t));
+    detail::remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_.view());
+    detail::for_all_experts<B>(common_.view(), u);
+  } else {
+    detail::clear<B>(u);
+    chi_A.add_to(u, t * P_, detail::left_of(block.expert_in, t));
+  }
+  detail::remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
+  dA_.act(over_neurons, phi, u);
+  activate<B>(block.activation, block.activation_scale, u, v_.view());
+  detail::times_gate<B>(G_.view(), v_.view(), Sa_, Gv_now);
+  if (block.constants.expert_out_shared) detail::mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
+}
+
+template <class B>
+void ExpertBatch<B>::backward(Index t) {
+  const BlockSpec& block = problem_.limit->block;
+  const DualView<B> zeta = zeta_.view(), s = s_.view(), ghat_now = ghat.columns(t * P_, P_);
+  const View phi = detail::now<B>(kernels_.phi, t, P_), D = detail::now<B>(kernels_.D, t, P_);
+  if (block.constants.expert_out_shared) {
+    detail::clear<B>(common_.view());
+    beta_B.add_to(common_.view(), t * P_, detail::left_of(block.expert_out, t));
+    detail::remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_.view());
+    detail::for_all_experts<B>(common_.view(), zeta);
+  } else {
+    detail::clear<B>(zeta);
+    beta_B.add_to(zeta, t * P_, detail::left_of(block.expert_out, t));
+  }
+  detail::remember<B>(Gv, kernels_.zeta_of_Gv, t, true, zeta);
+  dB_.act(1 / static_cast<double>(kernels_.D.rows()), D, zeta);
+  dB_.update(Gv.columns(t * P_, P_), D);
+  detail::mean_products<B>(v_.view(), zeta, s);
+  if (explicit_) detail::hold<B>(s);
+  detail::gate_backward<B>(gate_, G_.view(), mask_, s, rho.columns(t * P_, P_));
+  times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, ghat_now);
+  detail::times_gate<B>(G_.view(), ghat_now, Sa_, ghat_now);
+  if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
+  dA_.update(ghat_now, phi);
+  dQ_.update(rho.columns(t * P_, P_), phi);
+  detail::OfBatch<B> of_batch(problem_, t);
+  const View mask = of_batch(mask_), u_of = of_batch(u_.value), v_of = of_batch(v_.value);
+  measured_.col(t) << detail::mean_square<B>(of_batch(r_.value)), detail::mean_square_of_active<B>(u_of, mask),
+      detail::mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
+      detail::mean_square<B>(of_batch(zeta_.value)), detail::mean_square<B>(of_batch(rho.value.columns(t * P_, P_))),
+      detail::effective_experts<B>(of_batch(Gv.value.columns(t * P_, P_)), Sa_),
+      detail::effective_experts<B>(of_batch(ghat_now.value), Sa_),
+      detail::router_entropy<B>(of_batch(G_.value), gate_.active);
+}
+
+template <class B>
+void ExpertBatch<B>::add_fields(BatchMeans& to) {
+  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
+  to.fields.bottomRows(measured_.rows()) = measured_;
+  if (!dB_.empty()) {
+    to.paths.rho = B::download(rho.value);
+    to.paths.ghat = B::download(ghat.value);
+    to.paths.Gv = B::download(Gv.value);
+  }
+}
+
+template <class B>
+void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
+  const LimitConstants& c = problem_.limit->block.constants;
+  if (stage == Stage::forward) {
+    DualMatrix<B>& asked = c.expert_out_shared ? shared_Gv : Gv;
+    detail::add_correlation<B>(Gv.value, first, count, weight, k[Kernel::Gv]);
+    if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv.value, first, count, weight, k[Kernel::shared_Gv]);
+    detail::add_response<B>(beta_B, asked.tangent, first, count, P_, false, weight, k[Kernel::B_x]);
+  } else if (stage == Stage::backward) {
+    DualMatrix<B>& asked = c.expert_in_shared ? shared_ghat : ghat;
+    detail::add_correlation<B>(ghat.value, first, count, weight, k[Kernel::ghat]);
+    if (!explicit_) detail::add_correlation<B>(rho.value, first, count, weight, k[Kernel::rho]);
+    if (c.expert_in_shared) detail::add_correlation<B>(shared_ghat.value, first, count, weight, k[Kernel::shared_ghat]);
+    detail::add_response<B>(chi_Q, rho.tangent, first, count, P_, true, weight, k[Kernel::router_z]);
+    detail::add_response<B>(chi_A, asked.tangent, first, count, P_, true, weight, k[Kernel::A_z]);
+  }
+}
+
+template <class B>
+BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
+                        StreamNumbers& streams, const std::atomic<bool>* interrupt) {
+  BatchMeans means;
+  NeuronBatch<B> neurons(problem, kernels, counts.neurons, streams);
+  ExpertBatch<B> experts(problem, kernels, counts.experts, counts.hidden, streams);
+  const bool together = !problem.limit->block.experts_sampled;
+  typename B::Matrix r(counts.experts, problem.P());
+  for (Index t = 0; t < problem.steps; ++t) {
+    if (interrupt != nullptr && *interrupt) return means;
+    neurons.features(t);
+    if (together) neurons.logits(t, r);
+    experts.forward(t, r);
+    neurons.outputs(t);
+    experts.backward(t);
+    neurons.backward(t, experts.rho_now());
+  }
+  neurons.add_fields(means);
+  experts.add_fields(means);
+  means.kernels = zero_kernels(*problem.limit, problem.n());
+  for (const Stage stage : all_stages) {
+    neurons.add_columns(stage, 0, problem.n(), 1, means.kernels);
+    experts.add_columns(stage, 0, problem.n(), 1, means.kernels);
+  }
+  return means;
+}
+
+template <class B>
+BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
+                       const std::atomic<bool>* interrupt) {
+  struct Batch {
+    NeuronBatch<B> neurons;
+    ExpertBatch<B> experts;
+    Batch(const SiteProblem& p, SiteKernels<B>& given, const BatchCounts& c, StreamNumbers& s)
+        : neurons(p, given, c.neurons, s), experts(p, given, c.experts, c.hidden, s) {}
+  };
+  SiteKernels<B> given(problem);
+  BatchMeans means;
+  KernelSet kernels = zero_kernels(*problem.limit, problem.n());
+  std::vector<std::unique_ptr<Batch>> batches;
+  batches.reserve(streams.size());
+  for (StreamNumbers& own : streams) batches.push_back(std::make_unique<Batch>(problem, given, counts, own));
+  const Index P = problem.P();
+  const double weight = 1 / static_cast<double>(batches.size());
+  // Learned parts by pairs run over the paths of the first batch (T23).
+  const auto follow = [&](typename B::Matrix& path, DualMatrix<B>& own, Index t) {
+    if (!path.empty()) B::copy(own.value.columns(t * P, P), path.columns(t * P, P));
+  };
+  const auto close = [&](Stage stage, Index t) {
+    for (const auto& batch : batches) {
+      batch->neurons.add_columns(stage, t * P, P, weight, kernels);
+      batch->experts.add_columns(stage, t * P, P, weight, kernels);
+    }
+    given.close(problem, kernels, stage, t);
+    Batch& first = *batches[0];
+    switch (stage) {
+      case Stage::features: return follow(given.phi, first.neurons.phi, t);
+      case Stage::forward: return follow(given.Gv, first.experts.Gv, t);
+      case Stage::outputs: return follow(given.D, first.neurons.D, t);
+      case Stage::backward: return follow(given.ghat, first.experts.ghat, t), follow(given.rho, first.experts.rho, t);
+    }
+  };
+  const bool together = !problem.limit->block.experts_sampled;
+  typename B::Matrix r(counts.experts, P);
+  for (Index t = 0; t < problem.steps; ++t) {
+    if (interrupt != nullptr && *interrupt) return {};
+    for (const auto& batch : batches) batch->neurons.features(t);
+    close(Stage::features, t);
+    for (const auto& batch : batches) {
+      if (together) batch->neurons.logits(t, r);
+      batch->experts.forward(t, r);
+    }
+    close(Stage::forward, t);
+    for (const auto& batch : batches) batch->neurons.outputs(t);
+    close(Stage::outputs, t);
+    for (const auto& batch : batches) batch->experts.backward(t);
+    close(Stage::backward, t);
+    for (const auto& batch : batches) batch->neurons.backward(t, batch->experts.rho_now());
+  }
+  for (std::size_t b = 0; b < batches.size(); ++b) {
+    BatchMeans of_batch;
+    batches[b]->neurons.add_fields(of_batch);
+    batches[b]->experts.add_fields(of_batch);
+    if (b == 0) {
+      means = std::move(of_batch);
+    } else {
+      means.f += of_batch.f;
+      means.fields += of_batch.fields;
+    }
+  }
+  means.f *= weight;
+  means.fields *= weight;
+  means.kernels = std::move(kernels);
+  return means;
+}
+
+namespace detail {
+
+template <class B>
+class SamplerOn : public ReplicaSampler {
+ public:
+  SamplerOn(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths)
+      : problem_(problem), given_(problem, kernels, paths) {}
+  BatchMeans sample(const BatchCounts& counts, StreamNumbers& streams, const std::atomic<bool>* interrupt) override {
+    return sample_batch<B>(problem_, given_, counts, streams, interrupt);
+  }
+
+ private:
+  const SiteProblem& problem_;
+  SiteKernels<B> given_;
+};
+
+template <class B>
+std::unique_ptr<ReplicaSampler> make_sampler(const SiteProblem& problem, const KernelSet& kernels,
+                                             const SitePaths& paths) {
+  return std::make_unique<SamplerOn<B>>(problem, kernels, paths);
+}
+
+}  // namespace detail
+
+template <class B>
+SiteBackend site_backend() {
+  return {detail::make_sampler<B>, causal_pass<B>};
+}
+
+}  // namespace moe
