@@ -73,7 +73,8 @@ TEST_CASE(
       const moe::LimitResult said = solve(s, d);
       CHECK(same_bits(said.loss.mean, unsaid.loss.mean));
       for (const auto& [name, curve] : unsaid.observables)
-        CHECK_MESSAGE(same_bits(curve.mean, said.observables.at(name).mean), regime, " ", name, ", alpha ", alpha);
+        CHECK_MESSAGE(same_bits(curve.mean, said.observables.at(name).mean), std::string(regime), " ", name, ", alpha ",
+                      alpha);
     }
   }
 }

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "tests/network_fixture.hpp"
@@ -134,7 +135,7 @@ TEST_CASE(
       for (const double alpha : {0.0, 0.5, 1.7}) {
         spec.model.branch_exponent = alpha;
         const moe::NetworkRun said = train(spec, data, 16, 3, {});
-        INFO(regime, ", alpha ", alpha);
+        INFO(std::string(regime), ", alpha ", alpha);
         CHECK(said.loss == unsaid.loss);
         CHECK(said.observables == unsaid.observables);
         CHECK(said.final_weights.expert_in == unsaid.final_weights.expert_in);

@@ -228,7 +228,7 @@ TEST_CASE(
   CHECK(overlap(begun, of_second) <= 1e-12);
   CHECK(overlap(of_first, of_second) > 0.05);  // 200^-1/2 = 0.07
   CHECK(overlap(of_first, of_second) < 0.4);   // 1200 pairs of independent vectors
-  CHECK(draw(origin, 20) == of_first);
+  CHECK((draw(origin, 20) == of_first));
   CHECK(overlap(of_second, draw(second, 10)) <= 1e-12);  // 100 vectors: the list is full
   CHECK(overlap(of_second, draw(second, 10)) > 0.05);
 }
