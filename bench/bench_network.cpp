@@ -97,7 +97,7 @@ void observe(const std::vector<std::string>& a) {
     return std::chrono::duration<double>(last - first).count();
   };
   double best_plain = HUGE_VAL, best_observed = HUGE_VAL;
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 15; ++round) {
     best_plain = std::min(best_plain, seconds(plain));
     best_observed = std::min(best_observed, seconds(observed));
   }

@@ -55,7 +55,7 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width, Memory memor
   const double norm = spec.model.norm == Norm::none ? 0 : 1;
   const double step = s.L * (5 * active + (4 + norm) * s.N + 2 * s.M + 2 * s.K) + (4 + norm) * s.N;
   const double kept = s.L * (p.sites + s.M);  // of t = 0, in every block
-  const double observing = observed ? 2 * active + (2 + dense) * p.sites + 4 * s.N + s.M + kept : 0;
+  const double observing = observed ? 2 * active + (2 + dense) * p.sites + (4 + s.L) * s.N + s.M + kept : 0;
   const double evaluation = s.L * (3 * active + (2 + norm) * s.N + s.M + s.K) + (2 + norm) * s.N;
   const double gradient = kind == OptimizerKind::adafactor ? s.N * std::max({s.D, s.M, s.Ne}) : 0;  // of one matrix
   if (memory == Memory::of_host) return p;

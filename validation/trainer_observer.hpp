@@ -31,6 +31,8 @@ class Observer {
       : step_(step), names_(names.begin(), names.end()), fixed_samples_(fixed_samples) {}
 
   bool empty() const { return names_.empty(); }
+  /// Whether the backward pass is to keep BlockBackward::x_A.
+  bool wants_x_A() const { return wants("rms_xi_A_init", "rms_xi_A_effective"); }
 
   /// Tensors whose initial values are needed from t = 1 on.
   std::vector<Tensor> initial_tensors() const {
@@ -40,8 +42,7 @@ class Observer {
     if (wants("rms_r_init", "rms_r_effective") || wants("rms_xi_Q_init", "rms_xi_Q_effective") ||
         (v0 && step_.model().shape.L > 1))
       tensors.push_back(Tensor::router);
-    if (wants("rms_u_init", "rms_u_effective") || wants("rms_xi_A_init", "rms_xi_A_effective") || v0)
-      tensors.push_back(Tensor::expert_in);
+    if (wants("rms_u_init", "rms_u_effective") || wants_x_A() || v0) tensors.push_back(Tensor::expert_in);
     if (wants_y() || wants("rms_zeta_init", "rms_zeta_effective")) tensors.push_back(Tensor::expert_out);
     return tensors;
   }
@@ -108,8 +109,8 @@ class Observer {
     field("D", g.y, N);           // (T6)
     field("zeta", zeta, K * Ne);  // (T7)
     field("rho", g.r, K);         // (T9)
-    put("rms_u", [&] { return rms(a.u); });
-    put("rms_v", [&] { return rms(a.v); });
+    of_active("rms_u", a.u);
+    of_active("rms_v", a.v);
     gates();
     parts(u, zeta);
   }
@@ -128,6 +129,12 @@ class Observer {
   template <class F>
   void put(const std::string& name, F&& value) {
     if (wants(name)) values_[key(name)] = value();
+  }
+
+  /// RMS over active pairs. Where all are active it is that over all, rms_..._all, if that has been taken.
+  void of_active(const std::string& name, View x) {
+    const auto all = values_.find(key(name + "_all"));
+    put(name, [&] { return a_->dispatch.dense() && all != values_.end() ? all->second : rms(x); });
   }
 
   static double rms(View x) { return std::sqrt(sum_squares<B>(x) / static_cast<double>(x.size())); }
@@ -192,12 +199,7 @@ class Observer {
     two_parts(
         "zeta", K * Ne, [&] { return zeta; }, [&] { all_answers(initial(Tensor::expert_out), c, g.y, scratch_); });
     two_parts(
-        "xi_A", N,
-        [&] {
-          P::collect(a.dispatch, step_.block(state_->weights, Tensor::expert_in, l_), 1, g.u,
-                     sized(present_, read.rows, Ptokens));
-          return View(present_);
-        },
+        "xi_A", N, [&] { return View(g.x_A); },
         [&] { P::collect(a.dispatch, initial(Tensor::expert_in), 1, g.u, sized(scratch_, read.rows, Ptokens)); });
     two_parts(
         "xi_Q", N,

@@ -33,7 +33,7 @@ class Run {
         observer_(step_, selected_observables(spec), spec.training.batch == 0),
         samples_(spec.training.batch > 0 ? spec.training.batch : data.x.cols()),
         forward_(spec.model.norm, shape, samples_),
-        backward_(shape, samples_) {
+        backward_(shape, samples_, observer_.wants_x_A()) {
     state_.weights = tensors_of<B>(start);
     start = {};
     const Rule<Real> any = rule(Tensor::input);

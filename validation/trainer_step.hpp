@@ -88,9 +88,10 @@ struct BlockBackward {
   Matrix G;      ///< (K, P)
   Matrix r;      ///< (M, P), without balancing loss zero where not active
   Matrix x;      ///< (N, P): dL/dx of the stream before the block, residual part included
+  Matrix x_A;    ///< (N, P): the experts' part of dL/dz, where it is kept; else empty
 
-  BlockBackward(const NetworkShape& z, Index P)
-      : y(z.N, P), Gv(z.Ne, z.K * P), u(z.Ne, z.K * P), G(z.K, P), r(z.M, P), x(z.N, P) {}
+  BlockBackward(const NetworkShape& z, Index P, bool keeps_x_A)
+      : y(z.N, P), Gv(z.Ne, z.K * P), u(z.Ne, z.K * P), G(z.K, P), r(z.M, P), x(z.N, P), x_A(keeps_x_A ? z.N : 0, P) {}
 };
 template <class B>
 struct Backward {
@@ -100,9 +101,9 @@ struct Backward {
   std::vector<BlockBackward<B>> blocks;  ///< as in Forward
   Matrix& phi() { return blocks.front().x; }
 
-  Backward(const NetworkShape& z, Index P) : f(z.C, P), s(z.N, P), h(z.N, P) {
+  Backward(const NetworkShape& z, Index P, bool keeps_x_A) : f(z.C, P), s(z.N, P), h(z.N, P) {
     blocks.reserve(static_cast<std::size_t>(z.L));
-    for (int l = 0; l < z.L; ++l) blocks.emplace_back(z, P);
+    for (int l = 0; l < z.L; ++l) blocks.emplace_back(z, P, keeps_x_A);
   }
 };
 
@@ -235,6 +236,7 @@ class Step {
       Pairs<B>::balance_backward(model_.spec, a.dispatch, a.r, g.r);
     require_finite_(g.r, step, "dL/dr");
     P::collect(a.dispatch, block(W, Tensor::expert_in, l), 1, g.u, g.x);
+    if (g.x_A.size() > 0) B::copy(g.x, g.x_A);
     P::collect(block(W, Tensor::router, l), 1, g.r, 1, g.x);
     normalise_backward(a.in, g.x);
     if (model_.spec.residual) add<B>(above, g.x);
