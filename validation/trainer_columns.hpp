@@ -270,7 +270,7 @@ void collect(Index first, Index last, const Real* w, Index ldw, Index terms, Rea
       }
       if (rest > 0) copy_padded(from, rest, rest_width, packed + (last - first - rest) * K + k * rest_width);
     }
-    // Meanwhile what the next terms need is fetched.
+    // Meanwhile what the next terms need is fetched, into the second cache: where columns are 4096 bytes apart the first holds few lines of them.
     const Index lines = (last - first + line<Real> - 1) / line<Real> * std::min(block, terms - k0 - K);
     const Index ahead = (lines + tiles - 1) / tiles;
     const Real* column = w + (k0 + K) * ldw;
@@ -279,7 +279,7 @@ void collect(Index first, Index last, const Real* w, Index ldw, Index terms, Rea
       const Index vectors = vectors_of<Real>(last - row), width = vectors * lanes<Real>;
       in_pieces(tokens, panel_columns, [&](Index t, Index J) {
         for (const Index end = std::min(lines, fetched + ahead); fetched < end; ++fetched) {
-          __builtin_prefetch(column + n);
+          __builtin_prefetch(column + n, 0, 2);
           n += line<Real>;
           if (n >= last) n = first, column += ldw;
         }
