@@ -80,9 +80,10 @@ template <class B>
 void factored_step(typename B::View g, typename B::View inverse_row, typename B::View col, typename B::Real lr,
                    typename B::View value) {
   using Real = typename B::Real;
-  const Index rows = g.rows / col.rows;
-  B::each(g.rows, g.cols, [=] MOE_HD(Index i, Index j) {
-    const Real mean = col(i / rows, j);
+  const Index matrices = col.rows, rows = g.rows / matrices;
+  B::each(rows, matrices * g.cols, [=] MOE_HD(Index a, Index k) {
+    const Index e = k % matrices, j = k / matrices, i = e * rows + a;
+    const Real mean = col(e, j);
     value(i, j) += mean > Real(0) ? lr * g(i, j) * inverse_row(i, 0) / std::sqrt(mean) : Real(0);
   });
 }
