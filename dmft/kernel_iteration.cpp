@@ -75,8 +75,7 @@ struct IterationState {
   int of_draw = 0;               ///< iterations done of the draw under way
   int horizon = 0;               ///< steps that kernels have
   int of_horizon = 0;            ///< iterations done with it
-  KernelSet
-      kernels_sum;  ///< over draws, of replicas at rest; the last draw's go here as they are compared with fresh numbers
+  KernelSet kernels_sum;         ///< over draws, of replicas at rest: of the last draw once they are compared
   Certificate certificate;
   IterationReport report;
   void transfer(Archive& a) {

@@ -54,7 +54,7 @@ class KernelSet {
 KernelSet zero_kernels(const LimitSpec& limit, Index n);
 
 /// Lower triangular L with L L^T = kernel: paths L Z of given numbers Z up to a time move only with correlations up to that time. What
-/// later queries add to earlier ones by less than rounding is left out.
+/// later queries add to earlier ones by less than 1e-4 of their mean square is left out.
 Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel);
 
 /// Keeps what causality allows of a response, its columns first, first + 1, ...: earlier blocks (P, P) in full, of equal times the

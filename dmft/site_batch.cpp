@@ -24,7 +24,9 @@ MatrixXd learned_of_kernel(const MatrixXd& kernel, Index t, Index P, const Updat
 }
 
 MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal) {
-  constexpr double smallest = 1e-6;  // of a query's mean square; kernels are sums in float32
+  // Of a query's mean square, the square of the sweep's default tolerance. Kernels are sums in float32: near 1e-6 it is their rounding
+  // that decides what a root holds, and iterations of many queries do not come to rest.
+  constexpr double smallest = 1e-4;
   MatrixXd L = MatrixXd::Zero(rest.rows(), rest.cols());
   for (Index k = 0; k < rest.cols(); ++k) {
     const Index below = rest.rows() - k;

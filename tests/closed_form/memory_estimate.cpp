@@ -111,7 +111,7 @@ TEST_CASE(
     "what kernel iteration says that it needs, against the peak of dmft_solve, 0.9 to 1.3 times [start, draws, "
     "batches, acceleration] [slow]") {
   if (sanitized) return;
-  // 640 queries, whose kernels are most of it. In float32 the roots of kernels of more queries than sites do not come to rest.
+  // 640 queries, whose kernels are most of it.
   const auto text = [](int steps, const char* more) {
     return fmt::format(
         "[data]\nsource = \"gaussian\"\ndimension = 8\ntrain = 64\ntest = 0\nclasses = 2\n[output]\nobservables = "

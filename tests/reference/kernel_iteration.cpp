@@ -203,6 +203,21 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "kernel iteration: an iteration of many queries in float32 is at rest after the pass [II mssp, 32 digits, 8 "
+    "steps]") {
+  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.1, 8);
+  spec.training.loss = moe::Loss::cross_entropy;
+  spec.sampling.precision = moe::Precision::float32;
+  spec.data.train = 32;
+  moe::IterationOptions options;
+  options.batch = {512, 256, 0};
+  options.replicas = 3;
+  options.most = 2;  // one more would throw
+  const moe::IterationResult ours = moe::iterate_kernels(spec, moe::load_dataset(spec), options);
+  CHECK(ours.report.floor_at == 2);
+}
+
 TEST_CASE("kernel iteration: windows, damping and Anderson acceleration come to rest where the pass does [regime]") {
   for (const std::size_t which : {0, 1, 3, 7}) {
     const PassCase& c = pass_cases[which];
