@@ -438,6 +438,7 @@ bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, 
     if (stopped) return;
     const std::size_t r = tasks[static_cast<std::size_t>(k)];
     std::vector<StreamNumbers> streams;
+    streams.reserve(static_cast<std::size_t>(options.batches));
     for (int b = 0; b < options.batches; ++b)
       streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
     BatchMeans means = options.sites.pass(problem, options.batch, std::move(streams), options.interrupt);
