@@ -129,7 +129,7 @@ void check_combinations(const RunSpec& spec, Faults& faults) {
     if (value != 0 && (s.method != Method::iterate || s.start != Start::zero))
       fault(key, fmt::format("{:g}", value),
             "acts on kernel iterations that start from zero kernels, and on nothing else",
-            "Add sampling.method = \"iterate\" and sampling.start = \"zero\", or leave it out");
+            R"(Add sampling.method = "iterate" and sampling.start = "zero", or leave it out)");
   for (const auto& [key, steps] : {std::pair{"output.kernels_at", &spec.output.kernels_at},
                                    std::pair{"output.distributions_at", &spec.output.distributions_at}})
     for (const int step : *steps)
