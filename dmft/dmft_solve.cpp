@@ -126,7 +126,7 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
   if (spec.sampling.method == moe::Method::iterate)
     for (const std::string& fault : moe::iteration_faults(spec)) faults.add(fault);
-  if (const std::string fault = moe::device_fault(spec, options.device); !fault.empty()) faults.add(fault);
+  if (const std::string fault = moe::device_fault(options.device); !fault.empty()) faults.add(fault);
   faults.throw_if_any();
   if (spec.sampling.method == moe::Method::iterate) {
     const bool on_gpu = options.device == moe::Device::cuda;

@@ -234,14 +234,14 @@ AvailableMemory gpu_memory() {
   return {card.free_bytes, "the memory of " + card.name};
 }
 
-std::string device_fault(const RunSpec&, Device device) {
+std::string device_fault(Device device) {
   if (device != Device::cuda) return "";
   const gpu::Device card = gpu::device();
   return card.present ? "" : fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not);
 }
 
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options) {
-  if (const std::string fault = device_fault(spec, options.device); !fault.empty()) throw ConfigError({fault});
+  if (const std::string fault = device_fault(options.device); !fault.empty()) throw ConfigError({fault});
   if (spec.sampling.method == Method::iterate) return solve_by_iteration(spec, data, options);
   const auto start = Clock::now();
   keep_freed_memory();

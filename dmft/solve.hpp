@@ -68,7 +68,7 @@ StepShape step_shape(const RunSpec& spec, const Dataset& data);
 LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings);
 
 /// Why a solve cannot run on the GPU though the run is a good one; empty if it can, and for other devices.
-std::string device_fault(const RunSpec& spec, Device device);
+std::string device_fault(Device device);
 
 /// What is free on the GPU.
 AvailableMemory gpu_memory();

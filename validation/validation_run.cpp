@@ -133,7 +133,7 @@ std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data) {
 void require_resources(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
                        const std::string& out) {
   Faults faults;
-  if (const std::string fault = device_fault(spec, options.device); !fault.empty()) faults.add(fault);
+  if (const std::string fault = device_fault(options.device); !fault.empty()) faults.add(fault);
   const LimitSpec limit = limit_of(spec, data);
   check_networks(spec, data, spec.network.widths, faults);
   faults.throw_if_any();

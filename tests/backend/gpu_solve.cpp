@@ -9,6 +9,25 @@
 #include "tests/backend/gpu_network_training.hpp"
 #include "tests/limit_fixture.hpp"
 
+namespace {
+
+/// Without a GPU: says so, and checks that the solve is refused by name.
+bool refused_without_gpu(const moe::RunSpec& spec, const moe::Dataset& data, const moe::SolveOptions& options) {
+  const moe::gpu::Device card = moe::gpu::device();
+  if (card.present) return false;
+  MESSAGE("skipped: ", card.why_not);
+  try {
+    moe::solve_limit(spec, data, options);
+    FAIL("solved without a GPU");
+  } catch (const moe::ConfigError& error) {
+    REQUIRE(error.faults.size() == 1);
+    CHECK(error.faults[0].find("--device cuda: " + card.why_not) == 0);
+  }
+  return true;
+}
+
+}  // namespace
+
 TEST_CASE(
     "a solve on the GPU is the CPU's within rounding in float64, step by step; without a GPU it is refused by name") {
   const moe::Dataset data = limit_fixture::data(5, 6, 1);
@@ -18,18 +37,7 @@ TEST_CASE(
       spec.sampling.neurons = 200;
       moe::SolveOptions options;
       options.device = moe::Device::cuda;
-      const moe::gpu::Device card = moe::gpu::device();
-      if (!card.present) {
-        MESSAGE("skipped: ", card.why_not);
-        try {
-          moe::solve_limit(spec, data, options);
-          FAIL("solved without a GPU");
-        } catch (const moe::ConfigError& error) {
-          REQUIRE(error.faults.size() == 1);
-          CHECK(error.faults[0].find("--device cuda: " + card.why_not) == 0);
-        }
-        return;
-      }
+      if (refused_without_gpu(spec, data, options)) return;
       INFO("regime ", std::string(regime), ", optimizer ", static_cast<int>(optimizer));
       const moe::LimitResult gpu = moe::solve_limit(spec, data, options), cpu = moe::solve_limit(spec, data);
       REQUIRE(gpu.loss.mean.size() == cpu.loss.mean.size());
@@ -52,17 +60,7 @@ TEST_CASE("kernel iteration on the GPU is the CPU's within rounding in float64; 
       spec.sampling.site_batches = 2;
       moe::SolveOptions options;
       options.device = moe::Device::cuda;
-      if (const moe::gpu::Device card = moe::gpu::device(); !card.present) {
-        MESSAGE("skipped: ", card.why_not);
-        try {
-          moe::solve_limit(spec, data, options);
-          FAIL("solved without a GPU");
-        } catch (const moe::ConfigError& error) {
-          REQUIRE(error.faults.size() == 1);
-          CHECK(error.faults[0].find("--device cuda: " + card.why_not) == 0);
-        }
-        return;
-      }
+      if (refused_without_gpu(spec, data, options)) return;
       INFO("regime ", std::string(regime), ", optimizer ", static_cast<int>(optimizer));
       const moe::LimitResult gpu = moe::solve_limit(spec, data, options), cpu = moe::solve_limit(spec, data);
       REQUIRE(gpu.loss.mean.size() == cpu.loss.mean.size());
