@@ -12,6 +12,8 @@
 #define MOE_KERNEL __global__
 #define MOE_DEVICE __device__
 #define MOE_SHARED __shared__
+#define MOE_RESIDENT(threads, blocks) __launch_bounds__(threads, blocks)
+#define MOE_UNROLL _Pragma("unroll")
 #else
 #include <bit>
 #include <functional>
@@ -19,6 +21,8 @@
 #define MOE_KERNEL
 #define MOE_DEVICE
 #define MOE_SHARED static thread_local
+#define MOE_RESIDENT(threads, blocks)  // registers of a kernel such that so many blocks fit on a multiprocessor
+#define MOE_UNROLL                     // the loop that follows without a counter
 #endif
 
 namespace moe {
@@ -36,6 +40,52 @@ struct Place {
   MOE_HD unsigned thread() const { return x + y * threads_x; }
   MOE_HD unsigned threads() const { return threads_x * threads_y; }
 };
+
+/// Four neighbours in memory: one access where they begin at a multiple of 16 bytes (of float64 two).
+template <class Real>
+struct alignas(16) Four {
+  Real at[4] = {};
+};
+template <class Real>
+MOE_DEVICE Four<Real> get_four(const Real* from) {
+  return *reinterpret_cast<const Four<Real>*>(from);
+}
+template <class Real>
+MOE_DEVICE void put_four(const Four<Real>& values, Real* to) {
+  *reinterpret_cast<Four<Real>*>(to) = values;
+}
+#if defined(__CUDACC__)
+// Written out: nvcc makes single ones of these where a branch beside them writes the same.
+MOE_DEVICE inline void put_four_at_once(const Four<float>& v, float* to) {
+  __stwb(reinterpret_cast<float4*>(to), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
+}
+MOE_DEVICE inline void put_four_at_once(const Four<double>& v, double* to) {
+  __stwb(reinterpret_cast<double2*>(to), make_double2(v.at[0], v.at[1]));
+  __stwb(reinterpret_cast<double2*>(to) + 1, make_double2(v.at[2], v.at[3]));
+}
+#else
+template <class Real>
+void put_four_at_once(const Four<Real>& values, Real* to) {
+  put_four(values, to);
+}
+#endif
+/// The same of what is there: `left` values from here on, the others are zeros and not written. `aligned`: as above.
+template <class Real>
+MOE_DEVICE Four<Real> get_four(const Real* from, int left, bool aligned) {
+  if (aligned && left >= 4) return get_four(from);
+  Four<Real> values;
+  MOE_UNROLL
+  for (int m = 0; m < 4; ++m)
+    if (m < left) values.at[m] = from[m];
+  return values;
+}
+template <class Real>
+MOE_DEVICE void put_four(const Four<Real>& values, Real* to, int left, bool aligned) {
+  if (aligned && left >= 4) return put_four_at_once(values, to);
+  MOE_UNROLL
+  for (int m = 0; m < 4; ++m)
+    if (m < left) to[m] = values.at[m];
+}
 
 #if defined(__CUDACC__)
 MOE_DEVICE inline Place place() {

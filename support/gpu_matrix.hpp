@@ -3,6 +3,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <cstdint>
 #include <utility>
 
 #include "support/gpu_launch.hpp"
@@ -18,8 +19,13 @@ struct GpuView {
 
   MOE_HD Real& operator()(Index i, Index j) const { return data[i + j * ld]; }
   MOE_HD Index size() const { return rows * cols; }
-  GpuView columns(Index first, Index count) const { return {data + first * ld, rows, count, ld}; }
-  GpuView row_range(Index first, Index count) const { return {data + first, count, cols, ld}; }
+  MOE_HD GpuView columns(Index first, Index count) const { return {data + first * ld, rows, count, ld}; }
+  MOE_HD GpuView row_range(Index first, Index count) const { return {data + first, count, cols, ld}; }
+  /// Whether every column begins at a multiple of 16 bytes.
+  MOE_HD bool aligned() const {
+    constexpr auto step = static_cast<Index>(16 / sizeof(Real));
+    return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && ld % step == 0;
+  }
 };
 
 /// to = from, both on the device, of one shape.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "support/cuda.hpp"
@@ -15,99 +16,217 @@ namespace moe::trainer {
 inline namespace MOE_DEVICE_SPACE {
 namespace kernels {
 
-/// Tiles of sum_k a(i, k) b(j, k): i over 32 threads with 4 rows each, 32 apart so that neighbours touch neighbours, j over 8 threads with
-/// `per_y` columns each.
-template <int per_y_>
+/// Tiles of sum_k a(i, k) b(j, k), i < rows, j < cols, k in slabs of `depth`: every thread has per_x by per_y entries in fours, a four
+/// threads_x or threads_y fours from the next, and a warp's fours are lanes_x by lanes_y neighbours.
+template <int threads_x_, int threads_y_, int per_x_, int per_y_>
 struct Tile {
-  static constexpr int threads_x = 32, threads_y = 8, per_x = 4, per_y = per_y_, depth = 16;
+  static constexpr int threads_x = threads_x_, threads_y = threads_y_, per_x = per_x_, per_y = per_y_, depth = 8;
   static constexpr int rows = threads_x * per_x, cols = threads_y * per_y, threads = threads_x * threads_y;
-  static constexpr Extent block{threads_x, threads_y};
-};
-using Wide = Tile<8>;    ///< 128 x 64
-using Narrow = Tile<2>;  ///< 128 x 16
+  static constexpr int lanes_x = threads_x < 8 ? threads_x : 8, lanes_y = 32 / lanes_x, warps_x = threads_x / lanes_x;
+  static constexpr Extent block{threads};
+  /// How many blocks shall fit on a multiprocessor with numbers of so many bytes: 128 registers a thread, or 64.
+  static constexpr int resident(std::size_t bytes) {
+    return (static_cast<std::size_t>(per_x * per_y) * bytes > 64 ? 512 : 1024) / threads;
+  }
+  /// Half the columns, where the others would be empty.
+  using Half = Tile<threads_x, threads_y, per_x, per_y == 8 ? 4 : per_y>;
 
-/// Which index of a factor is contiguous in memory: neighbouring threads load along it.
+  MOE_DEVICE static int x(int thread) { return thread / 2 % lanes_x + thread / 32 % warps_x * lanes_x; }
+  MOE_DEVICE static int y(int thread) {
+    return thread % 2 + thread % 32 / (2 * lanes_x) * 2 + thread / 32 / warps_x * lanes_y;
+  }
+};
+template <class Real>
+using Wide = Tile<16, 8, sizeof(Real) == 4 ? 8 : 4, 8>;  ///< 128 x 64; float64 64 x 64
+using Low = Tile<4, 32, 4, 4>;                           ///< 16 x 128
+using Slim = Tile<32, 4, 4, 4>;                          ///< 128 x 16
+/// Tokens of a tile of which they are the columns.
+template <class T>
+inline constexpr TokenTile tokens_of = T::cols == 64 ? TokenTile::of_64 : TokenTile::of_128;
+
+/// Which index of a factor is contiguous in memory.
 enum class Along { outer, inner };
 
-/// One factor's part of a step, rows x depth, to memory that the block shares; use(row, k) loads.
-template <class T, int rows, Along along, class Real, class Load>
-MOE_DEVICE void load_part(Real (&part)[T::depth][rows + 4], int me, Index k0, Index inner, const Load& load) {
-  for (int e = me; e < T::depth * rows; e += T::threads) {
-    const int row = along == Along::outer ? e % rows : e / T::depth;
-    const int k = along == Along::outer ? e / rows : e % T::depth;
-    part[k][row] = k0 + k < inner ? load(row, k0 + k) : Real(0);
-  }
+/// One factor of a tile, f(i, k) = column(k)[i] with Along::outer, column(i)[k] with Along::inner; zero from row `rows` on.
+template <Along along_, class Column>
+struct Factor {
+  static constexpr Along along = along_;
+  int rows;
+  bool aligned;  ///< as GpuView::aligned
+  Column column;
+};
+template <Along along, class Column>
+MOE_DEVICE Factor<along, Column> factor(Index rows, bool aligned, const Column& column) {
+  return {static_cast<int>(rows), aligned, column};
 }
 
-/// use(sum, i, j) for every entry of a tile. a(i, k) and b(j, k), k < inner, are zero outside of their arrays. The whole block comes here.
-template <class T, Along a_along, Along b_along, class Real, class A, class B, class Use>
-MOE_DEVICE void multiply_tile(Index inner, const A& a, const B& b, const Use& use) {
-  MOE_SHARED Real as[T::depth][T::rows + 4], bs[T::depth][T::cols + 4];
-  const Place at = place();
-  const int tx = static_cast<int>(at.x), ty = static_cast<int>(at.y), me = static_cast<int>(at.thread());
-  Real sum[T::per_y][T::per_x] = {};
-  for (Index k0 = 0; k0 < inner; k0 += T::depth) {
-    load_part<T, T::rows, a_along>(as, me, k0, inner, a);
-    load_part<T, T::cols, b_along>(bs, me, k0, inner, b);
-    meet();
-    for (int k = 0; k < T::depth; ++k) {
-      Real row[T::per_x];
-      for (int m = 0; m < T::per_x; ++m) row[m] = as[k][tx + m * T::threads_x];
-      for (int n = 0; n < T::per_y; ++n) {
-        const Real factor = bs[k][ty * T::per_y + n];
-        for (int m = 0; m < T::per_x; ++m) sum[n][m] += row[m] * factor;
+/// A thread's share of a factor on its way through registers to memory that the block shares, slab after slab, in fours along memory.
+/// Where a four comes from is known a slab ahead: columns are looked up in lists that lie in memory too.
+template <class T, int rows, class Real, class Factor>
+class Supply {
+ public:
+  using Slab = Real[T::depth][rows + 4];
+
+  MOE_DEVICE Supply(const Factor& factor, int inner, int me) : factor_(factor), inner_(inner), me_(me) {
+    MOE_UNROLL
+    for (int s = 0; s < count; ++s) look_up(s, 0);
+  }
+  /// Registers get the slab at k0; calls go from slab to slab. Rows that a factor does not have are those of others: whose sums they
+  /// are in is not used.
+  MOE_DEVICE void fetch(int k0) {
+    const bool whole = factor_.aligned && k0 + T::depth <= inner_;
+    MOE_UNROLL
+    for (int s = 0; s < count; ++s) {
+      if (four(s) >= fours) continue;
+      const Real* const from = from_[s] + (along_inner ? k0 : 0);
+      if (whole)
+        held_[s] = get_four(from);
+      else if (along_inner)
+        held_[s] = get_four(from, inner_ - k0 - begin(s), false);
+      else
+        held_[s] = get_four(from, k0 + across(s) < inner_ ? factor_.rows - begin(s) : 0, false);
+      if (!along_inner) look_up(s, k0 + T::depth);
+    }
+  }
+  MOE_DEVICE void store(Slab& slab) const {
+    MOE_UNROLL
+    for (int s = 0; s < count; ++s) {
+      if (four(s) >= fours) continue;
+      if constexpr (along_inner) {
+        MOE_UNROLL
+        for (int m = 0; m < 4; ++m) slab[begin(s) + m][across(s)] = held_[s].at[m];
+      } else {
+        put_four(held_[s], &slab[across(s)][begin(s)]);
       }
     }
-    meet();
   }
-  for (int n = 0; n < T::per_y; ++n)
-    for (int m = 0; m < T::per_x; ++m)
-      use(sum[n][m], static_cast<Index>(tx + m * T::threads_x), static_cast<Index>(ty * T::per_y + n));
+
+ private:
+  static constexpr bool along_inner = Factor::along == Along::inner;
+  static constexpr int line = (along_inner ? T::depth : rows) / 4, fours = T::depth * rows / 4;
+  static constexpr int count = (fours + T::threads - 1) / T::threads;
+
+  MOE_DEVICE int four(int s) const { return me_ + s * T::threads; }
+  MOE_DEVICE int begin(int s) const { return four(s) % line * 4; }
+  MOE_DEVICE int across(int s) const { return four(s) / line; }
+  MOE_DEVICE void look_up(int s, int k0) {
+    const int first = along_inner ? 0 : k0, last = (along_inner ? factor_.rows : inner_) - 1;
+    const int column = first + across(s), there = column < last ? column : last;
+    const int start = along_inner || begin(s) < factor_.rows ? begin(s) : 0;
+    if (last >= 0) from_[s] = factor_.column(there) + start;
+  }
+
+  Factor factor_;
+  int inner_;
+  int me_;
+  const Real* from_[count] = {};
+  Four<Real> held_[count];
+};
+
+/// What a thread has of a tile's sums.
+template <class T, class Real>
+struct Sums {
+  int x, y;
+  Real at[T::per_y][T::per_x] = {};
+
+  MOE_DEVICE int row(int m) const { return m % 4 + (x + m / 4 * T::threads_x) * 4; }
+  MOE_DEVICE int col(int n) const { return n % 4 + (y + n / 4 * T::threads_y) * 4; }
+  /// to = scale sums, of the entries that `to` has.
+  MOE_DEVICE void store(Real scale, GpuView<Real> to) const {
+    const bool aligned = to.aligned();
+    const auto rows = static_cast<int>(to.rows), cols = static_cast<int>(to.cols);
+    MOE_UNROLL
+    for (int n = 0; n < T::per_y; ++n) {
+      if (col(n) >= cols) continue;
+      MOE_UNROLL
+      for (int m = 0; m < T::per_x; m += 4) {
+        Four<Real> four;
+        MOE_UNROLL
+        for (int k = 0; k < 4; ++k) four.at[k] = scale * at[n][m + k];
+        if (row(m) < rows) put_four(four, &to(row(m), col(n)), rows - row(m), aligned);
+      }
+    }
+  }
+};
+
+/// Sums over k < inner of a(i, k) b(j, k). The whole block comes here. The next slab is on its way to registers while the block
+/// multiplies one, and then fills the other of two buffers.
+template <class T, class Real, class A, class B>
+MOE_DEVICE Sums<T, Real> multiply_tile(int inner, const A& a, const B& b) {
+  using SupplyA = Supply<T, T::rows, Real, A>;
+  using SupplyB = Supply<T, T::cols, Real, B>;
+  alignas(16) MOE_SHARED typename SupplyA::Slab as[2];
+  alignas(16) MOE_SHARED typename SupplyB::Slab bs[2];
+  const int me = static_cast<int>(place().thread());
+  SupplyA supply_a(a, inner, me);
+  SupplyB supply_b(b, inner, me);
+  Sums<T, Real> sums{T::x(me), T::y(me)};
+  int now = 0;
+  const auto fetch = [&](int k0) {
+    supply_a.fetch(k0);
+    supply_b.fetch(k0);
+  };
+  const auto store = [&] {
+    supply_a.store(as[now]);
+    supply_b.store(bs[now]);
+    meet();
+  };
+  fetch(0);
+  store();
+  for (int next = T::depth;; next += T::depth) {
+    if (next < inner) fetch(next);
+    MOE_UNROLL
+    for (int k = 0; k < T::depth; ++k) {
+      Four<Real> row[T::per_x / 4], col[T::per_y / 4];
+      MOE_UNROLL
+      for (int m = 0; m < T::per_x; m += 4) row[m / 4] = get_four(&as[now][k][sums.row(m)]);
+      MOE_UNROLL
+      for (int n = 0; n < T::per_y; n += 4) col[n / 4] = get_four(&bs[now][k][sums.col(n)]);
+      MOE_UNROLL
+      for (int n = 0; n < T::per_y; ++n) MOE_UNROLL
+      for (int m = 0; m < T::per_x; ++m) sums.at[n][m] += row[m / 4].at[m % 4] * col[n / 4].at[n % 4];
+    }
+    if (next >= inner) return sums;
+    now = 1 - now;
+    store();
+  }
+}
+/// The same into `to`, whose rows and columns are those that a tile has.
+template <class T, class Real, class A, class B>
+MOE_DEVICE void multiply_into(int inner, const A& a, const B& b, Real scale, GpuView<Real> to) {
+  using Half = typename T::Half;
+  if (T::cols != Half::cols && to.cols <= Half::cols)
+    multiply_tile<Half, Real>(inner, a, b).store(scale, to);
+  else
+    multiply_tile<T, Real>(inner, a, b).store(scale, to);
 }
 
 /// out_ia(pair) = scale sum_n W(n, ia) X(n, token), units by tokens.
-template <class Real>
-MOE_KERNEL void answer_kernel(PairLists d, Index unit_tiles, GpuView<Real> W, Real scale, GpuView<Real> X,
-                              GpuView<Real> out) {
-  const Index block = place().block, Ne = out.rows, a0 = block % unit_tiles * Wide::rows;
-  const PairTile tile = tile_of(d, TokenTile::of_64, block / unit_tiles);
+template <class T, class Real>
+MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)))
+    answer_kernel(PairLists d, Index unit_tiles, GpuView<Real> W, Real scale, GpuView<Real> X, GpuView<Real> out) {
+  const Index block = place().block, Ne = out.rows, a0 = block % unit_tiles * T::rows;
+  const PairTile tile = tile_of(d, tokens_of<T>, block / unit_tiles);
   if (tile.count == 0) return;
-  const Index units = Ne - a0;
-  multiply_tile<Wide, Along::inner, Along::inner, Real>(
-      W.rows, [&](Index a, Index n) { return a < units ? W(n, tile.expert * Ne + a0 + a) : Real(0); },
-      [&](Index t, Index n) { return t < tile.count ? X(n, d.tokens_of_pairs[tile.first + t]) : Real(0); },
-      [&](Real sum, Index a, Index t) {
-        if (a < units && t < tile.count) out(a0 + a, tile.first + t) = scale * sum;
-      });
-}
-/// The same for narrow experts, tokens by units.
-template <class Real>
-MOE_KERNEL void narrow_answer_kernel(PairLists d, Index unit_tiles, GpuView<Real> W, Real scale, GpuView<Real> X,
-                                     GpuView<Real> out) {
-  const Index block = place().block, Ne = out.rows, a0 = block % unit_tiles * Narrow::cols;
-  const PairTile tile = tile_of(d, TokenTile::of_128, block / unit_tiles);
-  if (tile.count == 0) return;
-  const Index units = Ne - a0;
-  multiply_tile<Narrow, Along::inner, Along::inner, Real>(
-      W.rows, [&](Index t, Index n) { return t < tile.count ? X(n, d.tokens_of_pairs[tile.first + t]) : Real(0); },
-      [&](Index a, Index n) { return a < units ? W(n, tile.expert * Ne + a0 + a) : Real(0); },
-      [&](Real sum, Index t, Index a) {
-        if (a < units && t < tile.count) out(a0 + a, tile.first + t) = scale * sum;
-      });
+  const GpuView<Real> weights = W.columns(tile.expert * Ne + a0, Ne - a0);
+  multiply_into<T>(
+      static_cast<int>(W.rows), factor<Along::inner>(weights.cols, W.aligned(), [&](int a) { return &weights(0, a); }),
+      factor<Along::inner>(tile.count, X.aligned(), [&](int t) { return &X(0, d.tokens_of_pairs[tile.first + t]); }),
+      scale, out.columns(tile.first, tile.count).row_range(a0, Ne - a0));
 }
 
 /// parts(n, pair) = sum_a W(n, ia) C_ia(pair), neurons by tokens; W and parts some of the neurons.
-template <class Real>
-MOE_KERNEL void collect_kernel(PairLists d, Index row_tiles, GpuView<Real> W, GpuView<Real> C, GpuView<Real> parts) {
-  const Index block = place().block, Ne = C.rows, n0 = block % row_tiles * Wide::rows, rows = W.rows - n0;
-  const PairTile tile = tile_of(d, TokenTile::of_64, block / row_tiles);
+template <class T, class Real>
+MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)))
+    collect_kernel(PairLists d, Index row_tiles, GpuView<Real> W, GpuView<Real> C, GpuView<Real> parts) {
+  const Index block = place().block, Ne = C.rows, n0 = block % row_tiles * T::rows;
+  const PairTile tile = tile_of(d, tokens_of<T>, block / row_tiles);
   if (tile.count == 0) return;
-  multiply_tile<Wide, Along::outer, Along::inner, Real>(
-      Ne, [&](Index n, Index a) { return n < rows ? W(n0 + n, tile.expert * Ne + a) : Real(0); },
-      [&](Index t, Index a) { return t < tile.count ? C(a, tile.first + t) : Real(0); },
-      [&](Real sum, Index n, Index t) {
-        if (n < rows && t < tile.count) parts(n0 + n, tile.first + t) = sum;
-      });
+  const GpuView<Real> weights = W.columns(tile.expert * Ne, Ne).row_range(n0, W.rows - n0);
+  multiply_into<T>(static_cast<int>(Ne),
+                   factor<Along::outer>(weights.rows, W.aligned(), [&](int a) { return &weights(0, a); }),
+                   factor<Along::inner>(tile.count, C.aligned(), [&](int t) { return &C(0, tile.first + t); }), Real(1),
+                   parts.columns(tile.first, tile.count).row_range(n0, weights.rows));
 }
 /// Y(n, p) = scale sum of the parts of p's experts, in their order.
 template <class Real>
@@ -122,24 +241,25 @@ struct SumParts {
   }
 };
 
-/// use(g, n, j) for the entries of expert matrices' gradients g = scale sum_token L(n, token) C_ia(pair), j = (i - first) N_e + a, of the
-/// experts from `first` on. Experts without tokens have none, or, with `all`, zeros.
+/// use(sums, scale, n0, j0, rows, units) for the tiles of expert matrices' gradients g = scale sum_token L(n, token) C_ia(pair), from
+/// (n0, j0) on, columns j = (i - first) N_e + a of the experts from `first` on. Experts without tokens have none, or, with `all`, zeros.
 template <class T, class Real, class Use>
-MOE_KERNEL void gradient_kernel(PairLists d, Index first, bool all, Index row_tiles, Index unit_tiles, Real scale,
-                                GpuView<Real> L, GpuView<Real> C, Use use) {
-  const Index block = place().block, Ne = C.rows, n0 = block % row_tiles * T::rows, rows = L.rows - n0;
-  const Index a0 = block / row_tiles % unit_tiles * T::cols, units = Ne - a0, e = block / row_tiles / unit_tiles;
-  const Index begin = d.begins[first + e], tokens = d.begins[first + e + 1] - begin;
+MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)) * 3 / 4)
+    gradient_kernel(PairLists d, Index first, bool all, int row_tiles, int unit_tiles, Real scale, GpuView<Real> L,
+                    GpuView<Real> C, Use use) {
+  const auto block = static_cast<int>(place().block), Ne = static_cast<int>(C.rows);
+  const int n0 = block % row_tiles * T::rows, a0 = block / row_tiles % unit_tiles * T::cols;
+  const int e = block / row_tiles / unit_tiles, rows = static_cast<int>(L.rows) - n0, units = Ne - a0;
+  const Index begin = d.begins[first + e];
+  const auto tokens = static_cast<int>(d.begins[first + e + 1] - begin);
   if (tokens == 0 && !all) return;
-  multiply_tile<T, Along::outer, Along::outer, Real>(
-      tokens, [&](Index n, Index t) { return n < rows ? L(n0 + n, d.tokens_of_pairs[begin + t]) : Real(0); },
-      [&](Index a, Index t) { return a < units ? C(a0 + a, begin + t) : Real(0); },
-      [&](Real sum, Index n, Index a) {
-        if (n < rows && a < units) use(scale * sum, n0 + n, e * Ne + a0 + a);
-      });
+  const auto sums = multiply_tile<T, Real>(
+      tokens, factor<Along::outer>(rows, L.aligned(), [&](int t) { return &L(n0, d.tokens_of_pairs[begin + t]); }),
+      factor<Along::outer>(units, C.aligned(), [&](int t) { return &C(a0, begin + t); }));
+  use(sums, scale, n0, static_cast<Index>(e) * Ne + a0, rows, units);
 }
 
-/// One weight's update by its rule, chosen at run time: branches are free beside the memory.
+/// Updates of weights by their rule, chosen at run time: branches are free beside the memory.
 template <class Real>
 struct UpdateEntry {
   OptimizerKind kind;
@@ -148,17 +268,61 @@ struct UpdateEntry {
   entry::Adam<Real> adam;
   entry::Sign<Real> sign;
   Real scale;
-  GpuView<Real> w, m, v;
-  MOE_DEVICE void operator()(Real g, Index i, Index j) const {
-    g *= scale;
+  GpuView<Real> arrays[3];  ///< w, m, v
+
+  /// f(rule, a number for each array that it reads and writes).
+  template <class F>
+  MOE_DEVICE void with_rule(const F& f) const {
     switch (kind) {
-      case OptimizerKind::sgd: return descent(g, w(i, j), w(i, j), w(i, j));
-      case OptimizerKind::momentum: return momentum(g, w(i, j), m(i, j), m(i, j));
+      case OptimizerKind::sgd: return f(descent, std::integral_constant<int, 1>());
+      case OptimizerKind::momentum: return f(momentum, std::integral_constant<int, 2>());
       case OptimizerKind::adam:
-      case OptimizerKind::adamw: return adam(g, w(i, j), m(i, j), v(i, j));
-      case OptimizerKind::signsgd: return sign(g, w(i, j), w(i, j), w(i, j));
+      case OptimizerKind::adamw: return f(adam, std::integral_constant<int, 3>());
+      case OptimizerKind::signsgd: return f(sign, std::integral_constant<int, 1>());
       case OptimizerKind::adafactor: return;
     }
+  }
+  MOE_DEVICE void operator()(Real g, Index i, Index j) const {
+    with_rule([&](const auto& rule, auto count) {
+      Real values[3] = {};
+      MOE_UNROLL
+      for (int a = 0; a < count; ++a) values[a] = arrays[a](i, j);
+      rule(scale * g, values[0], values[1], values[2]);
+      MOE_UNROLL
+      for (int a = 0; a < count; ++a) arrays[a](i, j) = values[a];
+    });
+  }
+  /// A thread's part of a tile of gradients, some columns at a time: all that they read is on its way before the first is written.
+  template <class T>
+  MOE_DEVICE void operator()(const Sums<T, Real>& sums, Real scale_here, int i0, Index j0, int rows, int cols) const {
+    constexpr int together = 2, strips = T::per_x / 4;
+    const bool aligned = arrays[0].aligned() && arrays[1].aligned() && arrays[2].aligned();
+    const Real factor = scale * scale_here;
+    with_rule([&](const auto& rule, auto count) {
+      MOE_UNROLL
+      for (int n0 = 0; n0 < T::per_y; n0 += together) {
+        Four<Real> values[together][strips][3];
+        const auto each = [&](const auto& f) {
+          MOE_UNROLL
+          for (int n = 0; n < together; ++n) MOE_UNROLL
+          for (int s = 0; s < strips; ++s)
+            if (const int left = rows - sums.row(4 * s); left > 0 && sums.col(n0 + n) < cols)
+              f(n, s, (i0 + sums.row(4 * s)) + (j0 + sums.col(n0 + n)) * arrays[0].ld, left);
+        };
+        each([&](int n, int s, Index at, int left) {
+          MOE_UNROLL
+          for (int a = 0; a < count; ++a) values[n][s][a] = get_four(arrays[a].data + at, left, aligned);
+        });
+        each([&](int n, int s, Index at, int left) {
+          auto& four = values[n][s];
+          MOE_UNROLL
+          for (int k = 0; k < 4; ++k)
+            rule(factor * sums.at[n0 + n][4 * s + k], four[0].at[k], four[1].at[k], four[2].at[k]);
+          MOE_UNROLL
+          for (int a = 0; a < count; ++a) put_four(four[a], arrays[a].data + at, left, aligned);
+        });
+      }
+    });
   }
 };
 /// The same with gradients that are there.
@@ -171,7 +335,10 @@ struct UpdateFrom {
 template <class Real>
 struct StoreGradient {
   GpuView<Real> gradient;
-  MOE_DEVICE void operator()(Real g, Index i, Index j) const { gradient(i, j) = g; }
+  template <class T>
+  MOE_DEVICE void operator()(const Sums<T, Real>& sums, Real scale, int i0, Index j0, int rows, int cols) const {
+    sums.store(scale, gradient.columns(j0, cols).row_range(i0, rows));
+  }
 };
 
 template <class Real>
@@ -247,6 +414,7 @@ struct Products<Cuda<Real>> {
   using B = Cuda<Real>;
   using View = GpuView<Real>;
   using Dispatch = GpuDispatch;
+  using Wide = kernels::Wide<Real>;
 
   /// Samples of one pass when a whole set is evaluated.
   static constexpr Index evaluation_piece = 1024;
@@ -295,24 +463,28 @@ struct Products<Cuda<Real>> {
   /// out_ia(pair) = scale sum_n W(n, ia) X(n, token).
   static void answer(const Dispatch& d, View W, Real scale, View X, View out) {
     if (d.dense()) return answer(W, scale, X, stacked(d, out));
-    const bool narrow = out.rows <= narrow_answers;
-    const Index units = narrow ? kernels::Narrow::cols : kernels::Wide::rows, tiles = (out.rows + units - 1) / units;
-    launch("answers of experts", narrow ? kernels::narrow_answer_kernel<Real> : kernels::answer_kernel<Real>,
-           d.lists().most_tiles * tiles, kernels::Wide::block, d.lists(), tiles, W, scale, X, out);
+    const auto with = [&](auto tile) {
+      using T = decltype(tile);
+      const Index tiles = (out.rows + T::rows - 1) / T::rows;
+      launch("answers of experts", kernels::answer_kernel<T, Real>, d.lists().most_tiles * tiles, T::block, d.lists(),
+             tiles, W, scale, X, out);
+    };
+    if (out.rows <= narrow_answers)
+      with(kernels::Low{});
+    else
+      with(Wide{});
   }
   /// Y(n, token) = scale sum_ia W(n, ia) C_ia(pair).
   static void collect(const Dispatch& d, View W, Real scale, View C, View Y) {
     if (d.dense()) return collect(W, scale, stacked(d, C), 0, Y);
     const Index strip =
-        std::min(Y.rows, std::max<Index>(1, parts_piece / std::max<Index>(1, d.pairs()) / kernels::Wide::rows) *
-                             kernels::Wide::rows);
+        std::min(Y.rows, std::max<Index>(1, parts_piece / std::max<Index>(1, d.pairs()) / Wide::rows) * Wide::rows);
     auto parts = B::Matrix::uninitialized(strip, d.pairs());
     for (Index first = 0; first < Y.rows; first += strip) {
-      const Index rows = std::min(strip, Y.rows - first),
-                  tiles = (rows + kernels::Wide::rows - 1) / kernels::Wide::rows;
+      const Index rows = std::min(strip, Y.rows - first), tiles = (rows + Wide::rows - 1) / Wide::rows;
       const View of_strip = parts.view().row_range(0, rows);
-      launch("what experts make together", kernels::collect_kernel<Real>, d.lists().most_tiles * tiles,
-             kernels::Wide::block, d.lists(), tiles, W.row_range(first, rows), C, of_strip);
+      launch("what experts make together", kernels::collect_kernel<Wide, Real>, d.lists().most_tiles * tiles,
+             Wide::block, d.lists(), tiles, W.row_range(first, rows), C, of_strip);
       B::each(rows, Y.cols, kernels::SumParts<Real>{d.lists(), scale, of_strip, Y.row_range(first, rows)});
     }
   }
@@ -334,8 +506,13 @@ struct Products<Cuda<Real>> {
 
  private:
   static kernels::UpdateEntry<Real> update_of(const Rule<Real>& r, const Slot<B>& slot, Real scale) {
-    return {r.kind,     {r.lr},     {r.lr, r.momentum}, {r.lr, r.decay, r.adam}, {r.lr}, scale,
-            slot.value, slot.first, slot.second};
+    return {r.kind,
+            {r.lr},
+            {r.lr, r.momentum},
+            {r.lr, r.decay, r.adam},
+            {r.lr},
+            scale,
+            {slot.value, slot.first, slot.second}};
   }
 
   /// f(first, count) on columns of w, whole matrices of `columns` each, as many as gradient_piece holds.
@@ -348,16 +525,16 @@ struct Products<Cuda<Real>> {
   template <class Use>
   static void gradients(const Dispatch& d, Index first, Index experts, bool all, Real scale, View L, View C,
                         const Use& use) {
-    const auto with = [&](auto tile, auto kernel) {
+    const auto with = [&](auto tile) {
       using T = decltype(tile);
       const Index row_tiles = (L.rows + T::rows - 1) / T::rows, unit_tiles = (C.rows + T::cols - 1) / T::cols;
-      launch("updates of experts", kernel, experts * row_tiles * unit_tiles, T::block, d.lists(), first, all, row_tiles,
-             unit_tiles, scale, L, C, use);
+      launch("updates of experts", kernels::gradient_kernel<T, Real, Use>, experts * row_tiles * unit_tiles, T::block,
+             d.lists(), first, all, static_cast<int>(row_tiles), static_cast<int>(unit_tiles), scale, L, C, use);
     };
     if (C.rows <= narrow_gradients)
-      with(kernels::Narrow{}, kernels::gradient_kernel<kernels::Narrow, Real, Use>);
+      with(kernels::Slim{});
     else
-      with(kernels::Wide{}, kernels::gradient_kernel<kernels::Wide, Real, Use>);
+      with(Wide{});
   }
 
   /// Adafactor: gradient(first, to) makes the gradients of the columns from `first` on.
