@@ -54,14 +54,14 @@ template <class Real>
 MOE_DEVICE void put_four(const Four<Real>& values, Real* to) {
   *reinterpret_cast<Four<Real>*>(to) = values;
 }
+/// The same in the memory of the device where a branch beside it writes single ones: nvcc would make both of those.
 #if defined(__CUDACC__)
-// Written out: nvcc makes single ones of these where a branch beside them writes the same.
 MOE_DEVICE inline void put_four_at_once(const Four<float>& v, float* to) {
-  __stwb(reinterpret_cast<float4*>(to), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
+  __stcg(reinterpret_cast<float4*>(to), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
 }
 MOE_DEVICE inline void put_four_at_once(const Four<double>& v, double* to) {
-  __stwb(reinterpret_cast<double2*>(to), make_double2(v.at[0], v.at[1]));
-  __stwb(reinterpret_cast<double2*>(to) + 1, make_double2(v.at[2], v.at[3]));
+  __stcg(reinterpret_cast<double2*>(to), make_double2(v.at[0], v.at[1]));
+  __stcg(reinterpret_cast<double2*>(to) + 1, make_double2(v.at[2], v.at[3]));
 }
 #else
 template <class Real>
@@ -69,10 +69,9 @@ void put_four_at_once(const Four<Real>& values, Real* to) {
   put_four(values, to);
 }
 #endif
-/// The same of what is there: `left` values from here on, the others are zeros and not written. `aligned`: as above.
+/// The first `left` of four, from anywhere: the others are zeros and not written.
 template <class Real>
-MOE_DEVICE Four<Real> get_four(const Real* from, int left, bool aligned) {
-  if (aligned && left >= 4) return get_four(from);
+MOE_DEVICE Four<Real> get_four(const Real* from, int left) {
   Four<Real> values;
   MOE_UNROLL
   for (int m = 0; m < 4; ++m)
@@ -80,8 +79,7 @@ MOE_DEVICE Four<Real> get_four(const Real* from, int left, bool aligned) {
   return values;
 }
 template <class Real>
-MOE_DEVICE void put_four(const Four<Real>& values, Real* to, int left, bool aligned) {
-  if (aligned && left >= 4) return put_four_at_once(values, to);
+MOE_DEVICE void put_four(const Four<Real>& values, Real* to, int left) {
   MOE_UNROLL
   for (int m = 0; m < 4; ++m)
     if (m < left) to[m] = values.at[m];

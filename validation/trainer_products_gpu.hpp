@@ -24,9 +24,9 @@ struct Tile {
   static constexpr int rows = threads_x * per_x, cols = threads_y * per_y, threads = threads_x * threads_y;
   static constexpr int lanes_x = threads_x < 8 ? threads_x : 8, lanes_y = 32 / lanes_x, warps_x = threads_x / lanes_x;
   static constexpr Extent block{threads};
-  /// How many blocks shall fit on a multiprocessor with numbers of so many bytes: 128 registers a thread, or 64.
+  /// How many blocks shall fit on a multiprocessor, of numbers of so many bytes: 168 registers a thread, or 80.
   static constexpr int resident(std::size_t bytes) {
-    return (static_cast<std::size_t>(per_x * per_y) * bytes > 64 ? 512 : 1024) / threads;
+    return (static_cast<std::size_t>(per_x * per_y) * bytes > 64 ? 384 : 768) / threads;
   }
   /// Half the columns, where the others would be empty.
   using Half = Tile<threads_x, threads_y, per_x, per_y == 8 ? 4 : per_y>;
@@ -82,9 +82,9 @@ class Supply {
       if (whole)
         held_[s] = get_four(from);
       else if (along_inner)
-        held_[s] = get_four(from, inner_ - k0 - begin(s), false);
+        held_[s] = get_four(from, inner_ - k0 - begin(s));
       else
-        held_[s] = get_four(from, k0 + across(s) < inner_ ? factor_.rows - begin(s) : 0, false);
+        held_[s] = get_four(from, k0 + across(s) < inner_ ? factor_.rows - begin(s) : 0);
       if (!along_inner) look_up(s, k0 + T::depth);
     }
   }
@@ -133,19 +133,27 @@ struct Sums {
   MOE_DEVICE int col(int n) const { return n % 4 + (y + n / 4 * T::threads_y) * 4; }
   /// to = scale sums, of the entries that `to` has.
   MOE_DEVICE void store(Real scale, GpuView<Real> to) const {
-    const bool aligned = to.aligned();
     const auto rows = static_cast<int>(to.rows), cols = static_cast<int>(to.cols);
-    MOE_UNROLL
-    for (int n = 0; n < T::per_y; ++n) {
-      if (col(n) >= cols) continue;
+    const auto go = [&](auto whole) {
       MOE_UNROLL
-      for (int m = 0; m < T::per_x; m += 4) {
-        Four<Real> four;
+      for (int n = 0; n < T::per_y; ++n) {
+        if (col(n) >= cols) continue;
         MOE_UNROLL
-        for (int k = 0; k < 4; ++k) four.at[k] = scale * at[n][m + k];
-        if (row(m) < rows) put_four(four, &to(row(m), col(n)), rows - row(m), aligned);
+        for (int m = 0; m < T::per_x; m += 4) {
+          Four<Real> four;
+          MOE_UNROLL
+          for (int k = 0; k < 4; ++k) four.at[k] = scale * at[n][m + k];
+          if constexpr (whole)
+            put_four_at_once(four, &to(row(m), col(n)));
+          else
+            put_four(four, &to(row(m), col(n)), rows - row(m));
+        }
       }
-    }
+    };
+    if (to.aligned() && rows >= T::rows)
+      go(std::true_type());
+    else
+      go(std::false_type());
   }
 };
 
@@ -183,8 +191,10 @@ MOE_DEVICE Sums<T, Real> multiply_tile(int inner, const A& a, const B& b) {
       MOE_UNROLL
       for (int n = 0; n < T::per_y; n += 4) col[n / 4] = get_four(&bs[now][k][sums.col(n)]);
       MOE_UNROLL
-      for (int n = 0; n < T::per_y; ++n) MOE_UNROLL
-      for (int m = 0; m < T::per_x; ++m) sums.at[n][m] += row[m / 4].at[m % 4] * col[n / 4].at[n % 4];
+      for (int n = 0; n < T::per_y; ++n) {
+        MOE_UNROLL
+        for (int m = 0; m < T::per_x; ++m) sums.at[n][m] += row[m / 4].at[m % 4] * col[n / 4].at[n % 4];
+      }
     }
     if (next >= inner) return sums;
     now = 1 - now;
@@ -244,7 +254,7 @@ struct SumParts {
 /// use(sums, scale, n0, j0, rows, units) for the tiles of expert matrices' gradients g = scale sum_token L(n, token) C_ia(pair), from
 /// (n0, j0) on, columns j = (i - first) N_e + a of the experts from `first` on. Experts without tokens have none, or, with `all`, zeros.
 template <class T, class Real, class Use>
-MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)) * 3 / 4)
+MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)))
     gradient_kernel(PairLists d, Index first, bool all, int row_tiles, int unit_tiles, Real scale, GpuView<Real> L,
                     GpuView<Real> C, Use use) {
   const auto block = static_cast<int>(place().block), Ne = static_cast<int>(C.rows);
@@ -295,33 +305,44 @@ struct UpdateEntry {
   /// A thread's part of a tile of gradients, some columns at a time: all that they read is on its way before the first is written.
   template <class T>
   MOE_DEVICE void operator()(const Sums<T, Real>& sums, Real scale_here, int i0, Index j0, int rows, int cols) const {
-    constexpr int together = 2, strips = T::per_x / 4;
     const bool aligned = arrays[0].aligned() && arrays[1].aligned() && arrays[2].aligned();
     const Real factor = scale * scale_here;
-    with_rule([&](const auto& rule, auto count) {
+    const auto go = [&](const auto& rule, auto count, auto whole) {
+      constexpr int together = 2, strips = T::per_x / 4;
       MOE_UNROLL
       for (int n0 = 0; n0 < T::per_y; n0 += together) {
         Four<Real> values[together][strips][3];
         const auto each = [&](const auto& f) {
           MOE_UNROLL
-          for (int n = 0; n < together; ++n) MOE_UNROLL
-          for (int s = 0; s < strips; ++s)
-            if (const int left = rows - sums.row(4 * s); left > 0 && sums.col(n0 + n) < cols)
-              f(n, s, (i0 + sums.row(4 * s)) + (j0 + sums.col(n0 + n)) * arrays[0].ld, left);
+          for (int q = 0; q < together * strips; ++q) {
+            const int n = n0 + q / strips, m = q % strips * 4, i = sums.row(m), j = sums.col(n);
+            if (whole || (i < rows && j < cols))
+              f(values[q / strips][q % strips], sums.at[n] + m, i0 + i + (j0 + j) * arrays[0].ld, rows - i);
+          }
         };
-        each([&](int n, int s, Index at, int left) {
+        each([&](auto& four, const Real*, Index at, int left) {
           MOE_UNROLL
-          for (int a = 0; a < count; ++a) values[n][s][a] = get_four(arrays[a].data + at, left, aligned);
+          for (int a = 0; a < count; ++a)
+            four[a] = whole ? get_four(arrays[a].data + at) : get_four(arrays[a].data + at, left);
         });
-        each([&](int n, int s, Index at, int left) {
-          auto& four = values[n][s];
+        each([&](auto& four, const Real* g, Index at, int left) {
           MOE_UNROLL
-          for (int k = 0; k < 4; ++k)
-            rule(factor * sums.at[n0 + n][4 * s + k], four[0].at[k], four[1].at[k], four[2].at[k]);
+          for (int k = 0; k < 4; ++k) rule(factor * g[k], four[0].at[k], four[1].at[k], four[2].at[k]);
           MOE_UNROLL
-          for (int a = 0; a < count; ++a) put_four(four[a], arrays[a].data + at, left, aligned);
+          for (int a = 0; a < count; ++a) {
+            if constexpr (whole)
+              put_four_at_once(four[a], arrays[a].data + at);
+            else
+              put_four(four[a], arrays[a].data + at, left);
+          }
         });
       }
+    };
+    with_rule([&](const auto& rule, auto count) {
+      if (aligned && rows >= T::rows && cols >= T::cols)
+        go(rule, count, std::true_type());
+      else
+        go(rule, count, std::false_type());
     });
   }
 };
