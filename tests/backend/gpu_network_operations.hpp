@@ -287,13 +287,11 @@ void check_tensors() {
 template <class Real>
 void check_products() {
   check_experts<Real>(1, 1, 1, 1, 1);
-  check_experts<Real>(5, 3, 2, 1, 2);      // one token
-  check_experts<Real>(131, 3, 17, 70, 1);  // narrow; rows, units and tokens beyond a tile; columns that begin anywhere
-  check_experts<Real>(20, 3, 65, 9, 2);    // wide units beyond the narrow tiles, whose rows are not full
-  check_experts<Real>(132, 2, 132, 66,
-                      2);  // columns in fours; rows, units and tokens beyond a wide tile, in the last slab half
-  check_experts<Real>(7, 2, 133, 36,
-                      2);  // columns that begin anywhere; units and tokens beyond a wide tile and half of one
+  check_experts<Real>(5, 3, 2, 1, 2);       // one token
+  check_experts<Real>(131, 3, 17, 70, 1);   // narrow; rows, units, tokens beyond a tile; columns begin anywhere
+  check_experts<Real>(20, 3, 65, 9, 2);     // wide units beyond the narrow tiles, whose rows are not full
+  check_experts<Real>(132, 2, 132, 66, 2);  // columns in fours; all beyond a wide tile; half a slab at the end
+  check_experts<Real>(7, 2, 133, 33, 2);    // columns begin anywhere; one token beyond half a tile
   check_experts<Real>(128, 1, 128, 64, 1);  // wide tiles that are full
   check_experts<Real>(3, 2, 16, 129, 1);    // narrow tiles that are full; tokens beyond one
   check_tensors<Real>();
