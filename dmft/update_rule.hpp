@@ -139,9 +139,9 @@ class LearnedArray {
       case OptimizerKind::sgd: add_gradient(z, x, 1, value); return;
       case OptimizerKind::momentum: {
         const Real momentum = static_cast<Real>(rule_.momentum);
-        B::entrywise_update(z, x, {value, first}, [=] MOE_HD(Real g, Index i, Index j) {
-          first(i, j) = momentum * first(i, j) + g;
-          value(i, j) += lr * first(i, j);
+        B::entrywise_update(z, x, {value, first}, [=] MOE_HD(Real g, Real & w, Real & velocity) {
+          velocity = momentum * velocity + g;
+          w += lr * velocity;
         });
         return;
       }
@@ -151,14 +151,13 @@ class LearnedArray {
                                    static_cast<Real>(rule_.eps),
                                    static_cast<Real>(1 / (1 - std::pow(rule_.beta1, steps_))),
                                    static_cast<Real>(1 / (1 - std::pow(rule_.beta2, steps_)))};
-        B::entrywise_update(z, x, {value, first, second}, [=] MOE_HD(Real g, Index i, Index j) {
-          value(i, j) = decay * value(i, j) + lr * adam(g, first(i, j), second(i, j));
-        });
+        B::entrywise_update(z, x, {value, first, second},
+                            [=] MOE_HD(Real g, Real & w, Real & m, Real & v) { w = decay * w + lr * adam(g, m, v); });
         return;
       }
       case OptimizerKind::signsgd: {
         const SignPoint<Real> sign;
-        B::entrywise_update(z, x, {value}, [=] MOE_HD(Real g, Index i, Index j) { value(i, j) += lr * sign(g); });
+        B::entrywise_update(z, x, {value}, [=] MOE_HD(Real g, Real & w) { w += lr * sign(g); });
         return;
       }
       case OptimizerKind::adafactor: factored(z, x, lr); return;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "support/matrix.hpp"
@@ -215,10 +216,14 @@ struct Cpu {
     return to;
   }
 
-  /// rule(g, i, j) for every entry g of the outer product z x^T, z (rows, P), x (cols, P), which is never stored as a whole. `arrays`
-  /// (rows, cols) are those that the rule reads or writes at (i, j).
+  /// rule(g, entry of every array at (i, j)) for every entry g of the outer product z x^T, z (rows, P), x (cols, P), which is never stored
+  /// as a whole: the arrays (rows, cols) pass once.
   template <std::size_t count, class Rule>
   static void entrywise_update(View z, View x, const View (&arrays)[count], const Rule& rule) {
+    const auto use = [&]<std::size_t... k>(std::index_sequence<k...>) {
+      return [arrays, rule](Real g, Index i, Index j) { rule(g, arrays[k](i, j)...); };
+    }
+    (std::make_index_sequence<count>());
     const Index rows = z.rows, cols = x.rows;
     // z's part of a piece stays in the second cache, and there is a piece for every core.
     const Index piece_rows = 21 * OuterTile<Real>::rows, piece_cols = 32 * OuterTile<Real>::cols;
@@ -226,8 +231,7 @@ struct Cpu {
 #pragma omp parallel for schedule(static) if (rows * cols > detail::parallel_threshold)
     for (Index piece = 0; piece < row_pieces * col_pieces; ++piece) {
       const Index i0 = (piece % row_pieces) * piece_rows, j0 = (piece / row_pieces) * piece_cols;
-      for_each_outer_entry(z, x, arrays, i0, std::min(piece_rows, rows - i0), j0, std::min(piece_cols, cols - j0),
-                           rule);
+      for_each_outer_entry(z, x, arrays, i0, std::min(piece_rows, rows - i0), j0, std::min(piece_cols, cols - j0), use);
     }
   }
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/gpu_matrix.hpp"
@@ -28,19 +29,32 @@ MOE_KERNEL void each_kernel(Index rows, Index cols, Index row_blocks, Index colu
   for (Index j = at.block / row_blocks * at.threads_y + at.y; j < cols; j += column_blocks * at.threads_y) f(i, j);
 }
 
-/// Sum over the threads of a block; thread 0 has it.
-MOE_DEVICE inline double sum_of_block(double value) {
-  MOE_SHARED double values[sum_threads];
+struct Larger {
+  template <class Real>
+  MOE_DEVICE Real operator()(Real a, Real b) const {
+    return b > a ? b : a;
+  }
+};
+struct Plus {
+  template <class Real>
+  MOE_DEVICE Real operator()(Real a, Real b) const {
+    return a + b;
+  }
+};
+/// op over the values of a block's threads, a power of two of them, for all of them.
+template <class Real, class Op>
+MOE_DEVICE Real of_block(Real value, Op op) {
+  MOE_SHARED Real values[sum_threads];
   const unsigned me = place().thread();
   values[me] = value;
   meet();
-  for (unsigned half = sum_threads / 2; half > 0; half /= 2) {
-    if (me < half) values[me] += values[me + half];
+  for (unsigned half = place().threads() / 2; half > 0; half /= 2) {
+    if (me < half) values[me] = op(values[me], values[me + half]);
     meet();
   }
-  const double total = values[0];
+  const Real all = values[0];
   meet();
-  return total;
+  return all;
 }
 
 /// partial(piece, j) = sum of f(i, j) over piece `piece` of column j's rows.
@@ -51,7 +65,7 @@ MOE_KERNEL void column_pieces_kernel(Index rows, Index pieces, F f, double* part
   const Index last = (piece + 1) * sum_rows < rows ? (piece + 1) * sum_rows : rows;
   double s = 0;
   for (Index i = piece * sum_rows + at.x; i < last; i += sum_threads) s += static_cast<double>(f(i, j));
-  s = sum_of_block(s);
+  s = of_block(s, Plus());
   if (at.x == 0) partial[piece + j * pieces] = s;
 }
 
@@ -61,24 +75,18 @@ MOE_KERNEL void sum_kernel(const double* numbers, Index count, Out* out, Index o
   const Place at = place();
   double s = 0;
   for (Index k = at.x; k < count; k += sum_threads) s += numbers[at.block * count + k];
-  s = sum_of_block(s);
+  s = of_block(s, Plus());
   if (at.x == 0) out[at.block * out_step] = static_cast<Out>(s);
 }
 
 template <class Real>
 MOE_KERNEL void column_maxima_kernel(GpuView<Real> values, GpuView<Real> out) {
-  MOE_SHARED Real largest[sum_threads];
   const Place at = place();
   const Index j = at.block;
   Real mine = values(0, j);
-  for (Index i = at.x; i < values.rows; i += sum_threads) mine = values(i, j) > mine ? values(i, j) : mine;
-  largest[at.x] = mine;
-  meet();
-  for (unsigned half = sum_threads / 2; half > 0; half /= 2) {
-    if (at.x < half && largest[at.x + half] > largest[at.x]) largest[at.x] = largest[at.x + half];
-    meet();
-  }
-  if (at.x == 0) out(0, j) = largest[0];
+  for (Index i = at.x; i < values.rows; i += sum_threads) mine = Larger()(mine, values(i, j));
+  mine = of_block(mine, Larger());
+  if (at.x == 0) out(0, j) = mine;
 }
 
 /// Unsigned numbers in the order of floating-point ones, -0 = 0.
@@ -191,49 +199,85 @@ MOE_KERNEL void short_columns_kernel(Index rows, Index cols, F f, GpuView<Real> 
   if (at.x == 0 && j < cols) out(0, j) = static_cast<Real>(values[me]);
 }
 
-/// Tiles of z x^T: 4 x 8 entries in the registers of each thread, 32 rows and 8 columns apart, so that neighbours touch neighbours.
+/// Tiles of z x^T: 4 x 8 neighbouring entries in the registers of each thread.
 template <class Real>
 struct GpuTile {
   static constexpr unsigned threads_x = 32, threads_y = 8;
   static constexpr int per_x = 4, per_y = 8, depth = 16;
   static constexpr int rows = static_cast<int>(threads_x) * per_x, cols = static_cast<int>(threads_y) * per_y;
+  static constexpr int threads = static_cast<int>(threads_x * threads_y);
+  static constexpr int resident = sizeof(Real) == 4 ? 3 : 1;  ///< blocks that shall fit on a multiprocessor
 };
 
-template <class Real, class Rule>
-MOE_KERNEL void entrywise_kernel(GpuView<Real> z, GpuView<Real> x, Index row_tiles, Rule rule) {
+/// The arrays that an entrywise rule moves, all of one shape; those without data are none of its own.
+template <class Real, std::size_t count>
+struct MovedArrays {
+  GpuView<Real> arrays[count];
+
+  /// rule(g[m], entry of every array) at rows i .. i + 3 of column j: all are on their way before the first is written.
+  template <class Rule>
+  MOE_DEVICE void move(Real (&g)[4], Index i, Index j, const Rule& rule) const {
+    const int left = arrays[0].rows - i < 4 ? static_cast<int>(arrays[0].rows - i) : 4;
+    Four<Real> entries[count];
+    const auto each = [&](const auto& f) {
+      MOE_UNROLL
+      for (std::size_t k = 0; k < count; ++k)
+        if (arrays[k].data != nullptr) f(entries[k], &arrays[k](i, j), left == 4 && arrays[k].aligned());
+    };
+    each([&](Four<Real>& four, Real* at, bool whole) { four = whole ? get_four(at) : get_four(at, left); });
+    MOE_UNROLL
+    for (int m = 0; m < 4; ++m) call(rule, g[m], entries, m, std::make_index_sequence<count>());
+    each([&](Four<Real>& four, Real* at, bool whole) {
+      if (whole)
+        put_four_at_once(four, at);
+      else
+        put_four(four, at, left);
+    });
+  }
+
+ private:
+  template <class Rule, std::size_t... k>
+  MOE_DEVICE static void call(const Rule& rule, Real g, Four<Real> (&entries)[count], int m,
+                              std::index_sequence<k...>) {
+    rule(g, entries[k].at[m]...);
+  }
+};
+
+template <class Real, std::size_t count, class Rule>
+MOE_KERNEL void MOE_RESIDENT(GpuTile<Real>::threads, GpuTile<Real>::resident)
+    entrywise_kernel(GpuView<Real> z, GpuView<Real> x, MovedArrays<Real, count> moved, Index row_tiles, Rule rule) {
   using Tile = GpuTile<Real>;
-  constexpr int threads = static_cast<int>(Tile::threads_x * Tile::threads_y);
-  MOE_SHARED Real zs[Tile::depth][Tile::rows], xs[Tile::depth][Tile::cols];
+  constexpr int threads = Tile::threads;
+  MOE_SHARED Four<Real> zs[Tile::depth][Tile::rows / 4], xs[Tile::depth][Tile::cols / 4];
   const Place at = place();
   const int tx = static_cast<int>(at.x), ty = static_cast<int>(at.y), me = static_cast<int>(at.thread());
   const Index i0 = at.block % row_tiles * Tile::rows, j0 = at.block / row_tiles * Tile::cols;
   Real g[Tile::per_y][Tile::per_x] = {};
   for (Index p0 = 0; p0 < z.cols; p0 += Tile::depth) {
     for (int k = me; k < Tile::depth * Tile::rows; k += threads) {
-      const Index i = i0 + k % Tile::rows, p = p0 + k / Tile::rows;
-      zs[k / Tile::rows][k % Tile::rows] = i < z.rows && p < z.cols ? z(i, p) : Real(0);
+      const int row = k % Tile::rows, p = k / Tile::rows;
+      zs[p][row / 4].at[row % 4] = i0 + row < z.rows && p0 + p < z.cols ? z(i0 + row, p0 + p) : Real(0);
     }
     for (int k = me; k < Tile::depth * Tile::cols; k += threads) {
-      const Index j = j0 + k % Tile::cols, p = p0 + k / Tile::cols;
-      xs[k / Tile::cols][k % Tile::cols] = j < x.rows && p < z.cols ? x(j, p) : Real(0);
+      const int col = k % Tile::cols, p = k / Tile::cols;
+      xs[p][col / 4].at[col % 4] = j0 + col < x.rows && p0 + p < z.cols ? x(j0 + col, p0 + p) : Real(0);
     }
     meet();
     for (int p = 0; p < Tile::depth; ++p) {
-      Real a[Tile::per_x];
-      for (int m = 0; m < Tile::per_x; ++m) a[m] = zs[p][tx + m * static_cast<int>(Tile::threads_x)];
-      for (int n = 0; n < Tile::per_y; ++n) {
-        const Real b = xs[p][ty + n * static_cast<int>(Tile::threads_y)];
-        for (int m = 0; m < Tile::per_x; ++m) g[n][m] += a[m] * b;
+      const Four<Real> a = zs[p][tx];
+      for (int half = 0; half < 2; ++half) {
+        const Four<Real> b = xs[p][2 * ty + half];
+        for (int n = 0; n < 4; ++n)
+          for (int m = 0; m < 4; ++m) g[4 * half + n][m] += a.at[m] * b.at[n];
       }
     }
     meet();
   }
+  const Index i = i0 + 4 * tx, j = j0 + Tile::per_y * ty;
+  if (i >= z.rows) return;
+  MOE_UNROLL
   for (int n = 0; n < Tile::per_y; ++n)
-    for (int m = 0; m < Tile::per_x; ++m) {
-      const Index i = i0 + tx + m * static_cast<int>(Tile::threads_x);
-      const Index j = j0 + ty + n * static_cast<int>(Tile::threads_y);
-      if (i < z.rows && j < x.rows) rule(g[n][m], i, j);
-    }
+    if (j + n < x.rows) moved.move(g[n], i, j + n, rule);
 }
 
 template <class Real>
@@ -307,13 +351,12 @@ struct Cuda {
   static void column_sums(Index rows, Index cols, const F& f, View out) {
     if (cols == 0) return;
     if (rows <= short_column) {
-      Extent block{1, 1};
-      while (block.x < kernels::sum_threads && static_cast<Index>(block.x) < rows) block.x *= 2;
+      Extent block{kernels::threads_for(rows), 1};
       while (block.x * block.y < kernels::sum_threads && static_cast<Index>(block.y) < cols) block.y *= 2;
       return launch("sums of short columns", kernels::short_columns_kernel<Real, F>, (cols + block.y - 1) / block.y,
                     block, rows, cols, f, out);
     }
-    const Index pieces = std::max<Index>(1, (rows + kernels::sum_rows - 1) / kernels::sum_rows);
+    const Index pieces = (rows + kernels::sum_rows - 1) / kernels::sum_rows;
     auto partial = GpuMatrix<double>::uninitialized(pieces, cols);
     double* numbers = partial.view().data;
     launch("column sums", kernels::column_pieces_kernel<F>, pieces * cols, {kernels::sum_threads}, rows, pieces, f,
@@ -379,15 +422,17 @@ struct Cuda {
     return to;
   }
 
-  /// rule(g, i, j) for every entry g of the outer product z x^T, z (rows, P), x (cols, P), which is never stored as a whole: what the
-  /// rule reads and writes at (i, j) passes once.
+  /// rule(g, entry of every array at (i, j)) for every entry g of the outer product z x^T, z (rows, P), x (cols, P), which is never stored
+  /// as a whole: the arrays pass once. Arrays without data are zeros that nobody keeps.
   template <std::size_t count, class Rule>
-  static void entrywise_update(View z, View x, const View (&)[count], const Rule& rule) {
+  static void entrywise_update(View z, View x, const View (&arrays)[count], const Rule& rule) {
     using Tile = kernels::GpuTile<Real>;
     const Index row_tiles = (z.rows + Tile::rows - 1) / Tile::rows,
                 column_tiles = (x.rows + Tile::cols - 1) / Tile::cols;
-    launch("entrywise update", kernels::entrywise_kernel<Real, Rule>, row_tiles * column_tiles,
-           {Tile::threads_x, Tile::threads_y}, z, x, row_tiles, rule);
+    kernels::MovedArrays<Real, count> moved;
+    for (std::size_t k = 0; k < count; ++k) moved.arrays[k] = arrays[k];
+    launch("entrywise update", kernels::entrywise_kernel<Real, count, Rule>, row_tiles * column_tiles,
+           {Tile::threads_x, Tile::threads_y}, z, x, moved, row_tiles, rule);
   }
 };
 

@@ -19,33 +19,9 @@ namespace moe::trainer {
 inline namespace MOE_DEVICE_SPACE {
 namespace kernels {
 
-struct Larger {
-  template <class Real>
-  MOE_DEVICE Real operator()(Real a, Real b) const {
-    return b > a ? b : a;
-  }
-};
-struct Plus {
-  template <class Real>
-  MOE_DEVICE Real operator()(Real a, Real b) const {
-    return a + b;
-  }
-};
-/// op over the values of a block's threads, for all of them.
-template <class Real, class Op>
-MOE_DEVICE Real of_block(Real value, Op op) {
-  MOE_SHARED Real values[sum_threads];
-  const unsigned me = place().thread();
-  values[me] = value;
-  meet();
-  for (unsigned half = place().threads() / 2; half > 0; half /= 2) {
-    if (me < half) values[me] = op(values[me], values[me + half]);
-    meet();
-  }
-  const Real all = values[0];
-  meet();
-  return all;
-}
+using moe::kernels::Larger;
+using moe::kernels::of_block;
+using moe::kernels::Plus;
 
 /// (T2), one token a block.
 template <class Real>

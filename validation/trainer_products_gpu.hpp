@@ -292,6 +292,9 @@ struct UpdateEntry {
       case OptimizerKind::adafactor: return;
     }
   }
+  MOE_DEVICE void operator()(Real g, Real& w, Real& m, Real& v) const {
+    with_rule([&](const auto& rule, auto) { rule(scale * g, w, m, v); });
+  }
   MOE_DEVICE void operator()(Real g, Index i, Index j) const {
     with_rule([&](const auto& rule, auto count) {
       Real values[3] = {};

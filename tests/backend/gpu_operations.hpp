@@ -54,12 +54,11 @@ struct Entry {
   View v;
   MOE_HD auto operator()(Index i, Index j) const { return v(i, j); }
 };
-template <class View>
+template <class Real>
 struct CountAndAdd {
-  View total, count;
-  MOE_HD void operator()(decltype(View().data[0] + 0) g, Index i, Index j) const {
-    total(i, j) += g;
-    count(i, j) += 1;
+  MOE_HD void operator()(Real g, Real& total, Real& count) const {
+    total += g;
+    count += 1;
   }
 };
 
@@ -204,14 +203,14 @@ void check_entrywise() {
                             {Tile::rows, Tile::cols, Tile::depth},
                             {Tile::rows + 1, Tile::cols - 1, Tile::depth + 1},
                             {2 * Tile::rows - 5, Tile::cols + 9, 3},
+                            {2 * Tile::rows - 4, Tile::cols + 5, 6},
                             {9, 3 * Tile::cols + 1, 40}};
   for (const auto& [rows, cols, P] : sizes) {
     INFO("rows ", rows, ", cols ", cols, ", P ", P);
     const Eigen::MatrixXd z = values(rows, P, 0.2).template cast<Real>().template cast<double>(),
                           x = values(cols, P, 0.4).template cast<Real>().template cast<double>();
     typename B::Matrix total(rows, cols), count(rows, cols);
-    B::entrywise_update(on<B>(z).view(), on<B>(x).view(), {total.view(), count.view()},
-                        CountAndAdd<typename B::View>{total, count});
+    B::entrywise_update(on<B>(z).view(), on<B>(x).view(), {total.view(), count.view()}, CountAndAdd<Real>());
     CHECK(B::download(count) == Eigen::MatrixXd::Ones(rows, cols));
     CHECK(farthest(B::download(total), z * x.transpose()) <= double(P * P) * rounding<Real>);
   }

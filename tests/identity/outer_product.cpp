@@ -27,9 +27,9 @@ void check_sizes() {
         x(j, p) = static_cast<Real>(std::cos(2.0 + 1.3 * double(j) - 0.4 * double(p)));
     }
     moe::HostView<Real> v = value.view(), c = count.view();
-    B::entrywise_update(z.view(), x.view(), {v, c}, [=](Real g, moe::Index i, moe::Index j) {
-      v(i, j) += g;
-      c(i, j) += 1;
+    B::entrywise_update(z.view(), x.view(), {v, c}, [](Real g, Real& sum, Real& times) {
+      sum += g;
+      times += 1;
     });
     double farthest = 0;
     bool once = true;
