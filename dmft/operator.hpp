@@ -249,8 +249,12 @@ class Operator {
   /// <be_j, x~> fluctuates only by what of x~ lies outside the list, if be_j is listed. The new images get the variance that is left
   /// by what is returned, so that answers keep theirs, s_chi^2, on the average.
   void restore_variance(Side& from, Side& to, Index fresh, View images) {
-    const Eigen::MatrixXd wanted = variance_left(from, to, from.basis->vectors().columns(to.known, fresh),
-                                                 Eigen::MatrixXd::Identity(fresh, fresh));
+    const Eigen::MatrixXd one = Eigen::MatrixXd::Identity(fresh, fresh);
+    const Eigen::MatrixXd wanted = variance_left(from, to, from.basis->vectors().columns(to.known, fresh), one,
+                                                 [&](Matrix& overlap) -> Eigen::MatrixXd {
+                                                   if (overlap.empty()) return 0 * one;
+                                                   return static_cast<double>(overlap.rows()) * B::gram(overlap);
+                                                 });
     if (!(wanted.trace() > 0) || from.known + fresh >= to.sites()) return;
     const Eigen::MatrixXd found = B::gram(images);
     auto change = Matrix::uninitialized(fresh, fresh);
@@ -260,25 +264,16 @@ class Operator {
     B::gemm(Op::plain, Op::plain, 1, raw, change, 0, images);
   }
 
-  /// Covariance of the fresh part of answers to queries x, averages `gram`: s_chi^2 gram less what is returned, s_beta^2/S_from a vector of
-  /// the basis, for listed ones of what of x is not linear in the list: what lies outside it and the share m/S_from that m vectors take.
-  Eigen::MatrixXd variance_left(const Side& from, const Side& to, View x, const Eigen::MatrixXd& gram) {
-    Eigen::MatrixXd left = (to.variance - returned(from, from.known - from.listed)) * gram;
-    if (returned(from, from.listed) > 0) {
+  /// Covariance of the fresh part of answers to queries x whose averages are `gram`, or its trace of the trace of theirs: s_chi^2 gram less
+  /// what is returned, s_beta^2/S_from a vector of the basis, for listed ones of what of x is not linear in the list: what lies outside it
+  /// and the share m/S_from that m vectors take. squares(overlap): sum over the list of products of components along it, or its trace.
+  template <class Average, class Squares>
+  static Average variance_left(const Side& from, const Side& to, View x, const Average& gram, const Squares& squares) {
+    Average left = (to.variance - returned(from, from.known - from.listed)) * gram;
+    if (const double of_listed = returned(from, from.listed); of_listed > 0) {
       Matrix overlap = from.population->list_overlap(x);
       const double share = static_cast<double>(overlap.rows()) / static_cast<double>(from.sites());
-      left -= returned(from, from.listed) / (1 - share) *
-              (overlap.empty() ? gram : gram - static_cast<double>(overlap.rows()) * B::gram(overlap));
-    }
-    return left;
-  }
-  /// Its trace, without the products.
-  double total_variance_left(const Side& from, const Side& to, View x, double gram_trace) {
-    double left = (to.variance - returned(from, from.known - from.listed)) * gram_trace;
-    if (returned(from, from.listed) > 0) {
-      Matrix overlap = from.population->list_overlap(x);
-      const double share = static_cast<double>(overlap.rows()) / static_cast<double>(from.sites());
-      left -= returned(from, from.listed) / (1 - share) * (gram_trace - sum_of_squares<B>(overlap));
+      left -= of_listed / (1 - share) * (gram - squares(overlap));
     }
     return left;
   }
@@ -379,7 +374,10 @@ class Operator {
     double restore = 1;
     if (to.population->matching()) {
       const double found = 1 - static_cast<double>(from.known) / static_cast<double>(to.sites());
-      const double wanted = total_variance_left(from, to, residual, gram.trace()) / (to.variance * gram.trace());
+      const double total = gram.trace();
+      const double left =
+          variance_left(from, to, residual, total, [](Matrix& overlap) { return sum_of_squares<B>(overlap); });
+      const double wanted = left / (to.variance * total);
       if (wanted > 0 && found > 0) restore = std::sqrt(wanted / found);
     }
     accumulate<B>(g, static_cast<Real>(restore), init);
