@@ -12,12 +12,13 @@
 #include "dmft/kernel_mixing.hpp"
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
+#include "tests/devices.hpp"
 #include "tests/folders.hpp"
 #include "tests/limit_fixture.hpp"
 
 namespace {
 
-void compare(const std::string& name, int steps, const moe::BatchCounts& batch) {
+void compare(const std::string& name, int steps, const moe::BatchCounts& batch, moe::Device device) {
   const std::string stem = source_folder() + "/tests/data/limits/" + name;
   moe::RunSpec spec = moe::read_config(stem + ".toml");
   spec.training.steps = steps;
@@ -25,6 +26,7 @@ void compare(const std::string& name, int steps, const moe::BatchCounts& batch) 
   moe::IterationOptions options;
   options.batch = batch;
   options.draws = 1;
+  options.sites = moe::site_backend(spec.sampling.precision, device);
   const moe::IterationResult ours = moe::iterate_kernels(spec, moe::load_dataset(spec), options);
   REQUIRE(ours.report.floor_at > 0);
   CHECK(ours.report.floor_at <= (spec.model.routing == moe::Routing::soft ? 12 : 2 + 2 * steps));
@@ -42,6 +44,10 @@ void compare(const std::string& name, int steps, const moe::BatchCounts& batch) 
     INFO(name, ": ", residual.name, " changes by ", residual.value, ", noise ", residual.noise);
     CHECK(residual.value <= 2.5 * residual.noise);
   }
+}
+
+void compare(const std::string& name, int steps, const moe::BatchCounts& batch) {
+  devices::on_each([&](moe::Device device) { compare(name, steps, batch, device); });
 }
 
 /// Loss of both methods for a rule, four samples.

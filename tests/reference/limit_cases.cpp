@@ -10,6 +10,7 @@
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "support/observable.hpp"
+#include "tests/devices.hpp"
 #include "tests/folders.hpp"
 
 namespace {
@@ -38,14 +39,16 @@ struct Worst {
   }
 };
 
-void compare(const std::string& name, int neurons, moe::Precision precision = moe::Precision::float32) {
+void compare(const std::string& name, int neurons, moe::Precision precision, moe::Device device) {
   const std::string stem = source_folder() + "/tests/data/limits/" + name;
   moe::RunSpec spec = moe::read_config(stem + ".toml");
   spec.sampling.replicas = 8;
   spec.sampling.seed = 1;
   spec.sampling.precision = precision;
   if (neurons > 0) spec.sampling.neurons = neurons;
-  const moe::LimitResult ours = moe::solve_limit(spec, moe::load_dataset(spec));
+  moe::SolveOptions options;
+  options.device = device;
+  const moe::LimitResult ours = moe::solve_limit(spec, moe::load_dataset(spec), options);
   REQUIRE_FALSE(ours.failure);
   const moe::H5Reader file(stem + ".h5");
   const auto loss = file.read("expected/loss").values, sem = file.read("expected/loss_sem").values;
@@ -79,6 +82,9 @@ void compare(const std::string& name, int neurons, moe::Precision precision = mo
     ++compared;
   }
   CHECK(compared >= 10);
+}
+void compare(const std::string& name, int neurons, moe::Precision precision = moe::Precision::float32) {
+  devices::on_each([&](moe::Device device) { compare(name, neurons, precision, device); });
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dmft/solve.hpp"
+#include "tests/devices.hpp"
 #include "tests/grid.hpp"
 #include "validation/statistics.hpp"
 
@@ -37,7 +38,7 @@ const std::vector<std::string> stored_observables = {"rms_h",    "rms_r",      "
                                                      "rms_y",    "rms_y_init", "rms_y_effective", "rms_y_propagating",
                                                      "rms_zeta", "rms_xi"};
 
-void compare(const grid::Case& which, std::uint64_t seed, Calibration& total) {
+void compare(const grid::Case& which, std::uint64_t seed, moe::Device device, Calibration& total) {
   const moe::H5Reader file(grid::file());
   const std::string name = which.name();
   const moe::H5Array loss = file.read(name + "/loss"), observables = file.read(name + "/observables");
@@ -46,7 +47,9 @@ void compare(const grid::Case& which, std::uint64_t seed, Calibration& total) {
   s.sampling.replicas = static_cast<int>(file.attribute_number(name, "replicas"));
   s.sampling.seed = seed;
   s.output.observables = stored_observables;
-  const moe::LimitResult ours = moe::solve_limit(s, grid::data(which));
+  moe::SolveOptions options;
+  options.device = device;
+  const moe::LimitResult ours = moe::solve_limit(s, grid::data(which), options);
   REQUIRE_FALSE(ours.failure);
   REQUIRE(ours.matching == !which.random_limit());
   REQUIRE(ours.loss.mean.size() == steps);
@@ -97,10 +100,10 @@ void compare(const grid::Case& which, std::uint64_t seed, Calibration& total) {
   }
 }
 
-void compare(const std::vector<grid::Case>& cases) {
+void compare(const std::vector<grid::Case>& cases, moe::Device device) {
   Calibration total;
   std::uint64_t seed = 7;  // a case has its own, so that only the stored runs' common seeds correlate cases
-  for (const auto& which : cases) compare(which, seed++, total);
+  for (const auto& which : cases) compare(which, seed++, device, total);
   const double square = total.squares / total.count;
   MESSAGE(fmt::format("{} cases, {} losses: mean z^2 = {:.2f}, largest |z| = {:.2f} ({})", cases.size(), total.count,
                       square, total.worst, total.worst_at));
@@ -108,6 +111,10 @@ void compare(const std::vector<grid::Case>& cases) {
   // of them are independent: its standard deviation is sqrt(2/6)/2 = 0.3.
   CHECK(square < 1.09 + 4 * 0.3);
   CHECK(square > 0.3);
+}
+
+void compare(const std::vector<grid::Case>& cases) {
+  devices::on_each([&](moe::Device device) { compare(cases, device); });
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "support/config.hpp"
 #include "support/distribution.hpp"
 #include "support/observable.hpp"
+#include "tests/devices.hpp"
 #include "tests/network_fixture.hpp"
 #include "validation/network.hpp"
 #include "validation/network_start.hpp"
@@ -196,6 +197,7 @@ TEST_CASE(
     const Problem p = any_problem();
     moe::TrainOptions options;
     options.threads = *rc::gen::element(1, 2);
+    options.device = *rc::gen::elementOf(devices::all());
     const moe::NetworkRun theirs = moe::train_reference_network(p.spec, p.data, p.width(), p.seed);
     const Comparison c = compare(moe::train_network(p.spec, p.data, p.width(), p.seed, options), theirs);
     runs += 1;
@@ -225,7 +227,9 @@ TEST_CASE("fast trainer follows the flow of the reference trainer on random conf
     p.spec.training.time = *rc::gen::element(0.0, 3.0);
     p.spec.training.step_size = *rc::gen::element(0.4, 1.0);
     const moe::NetworkRun theirs = moe::train_reference_network(p.spec, p.data, p.width(), p.seed);
-    const Comparison c = compare(moe::train_network(p.spec, p.data, p.width(), p.seed), theirs);
+    moe::TrainOptions options;
+    options.device = *rc::gen::elementOf(devices::all());
+    const Comparison c = compare(moe::train_network(p.spec, p.data, p.width(), p.seed, options), theirs);
     RC_LOG() << moe::print_config(p.spec) << "seed " << p.seed << ": " << c.where << " deviates by " << c.worst << '\n';
     RC_ASSERT(c.worst < allowed);
   });
@@ -240,7 +244,9 @@ TEST_CASE("fast trainer makes the signSGD update of the reference gradient on ra
     p.spec.optimizer.name = moe::OptimizerKind::signsgd;
     p.spec.training.steps = 1;
     const moe::NetworkWeights start = moe::random_weights(p.spec, p.data, p.width(), p.seed);
-    const moe::NetworkRun run = moe::train_network(p.spec, p.data, p.width(), p.seed);
+    moe::TrainOptions options;
+    options.device = *rc::gen::elementOf(devices::all());
+    const moe::NetworkRun run = moe::train_network(p.spec, p.data, p.width(), p.seed, options);
     RC_ASSERT(!run.failure);
     const moe::NetworkConstants constants = moe::constants_at(p.spec, run.shape);
     const moe::reference::Model model{p.spec.model, p.spec.training.loss, run.shape, constants.aggregation};

@@ -15,6 +15,7 @@
 #include "regimes/regime.hpp"
 #include "support/config.hpp"
 #include "support/hdf5.hpp"
+#include "tests/devices.hpp"
 #include "tests/folders.hpp"
 #include "validation/network.hpp"
 #include "validation/reference_model.hpp"
@@ -65,14 +66,26 @@ struct Reference {
   double number(const std::string& dataset) const { return file.read(dataset).values.at(0); }
 };
 
+/// check(reference, options) for every network on every device.
+template <class F>
+void on_each_network(const F& check) {
+  devices::on_each([&](moe::Device device) {
+    moe::TrainOptions options;
+    options.device = device;
+    for (const std::string& name : names) {
+      CAPTURE(name);
+      Reference r(name);
+      check(r, options);
+    }
+  });
+}
+
 }  // namespace
 
 TEST_CASE(
     "network training matches the original implementation: loss, outputs, trained weights [four networks, 20 steps]") {
-  for (const std::string& name : names) {
-    CAPTURE(name);
-    const Reference r(name);
-    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0);
+  on_each_network([](Reference& r, const moe::TrainOptions& options) {
+    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0, options);
     REQUIRE(!run.failure);
     CHECK(deviation(r.file.read("expected/loss"), run.loss) < allowed);
 
@@ -94,19 +107,17 @@ TEST_CASE(
     // The weights have moved, so that equality says something of the updates of every tensor.
     for (const char* tensor : {"w_in", "router", "expert_in", "expert_out", "readout"})
       CHECK(deviation(r.file.read(tensor), r.file.read(std::string("expected/final/") + tensor).values) > 1e-4);
-  }
+  });
 }
 
 TEST_CASE("network training in float32 and the reference trainer match the original implementation [four networks]") {
-  for (const std::string& name : names) {
-    CAPTURE(name);
-    Reference r(name);
+  on_each_network([](Reference& r, const moe::TrainOptions& options) {
     const NetworkRun reference = moe::train_reference_network(r.spec, r.data, 32, 0);
     CHECK(deviation(r.file.read("expected/loss"), reference.loss) < allowed);
     CHECK(deviation(r.file.read("expected/final/router"), row_major(reference.final_weights.router)) < allowed);
 
     r.spec.sampling.precision = moe::Precision::float32;
-    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0);
+    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0, options);
     REQUIRE(!run.failure);
     // Relative to the largest entry: losses and outputs of order one, single precision carries 6e-8, twenty steps amplify it.
     const auto relative = [&](const std::string& dataset, const std::vector<double>& values) {
@@ -130,17 +141,15 @@ TEST_CASE("network training in float32 and the reference trainer match the origi
     }
     CHECK(relative("expected/final/expert_in", expert_in) < 1e-4);
     CHECK(relative("expected/final/expert_out", expert_out) < 1e-4);
-  }
+  });
 }
 
 TEST_CASE("network observables match the RMS values of the original implementation [steps 0, 5, 20]") {
   const std::pair<const char*, const char*> pairs[] = {
       {"h_pre", "rms_h"}, {"h", "rms_phi"}, {"router_logits", "rms_r"}, {"u", "rms_u_all"}, {"v", "rms_v_all"},
       {"y", "rms_y"},     {"f", "rms_f"}};
-  for (const std::string& name : names) {
-    CAPTURE(name);
-    const Reference r(name);
-    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0);
+  on_each_network([&](Reference& r, const moe::TrainOptions& options) {
+    const NetworkRun run = moe::train_network(r.spec, r.data, 32, 0, options);
     REQUIRE(!run.failure);
     for (int step : {0, 5, 20}) {
       CAPTURE(step);
@@ -161,7 +170,7 @@ TEST_CASE("network observables match the RMS values of the original implementati
       CHECK(std::abs(run.observables.at("rms_y_propagating")[static_cast<std::size_t>(step)] -
                      r.number(group + "propagating")) < allowed);
     }
-  }
+  });
 }
 
 TEST_CASE("network gates and expert outputs match the original implementation [initial and trained weights]") {
