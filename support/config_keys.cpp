@@ -181,6 +181,8 @@ std::vector<Key> rows() {
   k.push_back(key("network.widths", MEMBER(network.widths), "widths N", size_range));
   k.push_back(key("network.seeds", MEMBER(network.seeds), "networks per width", {.low = 1, .high = 1 << 20}));
   k.push_back(key("network.init_from", MEMBER(network.init_from), "HDF5 file with given initial weights", {}, {}, "*"));
+  k.push_back(key("network.tf32", MEMBER(network.tf32),
+                  "on a GPU: factors of large products in TF32, 10 bits of mantissa instead of 23"));
 
   k.push_back(key("output.observables", MEMBER(output.observables), "standard, all, none or a list of names", {},
                   observable_words()));

@@ -17,6 +17,8 @@ struct Device {
   double free_bytes = 0, total_bytes = 0;
 };
 Device device();
+/// The most bytes that this process's arrays have taken at once.
+double peak_bytes();
 
 enum class Direction { to_device, to_host, on_device };
 
@@ -29,11 +31,24 @@ void copy(Direction direction, void* to, std::size_t to_pitch, const void* from,
           std::size_t width, std::size_t height);
 void synchronise();
 
-/// C = alpha op(A) op(B) + beta C, column-major, C (m, n), inner dimension k. Single precision is IEEE, never TF32.
+/// C = alpha op(A) op(B) + beta C, column-major, C (m, n), inner dimension k. Single precision is IEEE's unless Tf32 stands.
 void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
           float beta, float* C, Index ldc);
 void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B, Index ldb,
           double beta, double* C, Index ldc);
+
+/// While it stands, products in single precision of the calling thread round their factors to TF32, if `wanted`: 10 bits of mantissa
+/// instead of 23, sums as before.
+class Tf32 {
+ public:
+  explicit Tf32(bool wanted);
+  ~Tf32();
+  Tf32(const Tf32&) = delete;
+  Tf32& operator=(const Tf32&) = delete;
+
+ private:
+  bool wanted_;
+};
 
 /// After the launch of a kernel.
 void check_launch(const char* kernel);

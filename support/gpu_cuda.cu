@@ -95,6 +95,16 @@ Device device() {
   return found;
 }
 
+double peak_bytes() {
+  cudaMemPool_t pool = nullptr;
+  std::uint64_t peak = 0;
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  check(cudaDeviceGetDefaultMemPool(&pool, current), "cudaDeviceGetDefaultMemPool");
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &peak), "cudaMemPoolGetAttribute");
+  return static_cast<double>(peak);
+}
+
 void* allocate(std::size_t bytes) {
   keep_freed();
   void* p = nullptr;
@@ -145,6 +155,13 @@ void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, 
           double beta, double* C, Index ldc) {
   check(cublasDgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
         "cublasDgemm", m, n, k);
+}
+
+Tf32::Tf32(bool wanted) : wanted_(wanted) {
+  if (wanted_) check(cublasSetMathMode(blas(), CUBLAS_TF32_TENSOR_OP_MATH), "cublasSetMathMode", 0, 0, 0);
+}
+Tf32::~Tf32() {
+  if (wanted_) cublasSetMathMode(blas(), CUBLAS_DEFAULT_MATH);
 }
 
 void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }

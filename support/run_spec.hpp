@@ -133,6 +133,7 @@ struct NetworkSpec {
   std::vector<int> widths = {64, 128, 256};
   int seeds = 8;
   std::string init_from;
+  bool tf32 = false;  ///< products in TF32, on a GPU. Addition to the interface.
 };
 
 struct OutputSpec {

@@ -200,6 +200,7 @@ int run(int argc, char** argv) {
   const moe::Dataset data = moe::load_dataset(spec);
   moe::Faults faults;
   moe::check_networks(spec, data, spec.network.widths, faults);
+  moe::check_network_device(spec, call.options.device, faults);
   faults.throw_if_any();
   if (const auto undefined = moe::undefined_observables(spec); !undefined.empty())
     fmt::print(stderr,

@@ -123,6 +123,8 @@ struct TrainOptions {
 
 /// Faults of what this trainer cannot run (samples, sizes) at these widths.
 void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults);
+/// Faults of what this device cannot do for networks, or this machine has no device for.
+void check_network_device(const RunSpec& spec, Device device, Faults& faults);
 
 /// Sizes of the network of width N on this data.
 NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width);

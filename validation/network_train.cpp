@@ -41,9 +41,7 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
   const KeepThreads guard;
   Faults faults;
   check_networks(spec, data, {width}, faults);
-  if (options.device == Device::cuda)
-    if (const gpu::Device card = gpu::device(); !card.present)
-      faults.add(fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not));
+  check_network_device(spec, options.device, faults);
   faults.throw_if_any();
   const NetworkShape shape = network_shape(spec, data, width);
   NetworkWeights start = start_weights(spec, data, width, seed, options.initial);

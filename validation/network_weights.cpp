@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "regimes/regime.hpp"
+#include "support/gpu.hpp"
 #include "support/hdf5.hpp"
 #include "support/random.hpp"
 #include "validation/network.hpp"
@@ -76,6 +77,19 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
       refuse("network.widths", fmt::format("{}", width), fmt::format("gives {} experts of width {}", s.M, s.Ne),
              "Raise it, or model.experts_per_width and model.expert_width_per_width.");
   }
+}
+
+void check_network_device(const RunSpec& spec, Device device, Faults& faults) {
+  if (device == Device::cuda)
+    if (const gpu::Device card = gpu::device(); !card.present)
+      faults.add(fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not));
+  if (!spec.network.tf32) return;
+  const auto refuse = [&](const char* problem, const char* remedy) {
+    faults.add("network.tf32", "true", spec.place("network.tf32"), problem, remedy);
+  };
+  if (device != Device::cuda) refuse("is a way in which GPUs multiply", "Add --device cuda, or leave it out");
+  if (spec.sampling.precision == Precision::float64)
+    refuse("rounds more than sampling.precision = \"float64\" promises", "Use float32, or leave it out");
 }
 
 NetworkConstants constants_at(const RunSpec& spec, const NetworkShape& shape) {

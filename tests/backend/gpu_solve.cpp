@@ -1,6 +1,7 @@
 // Solves and trainings on the GPU against those on the CPU; without a GPU the cases say so and check the refusal.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -95,4 +96,25 @@ TEST_CASE("networks on the GPU are the CPU's within rounding, step by step; with
     gpu_network_training::check(c, train, 1.2e-7);
   }
   gpu_network_training::check_failure(train);
+}
+
+TEST_CASE("TF32 on the GPU rounds factors to 10 bits: losses are those of float32 to three digits and not to six") {
+  if (const moe::gpu::Device card = moe::gpu::device(); !card.present) {
+    MESSAGE("skipped: ", card.why_not);
+    return;
+  }
+  moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 20);
+  spec.sampling.precision = moe::Precision::float32;
+  const moe::Dataset data = network_fixture::data(64, 32, 3);
+  moe::TrainOptions options;
+  options.device = moe::Device::cuda;
+  const auto exact = moe::train_network(spec, data, 128, 0, options).loss;
+  spec.network.tf32 = true;
+  const auto rounded = moe::train_network(spec, data, 128, 0, options).loss;
+  REQUIRE(exact.size() == rounded.size());
+  double farthest = 0;
+  for (std::size_t t = 0; t < exact.size(); ++t) farthest = std::max(farthest, std::abs(exact[t] - rounded[t]));
+  // Relative roundings of 2^-11 with random signs, of outputs of order one, enlarged by twenty steps.
+  CHECK(farthest < 20 * 5e-4 * (1 + exact[0]));
+  CHECK(farthest > 1e-6 * exact[0]);
 }

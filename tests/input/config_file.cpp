@@ -127,6 +127,7 @@ anderson = 5
 widths = [16, 32]
 seeds = 2
 init_from = ""
+tf32 = true
 [output]
 observables = ["rms_h", "rms_u"]
 observe_every = 5
@@ -192,6 +193,7 @@ kernels_at = [0, 40]
   CHECK(s.sampling.anderson == 5);
   CHECK(s.network.widths == std::vector<int>{16, 32});
   CHECK(s.network.seeds == 2);
+  CHECK(s.network.tf32);
   CHECK(s.output.observables == std::vector<std::string>{"rms_h", "rms_u"});
   CHECK(s.output.observe_every == 5);
   CHECK(s.output.weights);

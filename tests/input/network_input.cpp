@@ -50,6 +50,22 @@ TEST_CASE("network.init_from with other sizes names the dataset and both shapes,
   CHECK_THROWS_AS(moe::read_weights("/nonexistent/w.h5", {}, "default"), moe::IoError);
 }
 
+TEST_CASE("network.tf32 is refused on the CPU and in float64, both at once, before anything is trained") {
+  moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 3);  // float64
+  spec.network.tf32 = true;
+  const moe::Dataset data = network_fixture::data(8, 5, 3);
+  const auto text = config_fault([&] { moe::train_network(spec, data, 16, 0); });
+  CHECK(mentions(text, "network.tf32 = true"));
+  CHECK(mentions(text, "--device cuda"));
+  CHECK(mentions(text, "sampling.precision = \"float64\""));
+  spec.sampling.precision = moe::Precision::float32;
+  CHECK(!mentions(config_fault([&] { moe::train_network(spec, data, 16, 0); }), "float64"));
+  moe::Faults none;
+  spec.network.tf32 = false;
+  moe::check_network_device(spec, moe::Device::cpu, none);
+  CHECK(none.empty());
+}
+
 TEST_CASE("network trainer refuses what it does not have, all faults at once") {
   moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 3);
   spec.training.batch = 9;
