@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/timing.hpp"
+#include "bench/gpu_card.hpp"
 #include "data/dataset.hpp"
 #include "support/config.hpp"
 #include "support/cuda.hpp"
@@ -29,52 +29,10 @@ using B = moe::Cuda<float>;
 using Products = moe::trainer::Products<B>;
 using Pairs = moe::trainer::Pairs<B>;
 using Clock = std::chrono::steady_clock;
-
-/// Seconds of f on the device, the best of five.
-template <class F>
-double device_seconds(const F& f) {
-  f();
-  moe::gpu::synchronise();
-  return bench::best_seconds(
-      [&] {
-        f();
-        moe::gpu::synchronise();
-      },
-      5);
-}
-
-B::Matrix random(Index rows, Index cols, std::uint64_t stream) {
-  auto m = B::Matrix::uninitialized(rows, cols);
-  B::normal(m, moe::StreamKey{stream, 0});
-  return m;
-}
-
-struct Card {
-  double bytes_a_second = 0, flops_a_second = 0;
-};
-/// What this card does at best: bytes read and written by a copy of 1 GiB, and a product of 8192 x 8192 matrices.
-Card measured_card() {
-  const moe::gpu::Device device = moe::gpu::device();
-  Card card;
-  {
-    auto from = B::Matrix::uninitialized(1 << 14, 1 << 14), to = B::Matrix::uninitialized(1 << 14, 1 << 14);
-    card.bytes_a_second = 2.0 * static_cast<double>(from.bytes()) / device_seconds([&] { B::copy(from, to); });
-  }
-  const Index n = 8192;
-  auto a = random(n, n, 1), b = random(n, n, 2), c = B::Matrix::uninitialized(n, n);
-  card.flops_a_second = 2.0 * std::pow(static_cast<double>(n), 3) /
-                        device_seconds([&] { B::gemm(moe::Op::plain, moe::Op::plain, 1, a, b, 0, c); });
-  fmt::print("{}: copies {:.0f} GB/s, products {:.1f} TF/s in float32\n", device.name, card.bytes_a_second / 1e9,
-             card.flops_a_second / 1e12);
-  return card;
-}
-
-void print(const Card& card, const std::string& what, double seconds, double bytes, double flops) {
-  const double of_memory = bytes / card.bytes_a_second, of_products = flops / card.flops_a_second;
-  fmt::print("{:<52} {:>9.3f} ms  {:>5.1f} % of the roofline, bound by {} ({:.3g} bytes, {:.3g} flops)\n", what,
-             1e3 * seconds, 100 * std::max(of_memory, of_products) / seconds,
-             of_memory > of_products ? "memory" : "products", bytes, flops);
-}
+using bench::Card;
+using bench::device_seconds;
+using bench::print;
+using bench::random;
 
 /// Grouped products of a small network against sums over pairs; throws where they are off.
 void check_products(Index Ne) {
@@ -216,14 +174,19 @@ void step(const Card& card, const std::string& name, const moe::RunSpec& spec) {
 
 void steps(const Card& card) {
   for (const char* optimizer : {"sgd", "adam"}) {
-    const auto name = [&](const char* what) { return fmt::format("{}, {}", what, optimizer); };
-    step(card, name("regime I, N = N_e = 4096, M = 16"),
-         spec_of("[model]\nregime = 'I'\nexperts = 16\nexpert_width_per_width = 1.0", 4096, optimizer, 4096, 20));
-    step(card, name("regime II, N = 4096, M = 2048, N_e = 16"),
-         spec_of("[model]\nregime = 'II'\nexpert_width = 16", 4096, optimizer, 4096, 20));
-    step(card, name("top-K, M = 256, K = 8, N = 2048, N_e = 1024"),
-         spec_of("[model]\nregime = 'I'\nexperts = 256\nrouting = 'topk'\nactive_fraction = 0.03125\n", 2048, optimizer,
-                 4096, 20));
+    const auto in = [&](bool tf32, const char* what, const std::string& model, int N) {
+      moe::RunSpec spec = spec_of(model, N, optimizer, 4096, 20);
+      spec.network.tf32 = tf32;
+      step(tf32 ? card.in_tf32() : card, fmt::format("{}, {}{}", what, optimizer, tf32 ? ", TF32" : ""), spec);
+    };
+    for (const bool tf32 : {false, true}) {
+      in(tf32, "regime I, N = N_e = 4096, M = 16", "[model]\nregime = 'I'\nexperts = 16\nexpert_width_per_width = 1.0",
+         4096);
+      in(tf32, "regime II, N = 4096, M = 2048, N_e = 16", "[model]\nregime = 'II'\nexpert_width = 16", 4096);
+    }
+    // Grouped products are ours and in float32 always.
+    in(false, "top-K, M = 256, K = 8, N = 2048, N_e = 1024",
+       "[model]\nregime = 'I'\nexperts = 256\nrouting = 'topk'\nactive_fraction = 0.03125\n", 2048);
   }
 }
 
@@ -263,7 +226,7 @@ int main(int argc, char** argv) {
     }
     if (what == "kernels")
       for (const Index Ne : {17, 40, 130}) check_products(Ne);
-    const Card card = measured_card();
+    const Card card = bench::measured_card();
     if (what == "steps") return steps(card), 0;
     if (what == "many") return many(card), 0;
     kernels_at(card, {"wide experts", 2048, 256, 1024, 4096, 8});

@@ -25,7 +25,7 @@ def sizes(regime, N):
 class MoE(torch.nn.Module):
     """(T1)-(T5) with tanh and sigmoid gates; `form` is soft, dense or sorted."""
 
-    def __init__(self, N, M, Ne, K, form):
+    def __init__(self, N, M, Ne, K, form, classes=C):
         super().__init__()
         self.M, self.Ne, self.K, self.form = M, Ne, K, form
         normal = lambda *shape, std: torch.nn.Parameter(std * torch.randn(*shape))
@@ -37,7 +37,7 @@ class MoE(torch.nn.Module):
         else:
             self.expert_in = normal(N, M * Ne, std=N**-0.5)
             self.expert_out = normal(M * Ne, N, std=Ne**-0.5)
-        self.readout = normal(N, C, std=1 / N)
+        self.readout = normal(N, classes, std=1 / N)
 
     def forward(self, x):
         phi = torch.tanh(x @ self.w_in)
@@ -71,7 +71,7 @@ class MoE(torch.nn.Module):
 class ManySoft(torch.nn.Module):
     """`count` soft networks in one batched product each way."""
 
-    def __init__(self, count, N, M, Ne):
+    def __init__(self, count, N, M, Ne, classes=C):
         super().__init__()
         self.shape = count, M, Ne
         normal = lambda *shape, std: torch.nn.Parameter(std * torch.randn(count, *shape))
@@ -79,7 +79,7 @@ class ManySoft(torch.nn.Module):
         self.router = normal(N, M, std=N**-0.5)
         self.expert_in = normal(N, M * Ne, std=N**-0.5)
         self.expert_out = normal(M * Ne, N, std=Ne**-0.5)
-        self.readout = normal(N, C, std=1 / N)
+        self.readout = normal(N, classes, std=1 / N)
 
     def forward(self, x):
         count, M, Ne = self.shape
