@@ -2,7 +2,7 @@
 /// (docs/benchmarks.md). Each case runs in a process of its own: its largest memory counts, above what the program takes with the data
 /// read. L = 1, 2, 4, 1 in turn; times are medians of ROUNDS, ratios medians of the ratios within a round: the best of several would
 /// favour the short runs of one block, which find a quiet moment more easily.
-///   bench_depth [solve|train [ROUNDS [RULE [ROUTING [NEURONS]]]]]   without arguments all, five rounds, 1024 neurons of a solve
+///   bench_depth [solve|train [ROUNDS [RULE [ROUTING [NEURONS]]]]]   without arguments all, five rounds, 1024 neurons of a solve, 512 of a network
 ///   bench_depth case solve|train RULE ROUTING L [NEURONS]           one case: seconds, MB, largest ranks of the queries phi, D, G v
 #include <fmt/format.h>
 #include <sys/resource.h>
@@ -37,8 +37,8 @@ moe::RunSpec spec_of(const std::string& rule, const std::string& routing, int L,
                   "'{}'\nactive_fraction = 0.25\n"
                   "[optimizer]\nname = '{}'\nlr = 0.05\neps = 0.02\n[data]\ntrain = 320\ntest = 0\n"
                   "[training]\nsteps = 20\nbatch = 16\neval_every = 20\n[sampling]\nneurons = {}\nreplicas = 1\n"
-                  "[network]\nwidths = [512]\nseeds = 1\n[output]\nobservables = 'none'\n",
-                  L, routing, rule, neurons),
+                  "[network]\nwidths = [{}]\nseeds = 1\n[output]\nobservables = 'none'\n",
+                  L, routing, rule, neurons, neurons),
       "bench");
 }
 
@@ -118,8 +118,8 @@ struct Only {
 };
 
 void table(const std::string& what, int rounds, const Only& only, int neurons) {
-  fmt::print("\n{}: regime II, mssp, norm and residual, fresh batches of 16 digits, 20 steps, {}, one thread\n", what,
-             what == "solve" ? fmt::format("{} neurons", neurons) : "N = 512");
+  fmt::print("\n{}: regime II, mssp, norm and residual, fresh batches of 16 digits, 20 steps, {} neurons, one thread\n",
+             what, neurons);
   fmt::print("{:>9} {:>8} {:>3} {:>9} {:>30} {:>8} {:>14}  {}\n", "rule", "routing", "L", "seconds",
              "over L times 1 (quartiles)", "MB", "over L times 1", "ranks of phi, D, Gv");
   for (const char* rule : {"sgd", "adam", "adafactor"}) {
@@ -159,9 +159,9 @@ int main(int argc, char** argv) {
     const std::vector<std::string> a(argv + 1, argv + argc);
     const auto number = [&](std::size_t k, int otherwise) { return a.size() > k ? std::stoi(a[k]) : otherwise; };
     const auto name = [&](std::size_t k) { return a.size() > k ? a[k] : std::string(); };
-    if (a.size() >= 5 && a[0] == "case") return one_case(a[1], a[2], a[3], std::stoi(a[4]), number(5, 1024)), 0;
-    for (const char* what : {"solve", "train"})
-      if (a.empty() || a[0] == what) table(what, number(1, 5), {name(2), name(3)}, number(4, 1024));
+    if (a.size() >= 5 && a[0] == "case") return one_case(a[1], a[2], a[3], std::stoi(a[4]), number(5, 512)), 0;
+    for (const auto& [what, neurons] : {std::pair("solve", 1024), std::pair("train", 512)})
+      if (a.empty() || a[0] == what) table(what, number(1, 5), {name(2), name(3)}, number(4, neurons));
     return 0;
   } catch (const std::exception& e) {
     fmt::print(stderr, "bench_depth: {}\n", e.what());

@@ -93,7 +93,7 @@ struct Products<Cpu<Real>> {
           Real* const packed = scratch.of(columns::row_panels_size<Real>(L.rows, c.rows));
           columns::pack_rows(0, L.rows, tokens_of(d, i, L).data(), c.rows, packed);
           columns::combine(
-              L.rows, packed, c.rows, c.data, c.ld, Ne, [](Index, Index) {},
+              L.rows, packed, c.rows, c.data, c.ld, Ne, [&](Index j, Index row) { fetch(slot.value, row, i * Ne + j); },
               [&](Index j, Index row, const Real* values, Index n) {
                 for (Index k = 0; k < n; ++k) g(row + k, j) = scale * values[k];
               });
@@ -224,19 +224,22 @@ struct Products<Cpu<Real>> {
     return pointers;
   }
 
+  /// Asks for the lines of a panel of a column, which will be written.
+  static void fetch(View w, Index row, Index j) {
+    for (Index n = row; n < row + columns::panel_rows<Real>; n += columns::line<Real>) __builtin_prefetch(&w(n, j), 1);
+  }
+
   /// Columns j0, j0 + 1, ... of a tensor: their gradients scale sum_k x_k c(k, j) are made, used and forgotten in cache. x packed by
   /// pack_rows(), c (terms, columns).
   static void entrywise(const Rule<Real>& rule, const Slot<B>& slot, Index j0, Real scale, const Real* packed, View c) {
     const View w = slot.value, m = slot.first.data ? slot.first : w, v = slot.second.data ? slot.second : w;
-    const auto fetch = [&](Index j, Index row) {
-      for (Index n = row; n < row + columns::panel_rows<Real>; n += columns::line<Real>) {
-        __builtin_prefetch(&w(n, j0 + j), 1);
-        if (slot.first.data) __builtin_prefetch(&m(n, j0 + j), 1);
-        if (slot.second.data) __builtin_prefetch(&v(n, j0 + j), 1);
-      }
+    const auto fetch_all = [&](Index j, Index row) {
+      fetch(w, row, j0 + j);
+      if (slot.first.data) fetch(m, row, j0 + j);
+      if (slot.second.data) fetch(v, row, j0 + j);
     };
     rule.with_entry([&](const auto& entry) {
-      columns::combine(w.rows, packed, c.rows, c.data, c.ld, c.cols, fetch,
+      columns::combine(w.rows, packed, c.rows, c.data, c.ld, c.cols, fetch_all,
                        [&](Index j, Index row, const Real* g, Index n) {
                          Real *const wj = &w(row, j0 + j), *const mj = &m(row, j0 + j), *const vj = &v(row, j0 + j);
 #pragma omp simd
