@@ -165,6 +165,41 @@ class Figures(unittest.TestCase):
         np.testing.assert_allclose(seen["N = 16"]["eta"], [0.25, 0.5, 1])  # at 2 a seed diverged
         self.assertEqual(seen["limit optimum"]["loss"][0], 0.5)
 
+    def test_observables_of_a_stack(self) -> None:
+        """The first and the last of two blocks stand side by side in the figures of dmft_plot, each with its own prediction."""
+        path = validation_file(self.folder / "v.h5")
+        with written(path, "a") as file:
+            file.attrs["config"] = file.attrs["config"].replace("[model]", "[model]\ndepth = 2")
+            for place in ("limit", *(f"network/N{n}" for n in WIDTHS)):
+                for name in (n for n in ("rms_y_init", "rms_y_init_sem") if f"{place}/observables/{n}" in file):
+                    values = file[f"{place}/observables/{name}"][()]
+                    del file[f"{place}/observables/{name}"]
+                    first = ("seed",) if values.ndim == 2 else ()
+                    dataset(file, f"{place}/observables/{name}", np.stack([values, 3 * values], -1), *first, "step", "block")
+            file.move("comparison/exponents/rms_y_init", "comparison/exponents/rms_y_init.2")
+            for group in ("coordinate_check/mup/observables", "coordinate_check/mssp/observables"):
+                file.copy(f"{group}/rms_y_init", f"{group}/rms_y_init.2")
+                file[f"{group}/rms_y_init.2/mean"][...] *= 3
+                file.move(f"{group}/rms_y_init", f"{group}/rms_y_init.1")
+        (case,) = cases_of([load(path)])
+        (figure,) = draw_figure("coordinate_check", [case]).values()
+        titles = ["MSSP, block 1", "MSSP, block 2", "μP, block 1", "μP, block 2"]
+        self.assertEqual([ax.get_title() for ax in figure.axes], [*titles, *[""] * 4])
+        for ax, level in zip(figure.axes, [2, 6, 1, 3], strict=False):
+            (seen,) = (columns for name, columns in self.series(ax).items() if not name.endswith("limit"))
+            np.testing.assert_allclose(seen["rms"], level * np.array(WIDTHS) ** -0.5)
+        self.assertEqual(figure.legends[0].get_texts()[0].get_text(), style.symbol("rms_y_init"))
+        (figure,) = draw_figure("aggregation", [case]).values()
+        self.assertEqual([ax.get_ylabel() for ax in figure.axes], [f"{style.symbol('rms_y_init')}, block {b}" for b in (1, 2)])
+        (figure,) = draw_figure("widths", [case]).values()
+        predicted = {ax.get_ylabel() for ax in figure.axes if "predicted" in self.series(ax)}
+        self.assertEqual(predicted, {f"{style.symbol('rms_y_init')}, block 2\nat t = 4"})
+        with self.assertRaisesRegex(NothingToDraw, "no networks with observables"):
+            with written(path, "a") as file:
+                for check in file["coordinate_check"].values():
+                    del check["observables/rms_y_init.1"], check["observables/rms_y_init.2"]
+            draw_figure("coordinate_check", cases_of([load(path)]))
+
     def test_panels_that_share_an_axis_show_all_optima(self) -> None:
         files = [validation_file(self.folder / f"{name}.h5") for name in ("low", "high")]
         with written(files[1], "a") as file:

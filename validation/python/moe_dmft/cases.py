@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import style
-from .results import Curve, Group, ResultError, Results
+from .results import Array, Curve, Group, ResultError, Results, stored_name
 
 # What a run is, as opposed to how it is sampled, at which sizes it is trained and what of it is stored.
 _IDENTITY = ("model", "optimizer", "data", "training")
@@ -72,8 +72,12 @@ class Case:
         return list(names)
 
     def has(self, path: str) -> bool:
-        """Is there /limit/PATH or /network/N.../PATH?"""
-        return any(f"{place}/{path}" in results.root for results, place in self._places())
+        """Is there /limit/PATH or /network/N.../PATH, of a stack PATH.2 for its block 2?"""
+        path, block = stored_name(path)
+        found = (results.root.get(f"{place}/{path}") for results, place in self._places())
+        return any(
+            block is None or (isinstance(a, Array) and a.dims[-1:] == ("block",) and block <= a.shape[-1]) for a in found if a is not None
+        )
 
     def compared(self, folder: str) -> dict[str, ComparedCase]:
         """What dmft_validate compared, as cases whose curves are those of the comparison: folder "comparison" (one, named ""), or

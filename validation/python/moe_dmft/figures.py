@@ -191,7 +191,7 @@ def against_width(
         _width_axis(ax, s.widths)
         if power and positive.any():
             _log_y(ax)
-        ax.set_ylabel(f"{style.symbol(name)} at t = {at:g}")
+        ax.set_ylabel(style.symbol(name) + ("\n" if stored_name(name)[1] else " ") + f"at t = {at:g}")
         # Above the panel: lines cross all of it.
         _legend(ax, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, handlelength=0.9, handletextpad=0.3,
                 columnspacing=0.6, borderaxespad=0.1)  # fmt: skip
@@ -204,7 +204,7 @@ def coordinate_check(
     """Sizes of several terms at one step against N, with the limit drawn in at infinity: level lines mean a stable limit.
 
     Put one panel for muP and one for MSSP side by side. Terms that vanish with size run down, and a limit of zero is a mark at the
-    bottom.
+    bottom. Names such as "rms_y_init.2" are those of block 2; of one block alone the title says which.
     """
     case = case_of(results)
     names = [n for n in names if case.has(f"observables/{n}")]
@@ -215,6 +215,10 @@ def coordinate_check(
         ax = style.axes_or_new(ax)
         draw.name(ax, case.label, f"t = {at:g}")
         found = {name: scaling(case, name, at) for name in names}
+        blocks = {stored_name(name)[1] for name in names}
+        symbols = {name: style.symbol(stored_name(name)[0] if len(blocks) == 1 else name) for name in names}
+        if len(blocks) == 1 and None not in blocks:
+            ax.set_title(f"block {blocks.pop()}")
         widths = next(iter(found.values())).widths
         # Below this a size is rounding: zero at initialisation.
         scale = max((float(np.nanmax(s.mean)) for s in found.values() if len(s.mean)), default=1.0)
@@ -225,10 +229,10 @@ def coordinate_check(
             color, marker = style.CYCLE[k % len(style.CYCLE)], style.MARKERS[k % len(style.MARKERS)]
             shown = s.mean > floor
             if shown.any():
-                draw.bars(ax, s.widths[shown], s.mean[shown], s.error[shown], label=style.symbol(name), series=name, color=color,
+                draw.bars(ax, s.widths[shown], s.mean[shown], s.error[shown], label=symbols[name], series=name, color=color,
                           marker=marker, linestyle="-", y="rms")  # fmt: skip
             if s.limit is not None and s.limit[0] > floor:
-                label = "_limit" if shown.any() else style.symbol(name)
+                label = "_limit" if shown.any() else symbols[name]
                 ax.plot([infinity], [s.limit[0]], color=color, marker=marker, markersize=4.5, markerfacecolor="white", label=label)
                 if shown.any():
                     ax.plot([s.widths[shown][-1], infinity], [s.mean[shown][-1], s.limit[0]], color=color, linewidth=0.7,

@@ -89,6 +89,19 @@ def _trivial(case: Case, name: str) -> bool:
     return name.startswith("load_") and case.config.get("model.routing") == "soft"
 
 
+def _first_and_last(case: Case, names: Iterable[str]) -> list[str]:
+    """Observables that a figure shows: of what every block of a stack has those of the first and of the last, "rms_r.1" and "rms_r.4", side
+    by side; behind them what there is only one of."""
+    names, last = list(names), int(case.config.get("model.depth", 1))
+    of_blocks = [n for n in names if last > 1 and case.has(f"observables/{n}.{last}")]
+    return [f"{n}.{block}" for n in of_blocks for block in (1, last)] + [n for n in names if n not in of_blocks]
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of the panels of so many observables: an even number where blocks come in pairs."""
+    return 2 if len(names) <= 4 else 4 if any("." in n for n in names) else 3
+
+
 def _observables(group: str) -> Callable[[Sequence[Case]], dict[str, Figure]]:
     def make(cases: Sequence[Case]) -> dict[str, Figure]:
         made: dict[str, Figure] = {}
@@ -96,7 +109,8 @@ def _observables(group: str) -> Callable[[Sequence[Case]], dict[str, Figure]]:
             names = [n for n in case.names("observables") if _group_of(n) == group and not _trivial(case, n)]
             if not names:
                 continue
-            figure, panels = _grid(len(names), 2 if len(names) <= 4 else 3, each=34 * MM)
+            names = _first_and_last(case, names)
+            figure, panels = _grid(len(names), _columns(names), each=34 * MM)
             _of_one_case(figure, panels, case, cases)
             for name, ax in zip(names, panels, strict=True):
                 figures.observable(case, name, ax, legend=False)
@@ -132,12 +146,12 @@ def _widths(cases: Sequence[Case]) -> dict[str, Figure]:
         if len(case.networks) < 2:
             continue
         names = [n for n in case.names("observables") if n in figures.COORDINATES or n in ("rms_h", "rms_y", "rms_f")]
-        shown = [(figures.default_loss(case), None), *((f"observables/{n}", n) for n in names)]
+        shown = [figures.default_loss(case), *_first_and_last(case, names)]
         figure, panels = _grid(len(shown), 2 if len(shown) <= 4 else 3, each=40 * MM)
         _of_one_case(figure, panels, case, cases)
-        for (path, name), ax in zip(shown, panels, strict=True):
-            step = figures.last_step(case, path)
-            figures.against_width(case, name or path, step, ax, _predicted(case, name or path, step))
+        for name, ax in zip(shown, panels, strict=True):
+            step = figures.last_step(case, name if name == shown[0] else f"observables/{name}")
+            figures.against_width(case, name, step, ax, _predicted(case, name, step))
         made[f"_{k + 1}" if len(cases) > 1 else ""] = figure
     if not made:
         raise NothingToDraw("no configuration has networks of two widths or more: run moe_train --widths 64,128,256")
@@ -146,23 +160,28 @@ def _widths(cases: Sequence[Case]) -> dict[str, Figure]:
 
 def _coordinate_check(cases: Sequence[Case]) -> Figure:
     checks: list[Case] = [check for case in cases for check in case.compared("coordinate_check").values()]
-    plain = [c for c in cases if c.networks and any(c.has(f"observables/{n}") for n in figures.COORDINATES)]
-    having = checks or plain
-    if not having:
+    having = checks or [c for c in cases if c.networks]
+    shown = []  # a column each: a case, or the first and the last block of a stack
+    for case in having:
+        names = _first_and_last(case, figures.COORDINATES)
+        for block in dict.fromkeys(n.partition(".")[2] for n in names):
+            of_block = [n for n in names if n.partition(".")[2] == block and case.has(f"observables/{n}")]
+            if of_block:
+                shown.append((case, block, of_block))
+    if not shown:
         raise NothingToDraw('no networks with observables: run moe_train with output.observables = "standard"')
-    names = [n for n in figures.COORDINATES if any(c.has(f"observables/{n}") for c in having)]
-    steps = sorted({s for s in (1.0, min(figures.last_step(c, f"observables/{names[0]}") for c in having)) if s >= 1})
-    columns = len(having)
+    steps = sorted({s for s in (1.0, min(figures.last_step(c, f"observables/{n[0]}") for c, _, n in shown)) if s >= 1})
+    columns, several = len(shown), len({id(case) for case, _, _ in shown}) > 1
     figure: Figure
     figure, axes = style.new_figure(
         len(steps), columns, width=style.COLUMN if columns <= 2 else style.PAGE, height=(44 * len(steps) + 12) * MM,
         sharey="row",
     )  # fmt: skip
     for row, step in zip(axes, steps, strict=True):
-        for k, (case, ax) in enumerate(zip(having, row, strict=True)):
+        for k, ((case, block, names), ax) in enumerate(zip(shown, row, strict=True)):
             figures.coordinate_check(case, names, step, ax, legend=False)
-            if columns > 1 and step == steps[0]:
-                ax.set_title(case.label)
+            if columns > 1:
+                ax.set_title("" if step != steps[0] else style.join([case.label if several else "", f"block {block}" if block else ""]))
             if k:
                 ax.set_ylabel("")
             if step != steps[-1]:
