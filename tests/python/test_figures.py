@@ -190,7 +190,7 @@ class Figures(unittest.TestCase):
             np.testing.assert_allclose(seen["rms"], level * np.array(WIDTHS) ** -0.5)
         self.assertEqual(figure.legends[0].get_texts()[0].get_text(), style.symbol("rms_y_init"))
         (figure,) = draw_figure("aggregation", [case]).values()
-        self.assertEqual([ax.get_ylabel() for ax in figure.axes], [f"{style.symbol('rms_y_init')}, block {b}" for b in (1, 2)])
+        self.assertEqual([ax.get_ylabel() for ax in figure.axes], [f"{style.symbol('rms_y_init')}\nblock {b}" for b in (1, 2)])
         (figure,) = draw_figure("widths", [case]).values()
         predicted = {ax.get_ylabel() for ax in figure.axes if "predicted" in self.series(ax)}
         self.assertEqual(predicted, {f"{style.symbol('rms_y_init')}, block 2\nat t = 4"})

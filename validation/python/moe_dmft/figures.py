@@ -67,7 +67,7 @@ def _against_step(case: Case, name: str, ax: Axes, legend: bool, colors: Colors 
         draw.limit(ax, limit, y=leaf)
     ax.set_xlabel("step t")
     ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-    ax.set_ylabel(style.symbol(leaf))
+    ax.set_ylabel(style.symbol(leaf).replace(", block", "\nblock"))  # long ones fit a panel in two lines
     ax.margins(x=0.02)
     if legend:
         _legend(ax)
