@@ -495,18 +495,18 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
+  const bool topk = spec.model.routing == Routing::topk;  // what soft routing does not use is ignored
   refuse(
-      spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled, "model.routing",
-      "\"topk\"",
+      topk && !regime_named(spec.model.regime).experts_sampled, "model.routing", "\"topk\"",
       "averages over sites, and what these experts are chosen by at vanishing logits are fluctuations of the averages "
       "themselves: this limit is random");
   refuse(!has_curvature(spec.model.activation), "model.activation", "\"relu\"", "needs phi'', which is a point mass");
   refuse(!has_curvature(spec.model.post_activation), "model.post_activation", "\"relu\"",
          "needs psi'', which is a point mass");
   refuse(spec.model.depth > 1, "model.depth", std::to_string(spec.model.depth), "has one block only");
-  refuse(spec.model.balance_loss != 0, "model.balance_loss", fmt::format("{:g}", spec.model.balance_loss),
+  refuse(topk && spec.model.balance_loss != 0, "model.balance_loss", fmt::format("{:g}", spec.model.balance_loss),
          "has no balancing");
-  refuse(spec.model.balance_bias != 0, "model.balance_bias", fmt::format("{:g}", spec.model.balance_bias),
+  refuse(topk && spec.model.balance_bias != 0, "model.balance_bias", fmt::format("{:g}", spec.model.balance_bias),
          "has no balancing");
   refuse(spec.model.norm != Norm::none, "model.norm", "\"rms\"", "has no norm");
   return faults;

@@ -12,6 +12,7 @@
 #include "support/hdf5.hpp"
 #include "tests/limit_fixture.hpp"
 #include "tests/temporary_folder.hpp"
+#include "validation/network.hpp"
 
 namespace {
 
@@ -271,4 +272,22 @@ TEST_CASE("limit file: names, shapes, attributes of the interface") {
   CHECK(file.read("/limit/diagnostics/rank_phi").shape == Shape{4});
   CHECK(file.attribute_text("/limit", "status") == "complete");
   CHECK_FALSE(file.has("/limit/eval_steps"));
+}
+
+TEST_CASE(
+    "one block without norm is the same bit for bit whatever the exponent of the branch multiplier [limit, networks]") {
+  for (const moe::OptimizerKind rule : {sgd, adam, adafactor}) {
+    moe::RunSpec s = limit_fixture::spec("II", "mssp", rule, moe::is_linear(rule) ? 0.5 : 0.05, 3);
+    s.model.residual = true;
+    s.sampling.neurons = 48;
+    const moe::Dataset data = limit_fixture::data(5, 6, 1);
+    const auto limit = moe::solve_limit(s, data).loss_per_replica;
+    const auto network = moe::train_network(s, data, 24, 1).loss;
+    s.model.branch_exponent = 0.37;
+    CHECK(moe::solve_limit(s, data).loss_per_replica == limit);
+    CHECK(moe::train_network(s, data, 24, 1).loss == network);
+    s.model.depth = 2;  // where it counts
+    CHECK(moe::solve_limit(s, data).loss_per_replica != limit);
+    CHECK(moe::train_network(s, data, 24, 1).loss != network);
+  }
 }

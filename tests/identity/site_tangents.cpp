@@ -315,16 +315,25 @@ TEST_CASE("kernel iteration: what it does not solve is refused by name, all at o
   s.model.activation = relu;
   s.model.routing = moe::Routing::topk;
   s.model.depth = 2;
+  s.model.norm = moe::Norm::rms;
+  s.model.balance_loss = s.model.balance_bias = 0.1;
   moe::IterationOptions options;
   options.replicas = 2;
-  std::string message;
-  try {
-    moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options);
-  } catch (const moe::ConfigError& e) {
-    message = e.what();
-  }
-  for (const char* key : {"optimizer.name", "model.activation", "model.routing", "model.depth", "sampling.replicas"})
+  const auto refusal = [&] {
+    try {
+      moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options);
+    } catch (const moe::ConfigError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  const std::string message = refusal();
+  for (const char* key : {"optimizer.name", "model.activation", "model.routing", "model.depth", "model.norm",
+                          "model.balance_loss", "model.balance_bias", "sampling.replicas"})
     CHECK_MESSAGE(message.find(key) != std::string::npos, key, " in ", message);
+  s.model.routing = moe::Routing::soft;  // which does not balance: as everywhere, what is not used is ignored
+  CHECK(refusal().find("model.depth") != std::string::npos);
+  CHECK(refusal().find("balance") == std::string::npos);
 }
 
 TEST_CASE("kernel iteration: a diverging iteration ends with the step and what diverged") {
