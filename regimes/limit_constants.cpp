@@ -183,7 +183,7 @@ std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& para
   const Path path(spec, regime, 1);
   std::vector<SizeLaw> laws;
   const auto add = [&](Tensor t, const char* quantity, const PowerLaw& value) {
-    laws.push_back({t, quantity, value, path.exponent(value)});
+    laws.push_back({t, quantity, value, path.exponent(value), path.limit(value)});
   };
   for (std::size_t i = 0; i < tensor_names.size(); ++i) {
     const auto t = static_cast<Tensor>(i);

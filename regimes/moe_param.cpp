@@ -104,21 +104,9 @@ int constants(const Call& call, Report& report) {
   const auto limit = moe::limit_constants(call.spec, param, regime, 1, faults);
   report.title = "Limit of " + context(call.spec, param.name);
   moe::ReportTable rows{"constants", {"tensor", "quantity", "law", "exponent", "limit"}, {}, ""};
-  moe::Sizes units;
   for (const auto& law : moe::size_laws(call.spec, param, regime)) {
     std::vector<moe::Cell> row = {name_of(law.tensor), law.quantity, law.law.text(), law.exponent};
-    if (law.exponent < 0 || law.law.constant == 0)
-      row.emplace_back(0.0);
-    else if (law.exponent > 0)
-      row.emplace_back("grows");
-    else {
-      // Sizes in units of N where they grow.
-      const auto& m = call.spec.model;
-      units.M = regime.experts_sampled ? m.experts_per_width : m.experts;
-      units.Ne = regime.hidden_sampled ? m.expert_width_per_width : m.expert_width;
-      units.K = moe::active_fraction(call.spec) * units.M;
-      row.emplace_back(law.law.at(units));
-    }
+    row.push_back(law.exponent > 0 ? moe::Cell("grows") : moe::Cell(law.limit));
     rows.rows.push_back(std::move(row));
   }
   report.tables.push_back(std::move(rows));

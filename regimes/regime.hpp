@@ -83,6 +83,7 @@ struct SizeLaw {
   std::string quantity;  ///< "s_chi^2", "s_beta^2", "D Var W_in", "normalised learning rate", "normalised eps", ...
   PowerLaw law;
   double exponent = 0;  ///< in N along the regime's path; 0 for a law that is identically zero
+  double limit = 0;     ///< along the path, where the exponent is not positive
 };
 /// Everything that enters the limit (theory section 4), in the order of the tensors; eps only for entrywise rules.
 std::vector<SizeLaw> size_laws(const RunSpec& spec, const Parameterization& param, const Regime& regime);

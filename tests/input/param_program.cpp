@@ -113,6 +113,25 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("constants of a stack are those of its depth: lr L^-1/2, eps L^-1/2 in a block [II mssp adam, L = 4]") {
+  const Words deep = {"--depth", "4", "--branch-exponent", "0.5"};
+  const ProgramRun run = run_program(
+      "moe_param",
+      words({{"constants", "--format", "json", "--optimizer", "adam", "--lr", "0.3", "--eps", "0.2"}, deep}));
+  REQUIRE_MESSAGE(run.status == 0, run.text);
+  const auto report = nlohmann::json::parse(run.text);
+  int seen = 0;
+  for (const auto& row : report.at("constants")) {
+    const std::string tensor = row.at("tensor"), quantity = row.at("quantity");
+    if (!quantity.starts_with("normalised")) continue;
+    const bool block = tensor != "input" && tensor != "readout";
+    CAPTURE(tensor + ", " + quantity);
+    CHECK(row.at("limit").get<double>() == doctest::Approx((quantity.ends_with("rate") ? 0.3 : 0.2) / (block ? 2 : 1)));
+    ++seen;
+  }
+  CHECK(seen == 10);
+}
+
 TEST_CASE("multipliers from base to target in regime II, by hand [adamw]") {
   const auto m = multipliers(words({path, {"--param", "mssp", "--optimizer", "adamw"}}));
   const auto is = [&](const char* role, double std, double lr, double eps) {
