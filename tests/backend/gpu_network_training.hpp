@@ -52,6 +52,13 @@ inline std::vector<Case> cases() {
              s.output.kernels_at = {20};
            }),
       make(OptimizerKind::adafactor, topk, moe::Gate::sigmoid, 1, [](moe::RunSpec& s) { s.training.batch = 5; }),
+      make(OptimizerKind::adafactor, soft, moe::Gate::softmax, 3,
+           [](moe::RunSpec& s) {
+             s.model.depth = 3;
+             s.model.branch_exponent = 0.5;
+             s.model.norm = moe::Norm::rms;
+             s.model.residual = true;
+           }),
       make(OptimizerKind::momentum, soft, moe::Gate::softmax, 3,
            [](moe::RunSpec& s) {
              s.model.activation = moe::Activation::gelu;
@@ -62,8 +69,12 @@ inline std::vector<Case> cases() {
         s.training.stepper = moe::Stepper::rk4;
         s.training.steps = 3;
       })};
-  const char* const names[] = {"soft, SGD", "top-K, Adam, depth 2, norm, balancing", "top-K, Adafactor, mini-batches",
-                               "soft, momentum, gelu", "top-K, flow"};
+  const char* const names[] = {"soft, SGD",
+                               "top-K, Adam, depth 2, norm, balancing",
+                               "top-K, Adafactor, mini-batches",
+                               "soft, Adafactor, depth 3, norm",
+                               "soft, momentum, gelu",
+                               "top-K, flow"};
   for (std::size_t k = 0; k < list.size(); ++k) list[k].name = names[k];
   return list;
 }
