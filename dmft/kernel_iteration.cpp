@@ -483,8 +483,6 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       faults.push_back(fmt::format("{} = {} ({}): kernel iteration {}. Use sampling.method = \"sweep\"", key, value,
                                    spec.place(key), why));
   };
-  refuse(spec.optimizer.name == OptimizerKind::signsgd, "optimizer.name", "\"signsgd\"",
-         "needs the derivative of the sign of a site's own gradients, which is a point mass");
   const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw ||
                            spec.optimizer.name == OptimizerKind::adafactor;
   refuse(
@@ -500,9 +498,6 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
       topk && !regime_named(spec.model.regime).experts_sampled, "model.routing", "\"topk\"",
       "averages over sites, and what these experts are chosen by at vanishing logits are fluctuations of the averages "
       "themselves: this limit is random");
-  refuse(!has_curvature(spec.model.activation), "model.activation", "\"relu\"", "needs phi'', which is a point mass");
-  refuse(!has_curvature(spec.model.post_activation), "model.post_activation", "\"relu\"",
-         "needs psi'', which is a point mass");
   refuse(spec.model.depth > 1, "model.depth", std::to_string(spec.model.depth), "has one block only");
   refuse(topk && spec.model.balance_loss != 0, "model.balance_loss", fmt::format("{:g}", spec.model.balance_loss),
          "has no balancing");
@@ -542,6 +537,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   if (spec.training.batch > 0)
     for (int t = 0; t <= spec.training.steps; ++t)
       problem.learns.push_back(batch_rows(spec, static_cast<int>(data.x.cols()), t));
+  if (options.responses) problem.responses = *options.responses;
   const int most = options.most > 0 ? options.most : most_iterations(spec);
   sizes.batch.experts = limit.block.counts.experts;
   sizes.batch.hidden = limit.block.counts.hidden;

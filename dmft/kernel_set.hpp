@@ -34,7 +34,8 @@ inline constexpr std::array<const char*, num_kernels> kernel_names = {
     "d phi/d b_Q", "d rho/d chi_Q", "d phi/d b_A", "d ghat/d chi_A", "d Gv/d b_B", "d D/d chi_B"};
 
 /// Matrices (n, n) over queries (step, sample), n = steps * P, sample fastest. A response has the perturbed query as its row and the
-/// one that answers as its column, and is zero below the diagonal blocks. What a regime lacks is empty.
+/// one that answers as its column, and is zero below the diagonal blocks; by parts (Responses) products <Z x> of white numbers, as rows, with
+/// queries stand in its place (detail::response_by_parts). What a regime lacks is empty.
 class KernelSet {
  public:
   Eigen::MatrixXd& operator[](Kernel k) { return kernels_[static_cast<std::size_t>(k)]; }
@@ -53,9 +54,14 @@ class KernelSet {
 /// Zeros for everything that this limit has.
 KernelSet zero_kernels(const LimitSpec& limit, Index n);
 
-/// Lower triangular L with L L^T = kernel: paths L Z of given numbers Z up to a time move only with correlations up to that time. What
-/// later queries add to earlier ones by less than 1e-4 of their mean square is left out.
-Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel);
+/// How responses (T14) are estimated: by derivatives that sites carry along, or from values alone, by Gaussian integration by parts.
+enum class Responses { tangents, by_parts };
+
+/// Of a query's mean square, what it has to add to those before it: less is left out of a root.
+double root_cutoff(Responses responses);
+
+/// Lower triangular L with L L^T = kernel: paths L Z of given numbers Z up to a time move only with correlations up to that time.
+Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel, double cutoff = root_cutoff(Responses::tangents));
 
 /// Keeps what causality allows of a response, its columns first, first + 1, ...: earlier blocks (P, P) in full, of equal times the
 /// diagonal or nothing.

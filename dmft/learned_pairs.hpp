@@ -49,6 +49,12 @@ void move_by_adam(DualView<B> g, AdamPoint<typename B::Real> adam, typename B::R
   });
 }
 
+/// W += lr sign(g), whose derivative is none.
+template <class B>
+void move_by_sign(typename B::View g, typename B::Real lr, typename B::View w) {
+  B::each(g.rows, g.cols, [=] MOE_HD(Index i, Index j) { w(i, j) += lr * SignPoint<typename B::Real>()(g(i, j)); });
+}
+
 /// a = keep a + constant
 template <class B>
 void keep_share(typename B::Real keep, typename B::Real constant, DualView<B> a) {
@@ -121,7 +127,7 @@ class LearnedPairs {
   using View = typename B::View;
 
   LearnedPairs() = default;
-  /// Zero at first. Rules: all but signSGD. `scale` multiplies the learning rate, as of LearnedArray.
+  /// Zero at first. Tangents of signSGD are none. `scale` multiplies the learning rate, as of LearnedArray.
   LearnedPairs(Index sites, Index partners, const UpdateRule& rule, double scale = 1, PairMatrices matrices = {})
       : rule_(rule), scale_(scale), matrices_(matrices), value_(sites, partners) {
     if (rule.kind == OptimizerKind::adafactor) {
@@ -153,6 +159,10 @@ class LearnedPairs {
       return;
     }
     if (rule_.kind == OptimizerKind::adafactor) return move_factored(z, x, static_cast<Real>(lr));
+    if (rule_.kind == OptimizerKind::signsgd)
+      return for_gradients(z, x, [&](DualView<B> g, Index first) {
+        detail::move_by_sign<B>(g.value, static_cast<Real>(lr), value_.value.columns(first, g.cols()));
+      });
     for_gradients(z, x, [&](DualView<B> g, Index first) { move_entrywise(g, first, static_cast<Real>(lr)); });
   }
 

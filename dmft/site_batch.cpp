@@ -23,21 +23,18 @@ MatrixXd learned_of_kernel(const MatrixXd& kernel, Index t, Index P, const Updat
   return result;
 }
 
-MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal) {
-  // Of a query's mean square, the square of the sweep's default tolerance. Kernels are sums in float32: near 1e-6 it is their rounding
-  // that decides what a root holds, and iterations of many queries do not come to rest.
-  constexpr double smallest = 1e-4;
+MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal, double cutoff) {
   MatrixXd L = MatrixXd::Zero(rest.rows(), rest.cols());
   for (Index k = 0; k < rest.cols(); ++k) {
     const Index below = rest.rows() - k;
     Eigen::VectorXd column = rest.col(k).tail(below);
     if (k > 0) column -= L.block(k, 0, below, k) * L.block(k, 0, 1, k).transpose();
-    if (column[0] > smallest * diagonal[k]) L.col(k).tail(below) = column / std::sqrt(column[0]);
+    if (column[0] > cutoff * diagonal[k]) L.col(k).tail(below) = column / std::sqrt(column[0]);
   }
   return L;
 }
 
-MatrixXd next_rows(const MatrixXd& kernel, const MatrixXd& before, Index count) {
+MatrixXd next_rows(const MatrixXd& kernel, const MatrixXd& before, Index count, double cutoff) {
   const Index first = before.rows();
   MatrixXd rows(count, first + count);
   if (first > 0) {
@@ -51,7 +48,7 @@ MatrixXd next_rows(const MatrixXd& kernel, const MatrixXd& before, Index count) 
       if (before(j, j) == 0) rows.col(j).setZero();
   }
   const MatrixXd known = rows.leftCols(first), now = kernel.block(first, first, count, count);
-  rows.rightCols(count) = lower_root(now - known * known.transpose(), now.diagonal());
+  rows.rightCols(count) = lower_root(now - known * known.transpose(), now.diagonal(), cutoff);
   return rows;
 }
 
@@ -64,6 +61,26 @@ MatrixXd delta_of(const SiteProblem& problem, const MatrixXd& f, Index t) {
   return delta;
 }
 
+MatrixXd response_by_parts(const MatrixXd& products, const MatrixXd& root, const MatrixXd& correlation, Index t,
+                           Index P, bool equal_times) {
+  const Index now = t * P, known = equal_times ? now + P : now;
+  MatrixXd of_white = products.block(0, now, known, P);
+  for (Index j = 0; j < known; ++j) {
+    const Index before = (j / P - (equal_times ? 1 : 0)) * P;  // the last queries that do not know of number j
+    for (Index p = 0; p < P && before >= 0; ++p) {
+      const double square = correlation(before + p, before + p);
+      if (square > 0) of_white(j, p) -= correlation(before + p, now + p) / square * products(j, before + p);
+    }
+  }
+  // Numbers that were left out of the root move nothing: their columns of it are zero.
+  MatrixXd L = root;
+  for (Index j = 0; j < known; ++j)
+    if (L(j, j) == 0) L(j, j) = 1, of_white.row(j).setZero();
+  MatrixXd response = MatrixXd::Zero(products.rows(), P);
+  response.topRows(known) = L.triangularView<Eigen::Lower>().transpose().solve(of_white);
+  return response;
+}
+
 double left_of(const UpdateRule& rule, Index t) { return std::pow(rule.decay, static_cast<double>(t)); }
 
 MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
@@ -71,6 +88,12 @@ MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
 }
 
 }  // namespace detail
+
+Responses responses_of(const LimitSpec& limit) {
+  const bool smooth = has_curvature(limit.block.activation) && has_curvature(limit.layer.post_activation) &&
+                      limit.input.kind != OptimizerKind::signsgd;
+  return smooth ? Responses::tangents : Responses::by_parts;
+}
 
 void BatchMeans::add(const BatchMeans& batch) {
   f += batch.f;
@@ -112,16 +135,22 @@ SitePaths zero_paths(const LimitSpec& limit, Index n) {
   return {zero(neurons), zero(neurons), zero(experts), zero(units), zero(units)};
 }
 
-MatrixXd causal_root(const MatrixXd& kernel) {
+MatrixXd causal_root(const MatrixXd& kernel, double cutoff) {
   constexpr Index panel = 48;  // columns that earlier ones are taken out of by one product
   MatrixXd L = MatrixXd::Zero(kernel.rows(), kernel.cols());
   for (Index first = 0; first < kernel.cols(); first += panel) {
     const Index columns = std::min(panel, kernel.cols() - first), rows = kernel.rows() - first;
     MatrixXd rest = kernel.block(first, first, rows, columns);
     if (first > 0) rest.noalias() -= L.bottomLeftCorner(rows, first) * L.block(first, 0, columns, first).transpose();
-    L.block(first, first, rows, columns) = detail::lower_root(rest, kernel.diagonal().segment(first, columns));
+    L.block(first, first, rows, columns) = detail::lower_root(rest, kernel.diagonal().segment(first, columns), cutoff);
   }
   return L;
+}
+
+double root_cutoff(Responses responses) {
+  // By tangents the square of the sweep's default tolerance. Kernels are sums in float32: near 1e-6 it is their rounding that decides what
+  // a root holds, and iterations of many queries do not come to rest. By parts noise is divided by the root of this (docs/theory.md, 6.2).
+  return responses == Responses::tangents ? 1e-4 : 1e-3;
 }
 
 void keep_causal(MatrixXd& columns, Index first, Index P, bool equal_times) {

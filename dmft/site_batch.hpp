@@ -12,6 +12,9 @@
 
 namespace moe {
 
+/// By tangents where phi'', psi'' and the rule's derivative are functions (docs/theory.md, 6.2).
+Responses responses_of(const LimitSpec& limit);
+
 /// What all batches of sites of a run share: P samples, queries at steps 0 .. steps - 1. Under mini-batches all samples ask at every step,
 /// and Delta is zero but for those of the step: what they send back is nothing.
 struct SiteProblem {
@@ -19,6 +22,7 @@ struct SiteProblem {
   Eigen::MatrixXd x, y;  ///< (D, P), (C, P)
   Index steps;
   std::vector<std::vector<int>> learns = {};  ///< [step] the samples of a mini-batch; empty: all
+  Responses responses = responses_of(*limit);
 
   Index P() const { return x.cols(); }
   Index n() const { return steps * x.cols(); }

@@ -16,10 +16,16 @@ Eigen::MatrixXd learned_of_kernel(const Eigen::MatrixXd& kernel, Index t, Index 
 
 /// Columns of a lower root, `rest` (rows, columns) the kernel from its diagonal down without what earlier
 /// columns hold of it, `diagonal` the kernel's own.
-Eigen::MatrixXd lower_root(const Eigen::MatrixXd& rest, const Eigen::VectorXd& diagonal);
+Eigen::MatrixXd lower_root(const Eigen::MatrixXd& rest, const Eigen::VectorXd& diagonal, double cutoff);
 
 /// Rows of causal_root(kernel) that follow `before`, its rows so far.
-Eigen::MatrixXd next_rows(const Eigen::MatrixXd& kernel, const Eigen::MatrixXd& before, Index count);
+Eigen::MatrixXd next_rows(const Eigen::MatrixXd& kernel, const Eigen::MatrixXd& before, Index count, double cutoff);
+
+/// Responses (n, P) of step t's queries x to fields g = L Z that have been perturbed by then, with L the rows (and columns) of `root`:
+/// L^T R = <Z x> =: `products`. Z of a step is independent of what was asked before, so that x - c x' has the same product, with x' the
+/// same sample's last query before and c = <x x'>/<x' x'>, and less noise.
+Eigen::MatrixXd response_by_parts(const Eigen::MatrixXd& products, const Eigen::MatrixXd& root,
+                                  const Eigen::MatrixXd& correlation, Index t, Index P, bool equal_times);
 
 /// -dL/df (C, P) of step t's samples, zero for the others.
 Eigen::MatrixXd delta_of(const SiteProblem& problem, const Eigen::MatrixXd& f, Index t);
@@ -211,12 +217,18 @@ void add_correlation(typename B::View a, Index first, Index count, double weight
   to.block(0, first, first + count, count) += columns;
   to.block(first, 0, count, first) += columns.topRows(first).transpose();
 }
+/// By parts: products of the white numbers Z, of all times, with what is asked, in units in which they are L^T R (response_by_parts).
 template <class B>
-void add_response(SiteField<B>& field, typename B::View tangent, Index first, Index count, Index P, bool equal_times,
+void add_response(SiteField<B>& field, DualMatrix<B>& asked, Index first, Index count, Index P, bool equal_times,
                   double factor, Eigen::MatrixXd& to) {
   if (!field.present()) return;
+  if (field.responses() == Responses::by_parts) {
+    to.middleCols(first, count) += factor * static_cast<double>(field.scale()) / field.amplitude() *
+                                   mean_product<B>(field.white(), asked.value.columns(first, count));
+    return;
+  }
   Eigen::MatrixXd columns =
-      factor * mean_product<B>(field.probe().columns(0, first + count), tangent.columns(first, count));
+      factor * mean_product<B>(field.probe().columns(0, first + count), asked.tangent.columns(first, count));
   keep_causal(columns, first, P, equal_times);
   to.block(0, first, first + count, count) += columns;
 }
@@ -271,9 +283,10 @@ double router_entropy(typename B::View G, Index active) {
 
 /// Rows first .. first + count of causal_root(kernel), whose rows before are in L already.
 template <class B>
-void extend_root(const Eigen::MatrixXd& kernel, Index first, Index count, typename B::Matrix& L) {
+void extend_root(const Eigen::MatrixXd& kernel, Index first, Index count, double cutoff, typename B::Matrix& L) {
   const typename B::View known = L;
-  const Eigen::MatrixXd rows = next_rows(kernel, B::download(known.row_range(0, first).columns(0, first)), count);
+  const Eigen::MatrixXd rows =
+      next_rows(kernel, B::download(known.row_range(0, first).columns(0, first)), count, cutoff);
   B::upload(rows, known.row_range(first, count).columns(0, first + count));
 }
 
@@ -298,6 +311,33 @@ std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
 
 }  // namespace detail
 
+namespace detail {
+
+/// Responses of step t's queries (n, P).
+template <class B>
+Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, const KernelSet& k, Kernel which, Index t) {
+  const LimitConstants& c = problem.limit->block.constants;
+  const Index P = problem.P();
+  if (problem.responses == Responses::tangents) return k[which].middleCols(t * P, P);
+  const auto by_parts = [&](typename B::Matrix& root, Kernel asked, bool equal_times) {
+    const Index known = (equal_times ? t + 1 : t) * P;
+    const typename B::View L = root;
+    return response_by_parts(k[which], B::download(L.row_range(0, known).columns(0, known)), k[asked], t, P,
+                             equal_times);
+  };
+  switch (which) {
+    case Kernel::router_x: return by_parts(given.root_rho, Kernel::phi, false);
+    case Kernel::A_x: return by_parts(given.root_ghat, Kernel::phi, false);
+    case Kernel::B_x: return by_parts(given.root_D, c.expert_out_shared ? Kernel::shared_Gv : Kernel::Gv, false);
+    case Kernel::B_z: return by_parts(given.root_Gv, Kernel::D, true);
+    case Kernel::A_z: return by_parts(given.root_phi, c.expert_in_shared ? Kernel::shared_ghat : Kernel::ghat, true);
+    case Kernel::router_z: return by_parts(given.root_phi, Kernel::rho, true);
+    default: return {};  // correlations
+  }
+}
+
+}  // namespace detail
+
 template <class B>
 SiteKernels<B>::SiteKernels(const SiteProblem& problem, const SitePaths& paths)
     : phi(detail::uploaded<B>(paths.phi)),
@@ -317,7 +357,7 @@ template <class B>
 SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
     : SiteKernels(problem, paths) {
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
-    *of.root = detail::uploaded<B>(causal_root(k[of.kernel]));
+    *of.root = detail::uploaded<B>(causal_root(k[of.kernel], root_cutoff(problem.responses)));
   for (Index t = 0; t < problem.steps; ++t)
     for (const Stage stage : all_stages) remember(problem, k, stage, t);
 }
@@ -333,7 +373,9 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem)
 template <class B>
 void SiteKernels<B>::close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t) {
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
-    if (of.stage == stage) detail::extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), *of.root);
+    if (of.stage == stage)
+      detail::extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), root_cutoff(problem.responses),
+                             *of.root);
   remember(problem, kernels, stage, t);
 }
 
@@ -347,9 +389,8 @@ void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, St
                     of_B = Aggregation::of(block, c.expert_out_shared);
   // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
   const auto initial = [&](double variance, Kernel which, const UpdateRule& rule) {
-    const Eigen::MatrixXd& R = k[which];
-    return R.size() == 0 ? Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P))
-                         : Eigen::MatrixXd(variance * detail::left_of(rule, t) * R.middleCols(t * P, P));
+    if (k[which].size() == 0) return Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));
+    return Eigen::MatrixXd(variance * detail::left_of(rule, t) * detail::response<B>(problem, *this, k, which, t));
   };
   const auto learned = [&](Kernel which, const UpdateRule& rule) {
     return phi.empty() ? detail::learned_of_kernel(k[which], t, P, rule)
@@ -428,13 +469,13 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
-                       of_B.field, streams.next(), kernels.growing);
+                       of_B.field, streams.next(), kernels.growing, problem.responses);
   beta_A = SiteField<B>(S_, kernels.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
-                        of_A.field, streams.next(), kernels.growing);
+                        of_A.field, streams.next(), kernels.growing, problem.responses);
   if (block.experts_sampled) {
     const double over_kappa = 1 / block.counts.kappa();
     beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
-                          streams.next(), kernels.growing);
+                          streams.next(), kernels.growing, problem.responses);
   } else {
     q = LearnedPairs<B>(S_, block.counts.experts, block.router);
     B::normal(q.view().value, streams.next());
@@ -523,11 +564,11 @@ void NeuronBatch<B>::add_columns(Stage stage, Index first, Index count, double w
                     of_B = Aggregation::of(block, c.expert_out_shared);
   if (stage == Stage::features) {
     detail::add_correlation<B>(phi.value, first, count, weight, k[Kernel::phi]);
-    detail::add_response<B>(beta_A, phi.tangent, first, count, P_, false, weight * of_A.response, k[Kernel::A_x]);
-    detail::add_response<B>(beta_Q, phi.tangent, first, count, P_, false, weight, k[Kernel::router_x]);
+    detail::add_response<B>(beta_A, phi, first, count, P_, false, weight * of_A.response, k[Kernel::A_x]);
+    detail::add_response<B>(beta_Q, phi, first, count, P_, false, weight, k[Kernel::router_x]);
   } else if (stage == Stage::outputs) {
     detail::add_correlation<B>(D.value, first, count, weight, k[Kernel::D]);
-    detail::add_response<B>(chi_B, D.tangent, first, count, P_, true, weight * of_B.response, k[Kernel::B_z]);
+    detail::add_response<B>(chi_B, D, first, count, P_, true, weight * of_B.response, k[Kernel::B_z]);
   }
 }
 
@@ -558,7 +599,8 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const LimitConstants& c = problem.limit->block.constants;
   const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
   const auto draw = [&](Index count, Matrix& root, double variance) {
-    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next(), kernels.growing);
+    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next(), kernels.growing,
+                        problem.responses);
   };
   if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
   chi_A = draw(sites(c.expert_in_shared), kernels.root_phi, c.expert_in.chi2);
@@ -659,14 +701,14 @@ void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double w
     DualMatrix<B>& asked = c.expert_out_shared ? shared_Gv : Gv;
     detail::add_correlation<B>(Gv.value, first, count, weight, k[Kernel::Gv]);
     if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv.value, first, count, weight, k[Kernel::shared_Gv]);
-    detail::add_response<B>(beta_B, asked.tangent, first, count, P_, false, weight, k[Kernel::B_x]);
+    detail::add_response<B>(beta_B, asked, first, count, P_, false, weight, k[Kernel::B_x]);
   } else if (stage == Stage::backward) {
     DualMatrix<B>& asked = c.expert_in_shared ? shared_ghat : ghat;
     detail::add_correlation<B>(ghat.value, first, count, weight, k[Kernel::ghat]);
     if (!explicit_) detail::add_correlation<B>(rho.value, first, count, weight, k[Kernel::rho]);
     if (c.expert_in_shared) detail::add_correlation<B>(shared_ghat.value, first, count, weight, k[Kernel::shared_ghat]);
-    detail::add_response<B>(chi_Q, rho.tangent, first, count, P_, true, weight, k[Kernel::router_z]);
-    detail::add_response<B>(chi_A, asked.tangent, first, count, P_, true, weight, k[Kernel::A_z]);
+    detail::add_response<B>(chi_Q, rho, first, count, P_, true, weight, k[Kernel::router_z]);
+    detail::add_response<B>(chi_A, asked, first, count, P_, true, weight, k[Kernel::A_z]);
   }
 }
 

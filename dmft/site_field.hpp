@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "dmft/kernel_set.hpp"
 #include "dmft/pointwise.hpp"
 #include "support/cpu.hpp"
 #include "support/point.hpp"
@@ -158,47 +159,61 @@ class SiteField {
 
   SiteField() = default;
   /// root: L (n, n), g = amplitude Z L^T. `present` false: the matrix has no such side, the field is zero and is not perturbed.
-  /// `growing`: rows of L are made on the way, and g is taken when it is asked for.
+  /// `growing`: rows of L are made on the way, and g is taken when it is asked for. By parts there is no probe.
   SiteField(Index sites, typename B::View root, double amplitude, bool present, double scale, const StreamKey& key,
-            bool growing = false)
-      : root_(root), amplitude_(amplitude), scale_(static_cast<Real>(scale)), present_(present) {
+            bool growing = false, Responses responses = Responses::tangents)
+      : root_(root),
+        amplitude_(amplitude),
+        scale_(static_cast<Real>(scale)),
+        present_(present),
+        growing_(growing),
+        responses_(responses) {
     if (!present) return;
     gaussian_ = Matrix::uninitialized(sites, root.rows);
-    probe_ = Matrix::uninitialized(sites, root.rows);
+    white_ = Matrix::uninitialized(sites, root.rows);
     StreamKey draw = key;
-    B::normal(probe_, draw);  // Z
+    B::normal(white_, draw);
+    if (!growing) B::gemm(Op::plain, Op::transposed, amplitude, white_, root, 0, gaussian_);
+    if (responses == Responses::by_parts) return;
     if (growing)
-      std::swap(white_, probe_), probe_ = Matrix::uninitialized(sites, root.rows);
+      probe_ = Matrix::uninitialized(sites, root.rows);
     else
-      B::gemm(Op::plain, Op::transposed, amplitude, probe_, root, 0, gaussian_);
+      std::swap(probe_, white_);
     ++draw.draw;
     B::normal(probe_, draw);
   }
 
   bool present() const { return present_; }
+  Responses responses() const { return responses_; }
   /// Adds the field at columns first .. of its path, of a matrix of which `left` is left, to out (sites, P): out += left g,
-  /// d out += left scale p.
+  /// d out += left scale p, by parts nothing.
   void add_to(DualView<B> out, Index first, double left) {
     if (!present_) return;
-    const typename B::View g = gaussian_.columns(first, out.cols()), p = probe_.columns(first, out.cols());
-    if (!white_.empty()) {
+    const typename B::View g = gaussian_.columns(first, out.cols());
+    if (growing_) {
       const Index known = first + out.cols();
       B::gemm(Op::plain, Op::transposed, amplitude_, white_.columns(0, known),
               root_.row_range(first, out.cols()).columns(0, known), 0, g);
     }
-    detail::add_field<B>(g, p, static_cast<Real>(left), scale_, out);
+    if (responses_ == Responses::by_parts)
+      accumulate<B>(g, static_cast<Real>(left), out.value);
+    else
+      detail::add_field<B>(g, probe_.columns(first, out.cols()), static_cast<Real>(left), scale_, out);
   }
   typename B::View gaussian() { return gaussian_; }
   typename B::View probe() { return probe_; }
+  typename B::View white() { return white_; }
+  double amplitude() const { return amplitude_; }
   Real scale() const { return scale_; }
 
  private:
   typename B::View root_;
   double amplitude_ = 0;
   Real scale_ = 1;
-  bool present_ = false;
+  bool present_ = false, growing_ = false;
+  Responses responses_ = Responses::tangents;
   Matrix gaussian_, probe_;  ///< (sites, n)
-  Matrix white_;             ///< (sites, n), Z of a field whose root grows
+  Matrix white_;             ///< (sites, n), Z of a field whose root grows, or by parts
 };
 
 }  // namespace moe
