@@ -43,6 +43,9 @@ const std::vector<Case> cases = {
      false, 2},
     {"III", "mssp", adafactor},
     {"III", "mup", adam, moe::Routing::soft, moe::Gate::softmax, moe::Activation::gelu, moe::Activation::gelu, true},
+    {"I", "mup", sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Activation::relu},
+    {"II", "mssp", signsgd},
+    {"III", "mssp", adam, moe::Routing::soft, moe::Gate::sigmoid, moe::Activation::relu, moe::Activation::relu, true},
 };
 constexpr int steps = 4, samples = 5;
 const moe::BatchCounts batch{40, 16, 8};

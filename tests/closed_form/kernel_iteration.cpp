@@ -51,7 +51,8 @@ TEST_CASE(
   constexpr int replicas = 6;
   const moe::Dataset d = limit_fixture::data(P, 5, 1);
   for (const known::Case& row : known::cases)
-    for (const moe::Activation activation : {moe::Activation::identity, moe::Activation::gelu, moe::Activation::tanh}) {
+    for (const moe::Activation activation :
+         {moe::Activation::identity, moe::Activation::relu, moe::Activation::gelu, moe::Activation::tanh}) {
       const std::string regime = row.regime;
       moe::RunSpec s = limit_fixture::spec(regime, row.param, moe::OptimizerKind::sgd, 1, 0);
       s.sampling.precision = moe::Precision::float32;

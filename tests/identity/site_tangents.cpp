@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dmft/kernel_iteration.hpp"
+#include "dmft/site_batch_template.hpp"
 #include "tests/limit_fixture.hpp"
 
 namespace {
@@ -212,7 +213,7 @@ TEST_CASE("kernel iteration: pairs learn as arrays do [rule]") {
   constexpr Index sites = 7, partners = 130, steps = 3;
   moe::HostMatrix<double> z(sites, P), x(partners, P);
   using enum moe::OptimizerKind;
-  for (const moe::OptimizerKind kind : {sgd, momentum, adam, adamw}) {
+  for (const moe::OptimizerKind kind : {sgd, momentum, adam, adamw, signsgd}) {
     const moe::UpdateRule rule{kind, 0.3, 0.02, 0.7, 0.8, 0.9, kind == adamw ? 0.9 : 1};
     moe::LearnedArray<B> array(sites, partners, rule, 0.5);
     moe::LearnedPairs<B> pairs(sites, partners, rule, 0.5);
@@ -310,9 +311,51 @@ TEST_CASE(
     }
 }
 
+TEST_CASE(
+    "kernel iteration: responses by parts come back from their products, what was left out of the root is nobody's") {
+  constexpr Index n = T * P;
+  const auto number = [](Index i, Index j) { return std::sin(1.0 + 2.3 * double(i) + 5.1 * double(j)); };
+  for (const bool equal_times : {false, true}) {
+    Eigen::MatrixXd L = Eigen::MatrixXd::NullaryExpr(n, n, number).triangularView<Eigen::Lower>();
+    L.diagonal().array() += 2;
+    Eigen::MatrixXd R = Eigen::MatrixXd::NullaryExpr(n, n, [&](Index i, Index j) { return number(j, i); });
+    for (Index j = 0; j < n; ++j) R.col(j).tail(n - (j / P + (equal_times ? 1 : 0)) * P).setZero();
+    for (const Index left_out : {Index{2}, Index{4}}) L.col(left_out).setZero(), R.row(left_out).setZero();
+    Eigen::MatrixXd products = L.transpose() * R;
+    // x of a sample stays what it is but for what R says: numbers meet all of it alike, and what they meet before they can move it, and
+    // what those that were left out meet, is noise.
+    const Eigen::MatrixXd correlation = Eigen::MatrixXd::Constant(n, n, 0.5);
+    for (Index j = 0; j < n; ++j)
+      for (Index k = 0; k < n; ++k)
+        if (L(j, j) == 0 || j / P >= (equal_times ? 1 : 0)) products(j, k) += number(3 * j, k % P);
+    for (Index t = 0; t < T; ++t) {
+      const Index known = (equal_times ? t + 1 : t) * P;
+      const Eigen::MatrixXd is =
+          moe::detail::response_by_parts(products, L.topLeftCorner(known, known), correlation, t, P, equal_times);
+      INFO("equal times ", equal_times, ", step ", t, ": is\n", is, "\nexpected\n", R.middleCols(t * P, P));
+      CHECK((is - R.middleCols(t * P, P)).cwiseAbs().maxCoeff() <= 1e-11);
+    }
+  }
+}
+
+TEST_CASE("kernel iteration: by tangents where activations and the rule are smooth, else by parts") {
+  moe::LimitSpec limit;
+  limit.block.activation = gelu;
+  limit.layer.post_activation = identity;
+  limit.input.kind = moe::OptimizerKind::adam;
+  CHECK(moe::responses_of(limit) == moe::Responses::tangents);
+  moe::LimitSpec other = limit;
+  other.block.activation = relu;
+  CHECK(moe::responses_of(other) == moe::Responses::by_parts);
+  other = limit, other.layer.post_activation = relu;
+  CHECK(moe::responses_of(other) == moe::Responses::by_parts);
+  other = limit, other.input.kind = moe::OptimizerKind::signsgd;
+  CHECK(moe::responses_of(other) == moe::Responses::by_parts);
+}
+
 TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {
-  moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::signsgd, 0.7, 2);
-  s.model.activation = relu;
+  moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::adam, 0.7, 2);
+  s.optimizer.eps = 1e-8;
   s.model.routing = moe::Routing::topk;
   s.model.depth = 2;
   s.model.norm = moe::Norm::rms;
@@ -328,8 +371,8 @@ TEST_CASE("kernel iteration: what it does not solve is refused by name, all at o
     return std::string();
   };
   const std::string message = refusal();
-  for (const char* key : {"optimizer.name", "model.activation", "model.routing", "model.depth", "model.norm",
-                          "model.balance_loss", "model.balance_bias", "sampling.replicas"})
+  for (const char* key : {"optimizer.eps", "model.routing", "model.depth", "model.norm", "model.balance_loss",
+                          "model.balance_bias", "sampling.replicas"})
     CHECK_MESSAGE(message.find(key) != std::string::npos, key, " in ", message);
   s.model.routing = moe::Routing::soft;  // which does not balance: as everywhere, what is not used is ignored
   CHECK(refusal().find("model.depth") != std::string::npos);

@@ -346,8 +346,8 @@ TEST_CASE("mpirun: a run that fails says so once, with its status [refused, dive
     CHECK(run.text.find(piece) == run.text.rfind(piece));
   };
   check_once(
-      run_ranks(2, "dmft_solve", with({"--method", "iterate", "--activation", "relu", "--out", folder / "a.h5"})), 2,
-      "--activation on the command line");
+      run_ranks(2, "dmft_solve", with({"--method", "iterate", "--set", "model.depth=2", "--out", folder / "a.h5"})), 2,
+      "--set on the command line");
   check_once(run_ranks(2, "dmft_solve", with({"--checkpoint", folder / "c.h5", "--out", folder / "a.h5"})), 2,
              "use sampling.method = \"iterate\"");
   CHECK(folder.file_count() == 0);

@@ -69,7 +69,7 @@ void compare_with_sweep(const char* regime, const char* param, moe::RunSpec spec
     CHECK(std::abs(ours.loss.mean[t] - swept.loss.mean[t]) <= allowed);
     CHECK(allowed < 0.1 * swept.loss.mean[0]);
   }
-  CHECK(ours.loss.mean.back() < (moe::is_linear(spec.optimizer.name) ? 0.6 : 0.97) * ours.loss.mean[0]);
+  CHECK(ours.loss.mean.back() < (moe::is_linear(spec.optimizer.name) ? 0.7 : 0.97) * ours.loss.mean[0]);
 }
 
 }  // namespace
@@ -115,6 +115,117 @@ TEST_CASE("kernel iteration equals the sweep with entrywise rules [I mup adam, I
 TEST_CASE("kernel iteration equals the sweep with entrywise rules [II mup adam, III mssp adam] [slow]") {
   compare_with_sweep("II", "mup", entrywise(moe::OptimizerKind::adam), {600, 150, 0});
   compare_with_sweep("III", "mssp", entrywise(moe::OptimizerKind::adam), {600, 24, 32});
+}
+TEST_CASE("kernel iteration equals the sweep with relu [I mup, II mssp with psi, II mssp topk, III mup]") {
+  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.8, 5);
+  spec.model.activation = moe::Activation::relu;
+  compare_with_sweep("II", "mssp", spec, {4000, 2000, 0});
+  spec.model.post_activation = moe::Activation::relu;
+  spec.optimizer.lr = 1.6;
+  compare_with_sweep("II", "mssp", spec, {4000, 2000, 0});
+  spec.model.post_activation = moe::Activation::identity;
+  compare_with_sweep("I", "mup", spec, {3000, 0, 1500});
+  spec.optimizer.lr = 1.8;
+  spec.training.steps = 4;
+  compare_with_sweep("III", "mup", spec, {2000, 64, 96});
+  spec.optimizer.lr = 0.9;
+  spec.training.steps = 3;
+  spec.model.routing = moe::Routing::topk;
+  spec.model.active_fraction = 0.25;
+  compare_with_sweep("II", "mssp", spec, {4000, 2000, 0});
+}
+TEST_CASE("kernel iteration equals the sweep with relu and shared matrices [III mssp]") {
+  moe::RunSpec spec = limit_fixture::spec("III", "mssp", moe::OptimizerKind::sgd, 0.9, 4);
+  spec.model.activation = moe::Activation::relu;
+  compare_with_sweep("III", "mssp", spec, {3000, 96, 384});
+}
+TEST_CASE("kernel iteration equals the sweep with signSGD, and with relu under Adam [II mssp, I mup]") {
+  moe::RunSpec spec = entrywise(moe::OptimizerKind::signsgd);
+  spec.optimizer.lr = 0.1;
+  compare_with_sweep("II", "mssp", spec, {1000, 250, 0});
+  spec.model.activation = moe::Activation::relu;
+  compare_with_sweep("II", "mssp", spec, {1000, 250, 0});
+  spec.optimizer.name = moe::OptimizerKind::adam;
+  compare_with_sweep("II", "mssp", spec, {1000, 250, 0});
+  compare_with_sweep("I", "mup", spec, {600, 0, 300});
+}
+TEST_CASE("kernel iteration: responses by parts are those by tangents [regime x rule; mini-batches; top-K]") {
+  struct Both {
+    const char *regime, *param;
+    moe::OptimizerKind rule;
+    moe::BatchCounts batch;
+    int mini_batch = 0;
+    bool topk = false;
+  };
+  using enum moe::OptimizerKind;
+  for (const Both& c : {Both{"I", "mssp", momentum, {2000, 0, 1000}}, Both{"II", "mssp", sgd, {2000, 1000, 0}, 2},
+                        Both{"II", "mup", sgd, {2000, 1000, 0}, 0, true}, Both{"III", "mssp", sgd, {2000, 64, 200}},
+                        Both{"II", "mssp", adam, {600, 150, 0}}}) {
+    moe::RunSpec spec = limit_fixture::spec(c.regime, c.param, c.rule, c.rule == sgd ? 0.9 : 0.3, 5);
+    spec.sampling.precision = moe::Precision::float32;
+    spec.optimizer.momentum = 0.5;
+    spec.training.batch = c.mini_batch;
+    if (c.topk) spec.model.routing = moe::Routing::topk, spec.model.active_fraction = 0.5;
+    const moe::Dataset data = limit_fixture::data(4, 5, 1);
+    moe::IterationOptions options;
+    options.batch = c.batch;
+    options.responses = moe::Responses::tangents;
+    const moe::IterationResult tangents = moe::iterate_kernels(spec, data, options);
+    options.responses = moe::Responses::by_parts;
+    const moe::IterationResult parts = moe::iterate_kernels(spec, data, options);
+    INFO("regime ", std::string(c.regime), " ", std::string(c.param), ", rule ", static_cast<int>(c.rule));
+    // Probes are numbers of their own: what is left of the same Gaussian fields is no reason for smaller errors.
+    for (std::size_t t = 0; t < parts.loss.mean.size(); ++t) {
+      const double allowed = 4 * std::hypot(parts.loss.sem[t], tangents.loss.sem[t]) + 2e-3 * parts.loss.mean[0];
+      INFO("loss at step ", t, " is ", parts.loss.mean[t], " +- ", parts.loss.sem[t], ", by tangents ",
+           tangents.loss.mean[t], " +- ", tangents.loss.sem[t]);
+      CHECK(std::abs(parts.loss.mean[t] - tangents.loss.mean[t]) <= allowed);
+      CHECK(allowed < 0.1 * parts.loss.mean[0]);
+    }
+    CHECK(parts.loss.mean.back() < 0.95 * parts.loss.mean[0]);
+    CHECK(parts.loss.mean.back() != tangents.loss.mean.back());
+  }
+}
+TEST_CASE("kernel iteration: by parts iterations from zero come to where the pass does [II mssp, 12 steps]") {
+  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.7, 12);
+  spec.sampling.precision = moe::Precision::float32;
+  const moe::Dataset data = limit_fixture::data(4, 5, 1);
+  moe::IterationOptions options;
+  options.batch = {1000, 500, 0};
+  options.replicas = 4;
+  options.responses = moe::Responses::by_parts;
+  const moe::Curve passed = moe::iterate_kernels(spec, data, options).loss;
+  options.start = moe::Start::zero;
+  const moe::Curve from_zero = moe::iterate_kernels(spec, data, options).loss;
+  for (std::size_t t = 0; t < passed.mean.size(); ++t)
+    CHECK(std::abs(from_zero.mean[t] - passed.mean[t]) <= 0.5 * passed.sem[t] + 1e-6);
+}
+TEST_CASE(
+    "kernel iteration: by parts backward fields of many queries keep their size, which noise of tangents swells [dense "
+    "network, 260 queries]") {
+  moe::RunSpec spec = limit_fixture::spec("I", "mup", moe::OptimizerKind::sgd, 0.5, 25);
+  spec.sampling.precision = moe::Precision::float32;
+  spec.model.experts = 1;
+  spec.model.gate = moe::Gate::constant;
+  spec.model.post_activation = spec.model.activation;
+  spec.sampling.neurons = 1024;
+  const moe::Dataset data = limit_fixture::data(10, 12, 1);
+  const moe::Curve swept = moe::solve_limit(spec, data).observables.at("rms_xi");
+  moe::IterationOptions options;
+  options.batch = {1000, 0, 1000};
+  options.replicas = 4;
+  const auto* const xi = std::find(moe::site_observables.begin(), moe::site_observables.end(), "rms_xi");
+  const auto relative = [&](moe::Responses responses) {  // at half time
+    options.responses = responses;
+    const moe::IterationResult r = moe::iterate_kernels(spec, data, options);
+    double square = 0;
+    for (const Eigen::MatrixXd& fields : r.fields)
+      square += fields(xi - moe::site_observables.begin(), 12) / static_cast<double>(options.replicas);
+    return std::sqrt(square) / swept.mean[12];
+  };
+  // rank/S of the signal is some 5 %, T P/S in the field of every matrix 26 %.
+  CHECK(relative(moe::Responses::by_parts) == doctest::Approx(1).epsilon(0.15));
+  CHECK(relative(moe::Responses::tangents) > 1.4);
 }
 TEST_CASE(
     "kernel iteration: mini-batches as the sweep has them, and one of all samples is a full batch [II mssp momentum]") {
@@ -164,6 +275,7 @@ struct PassCase {
   moe::BatchCounts batch;
   int batches = 1, mini_batch = 0;
   bool topk = false, residual = false;
+  moe::Activation activation = moe::Activation::tanh;
 };
 using Rule = moe::OptimizerKind;
 const PassCase pass_cases[] = {
@@ -175,6 +287,10 @@ const PassCase pass_cases[] = {
     {"I", "mssp", Rule::adam, {40, 0, 20}, 2},
     {"II", "mssp", Rule::adafactor, {40, 10, 0}, 2, 0, false, true},
     {"III", "mssp", Rule::adam, {40, 6, 8}, 1, 2},
+    {"I", "mup", Rule::momentum, {60, 0, 30}, 2, 0, false, true, moe::Activation::relu},
+    {"II", "mup", Rule::sgd, {60, 40, 0}, 1, 2, true, false, moe::Activation::relu},
+    {"III", "mssp", Rule::adam, {40, 6, 8}, 1, 0, false, false, moe::Activation::relu},
+    {"II", "mssp", Rule::signsgd, {40, 10, 0}, 2},
 };
 moe::RunSpec spec_of(const PassCase& c) {
   moe::RunSpec spec = limit_fixture::spec(c.regime, c.param, c.rule, moe::is_linear(c.rule) ? 0.3 : 0.1, 5);
@@ -182,6 +298,7 @@ moe::RunSpec spec_of(const PassCase& c) {
   spec.optimizer.weight_decay = 0.3;
   spec.training.batch = c.mini_batch;
   spec.model.residual = c.residual;
+  spec.model.activation = c.activation;
   if (c.topk) spec.model.routing = moe::Routing::topk, spec.model.active_fraction = 0.5;
   spec.sampling.precision = moe::Precision::float64;
   return spec;
@@ -225,7 +342,7 @@ TEST_CASE(
 }
 
 TEST_CASE("kernel iteration: windows, damping and Anderson acceleration come to rest where the pass does [regime]") {
-  for (const std::size_t which : {0, 1, 3, 7}) {
+  for (const std::size_t which : {0, 1, 3, 7, 8}) {
     const PassCase& c = pass_cases[which];
     const moe::RunSpec spec = spec_of(c);
     const moe::Dataset data = limit_fixture::data(4, 5, 1);
