@@ -30,8 +30,8 @@ struct IterationOptions {
   int anderson = 0;    ///< past iterates, from zero; kernels only
   int draws = 1;       ///< sets of random numbers, one after the other, that each replica averages over
   int threads = 0;     ///< 0: all cores
-  std::optional<Responses> responses = {};  ///< nothing: responses_of the limit
-  SiteBackend sites = {};                   ///< where sites are sampled; nothing: on the CPU, in the run's precision
+  Responses responses = Responses::by_parts;  ///< tangents: noisier, and of smooth activations and rules only
+  SiteBackend sites = {};                     ///< where sites are sampled; nothing: on the CPU, in the run's precision
   std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
   std::function<void(int iterations)> on_resume;                 ///< a checkpoint knows these iterations
   Checkpoints* checkpoints = nullptr;            ///< of one job: replicas wait for each other in every iteration

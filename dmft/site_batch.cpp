@@ -61,8 +61,8 @@ MatrixXd delta_of(const SiteProblem& problem, const MatrixXd& f, Index t) {
   return delta;
 }
 
-MatrixXd response_by_parts(const MatrixXd& products, const MatrixXd& root, const MatrixXd& correlation, Index t,
-                           Index P, bool equal_times) {
+MatrixXd response_by_parts(const MatrixXd& products, MatrixXd L, const MatrixXd& correlation, Index t, Index P,
+                           bool equal_times) {
   const Index now = t * P, known = equal_times ? now + P : now;
   MatrixXd of_white = products.block(0, now, known, P);
   for (Index j = 0; j < known; ++j) {
@@ -73,7 +73,6 @@ MatrixXd response_by_parts(const MatrixXd& products, const MatrixXd& root, const
     }
   }
   // Numbers that were left out of the root move nothing: their columns of it are zero.
-  MatrixXd L = root;
   for (Index j = 0; j < known; ++j)
     if (L(j, j) == 0) L(j, j) = 1, of_white.row(j).setZero();
   MatrixXd response = MatrixXd::Zero(products.rows(), P);
@@ -89,10 +88,9 @@ MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
 
 }  // namespace detail
 
-Responses responses_of(const LimitSpec& limit) {
-  const bool smooth = has_curvature(limit.block.activation) && has_curvature(limit.layer.post_activation) &&
-                      limit.input.kind != OptimizerKind::signsgd;
-  return smooth ? Responses::tangents : Responses::by_parts;
+bool has_tangents(const LimitSpec& limit) {
+  return has_curvature(limit.block.activation) && has_curvature(limit.layer.post_activation) &&
+         limit.input.kind != OptimizerKind::signsgd;
 }
 
 void BatchMeans::add(const BatchMeans& batch) {

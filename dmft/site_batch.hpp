@@ -12,8 +12,8 @@
 
 namespace moe {
 
-/// By tangents where phi'', psi'' and the rule's derivative are functions (docs/theory.md, 6.2).
-Responses responses_of(const LimitSpec& limit);
+/// True where phi'', psi'' and the rule's derivative are functions: elsewhere there are no tangents (docs/theory.md, 6.2).
+bool has_tangents(const LimitSpec& limit);
 
 /// What all batches of sites of a run share: P samples, queries at steps 0 .. steps - 1. Under mini-batches all samples ask at every step,
 /// and Delta is zero but for those of the step: what they send back is nothing.
@@ -22,7 +22,7 @@ struct SiteProblem {
   Eigen::MatrixXd x, y;  ///< (D, P), (C, P)
   Index steps;
   std::vector<std::vector<int>> learns = {};  ///< [step] the samples of a mini-batch; empty: all
-  Responses responses = responses_of(*limit);
+  Responses responses = Responses::by_parts;
 
   Index P() const { return x.cols(); }
   Index n() const { return steps * x.cols(); }

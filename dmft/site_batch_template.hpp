@@ -21,10 +21,10 @@ Eigen::MatrixXd lower_root(const Eigen::MatrixXd& rest, const Eigen::VectorXd& d
 /// Rows of causal_root(kernel) that follow `before`, its rows so far.
 Eigen::MatrixXd next_rows(const Eigen::MatrixXd& kernel, const Eigen::MatrixXd& before, Index count, double cutoff);
 
-/// Responses (n, P) of step t's queries x to fields g = L Z that have been perturbed by then, with L the rows (and columns) of `root`:
+/// Responses (n, P) of step t's queries x to fields g = L Z that have been perturbed by then, with L their root:
 /// L^T R = <Z x> =: `products`. Z of a step is independent of what was asked before, so that x - c x' has the same product, with x' the
 /// same sample's last query before and c = <x x'>/<x' x'>, and less noise.
-Eigen::MatrixXd response_by_parts(const Eigen::MatrixXd& products, const Eigen::MatrixXd& root,
+Eigen::MatrixXd response_by_parts(const Eigen::MatrixXd& products, Eigen::MatrixXd L,
                                   const Eigen::MatrixXd& correlation, Index t, Index P, bool equal_times);
 
 /// -dL/df (C, P) of step t's samples, zero for the others.

@@ -127,9 +127,12 @@ TEST_CASE("kernel iteration: linear limit, loss and every field of a run [regime
     const known::LinearLimit exact(row.c, lr, d.x, d.y, T);
     for (std::size_t t = 0; t <= T; ++t) {
       const auto compare = [&](const char* name, double is, double sem, double expected) {
+        // Noise of responses: a backward field has rank/S of the mean square of what is sent back, ghat = zeta here, S its sites.
+        const double rank = static_cast<double>((t + 1) * P), sites = param == "mssp" && regime == "III" ? 1500 : 3000;
+        const double noise = std::string(name) == "rms_xi" ? rank / sites * exact.zeta[t].trace() / P : 0;
         INFO(regime, " ", param, ", step ", t, ": ", std::string(name), " is ", is, " +- ", sem, ", expected ",
-             expected);
-        CHECK(std::abs(is - expected) <= 4 * sem + 1e-6);
+             expected, ", noise ", noise);
+        CHECK(std::abs(is - expected) <= 4 * sem + noise + 1e-6);
         CHECK(sem <= 0.04 * expected + 1.5e-3);
       };
       compare("loss", r.loss.mean[t], r.loss.sem[t], exact.loss(t, d.y));

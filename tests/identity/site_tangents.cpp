@@ -134,12 +134,13 @@ TEST_CASE(
     moe::IterationOptions options;
     options.batch = {200, 20, 10};
     options.replicas = 3;
+    options.responses = moe::Responses::tangents;
     options.draws = 1;
     const moe::IterationResult solved = moe::iterate_kernels(s, data, options);
     moe::Faults faults;
     std::vector<std::string> warnings;
     const moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, data), faults, warnings);
-    const moe::SiteProblem problem{&limit, data.x, data.y, T};
+    const moe::SiteProblem problem{&limit, data.x, data.y, T, {}, moe::Responses::tangents};
     moe::SiteKernels<B> given(problem, solved.kernels, solved.paths);
     const moe::StreamNumbers streams(5, 0);
     Sampled plus(problem, given, 1, streams), minus(problem, given, -1, streams);
@@ -180,7 +181,7 @@ TEST_CASE(
     moe::Faults faults;
     std::vector<std::string> warnings;
     const moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, data), faults, warnings);
-    const moe::SiteProblem problem{&limit, data.x, data.y, T};
+    const moe::SiteProblem problem{&limit, data.x, data.y, T, {}, moe::Responses::tangents};
     moe::BatchMeans means{moe::zero_kernels(limit, problem.n()), {}, {}, {}};
     moe::SiteKernels<B> zero(problem, means.kernels, {});
     const moe::StreamNumbers streams(5, 0);
@@ -283,7 +284,7 @@ TEST_CASE(
       moe::Faults faults;
       std::vector<std::string> warnings;
       const moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, data), faults, warnings);
-      const moe::SiteProblem problem{&limit, data.x, data.y, 1};
+      const moe::SiteProblem problem{&limit, data.x, data.y, 1, {}, moe::Responses::tangents};
       moe::KernelSet kernels = moe::zero_kernels(limit, tokens);
       kernels[moe::Kernel::phi].diagonal().setConstant(0.6);
       moe::SiteKernels<B> given(problem, kernels, {});
@@ -338,19 +339,25 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("kernel iteration: by tangents where activations and the rule are smooth, else by parts") {
+TEST_CASE(
+    "kernel iteration: there are tangents where activations and the rule are smooth, elsewhere they are refused") {
   moe::LimitSpec limit;
   limit.block.activation = gelu;
   limit.layer.post_activation = identity;
   limit.input.kind = moe::OptimizerKind::adam;
-  CHECK(moe::responses_of(limit) == moe::Responses::tangents);
+  CHECK(moe::has_tangents(limit));
   moe::LimitSpec other = limit;
   other.block.activation = relu;
-  CHECK(moe::responses_of(other) == moe::Responses::by_parts);
+  CHECK(!moe::has_tangents(other));
   other = limit, other.layer.post_activation = relu;
-  CHECK(moe::responses_of(other) == moe::Responses::by_parts);
+  CHECK(!moe::has_tangents(other));
   other = limit, other.input.kind = moe::OptimizerKind::signsgd;
-  CHECK(moe::responses_of(other) == moe::Responses::by_parts);
+  CHECK(!moe::has_tangents(other));
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.7, 2);
+  s.model.activation = relu;
+  moe::IterationOptions options;
+  options.responses = moe::Responses::tangents;
+  CHECK_THROWS_AS(moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options), moe::ConfigError);
 }
 
 TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {
