@@ -69,7 +69,9 @@ void compare_with_sweep(const char* regime, const char* param, moe::RunSpec spec
     CHECK(std::abs(ours.loss.mean[t] - swept.loss.mean[t]) <= allowed);
     CHECK(allowed < 0.1 * swept.loss.mean[0]);
   }
-  CHECK(ours.loss.mean.back() < (moe::is_linear(spec.optimizer.name) ? 0.7 : 0.97) * ours.loss.mean[0]);
+  const bool relu = spec.model.activation == moe::Activation::relu;  // whose limits learn more slowly in so few steps
+  const double left = !moe::is_linear(spec.optimizer.name) ? 0.97 : relu ? 0.7 : 0.6;
+  CHECK(ours.loss.mean.back() < left * ours.loss.mean[0]);
 }
 
 }  // namespace
