@@ -115,7 +115,7 @@ inline const std::vector<Case> cases = {
     {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse,
      moe::Activation::tanh, 2},
     {"II", "mssp", moe::OptimizerKind::adafactor, moe::Routing::topk, moe::Gate::sigmoid, moe::Loss::mse},
-    {"III", "mssp", moe::OptimizerKind::adafactor, moe::Routing::soft, moe::Gate::softmax, moe::Loss::mse,
+    {"III", "mssp", moe::OptimizerKind::adafactor, moe::Routing::soft, moe::Gate::sigmoid, moe::Loss::mse,
      moe::Activation::tanh, 2},
     {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::topk, moe::Gate::softmax, moe::Loss::mse,
      moe::Activation::tanh, 1, 0.1}};

@@ -18,7 +18,7 @@
 
 namespace {
 
-void compare(const std::string& name, int steps, const moe::BatchCounts& batch, moe::Device device) {
+void compare(const std::string& name, int steps, const moe::BatchCounts& batch, int replicas, moe::Device device) {
   const std::string stem = source_folder() + "/tests/data/limits/" + name;
   moe::RunSpec spec = moe::read_config(stem + ".toml");
   spec.training.steps = steps;
@@ -26,6 +26,7 @@ void compare(const std::string& name, int steps, const moe::BatchCounts& batch, 
   moe::IterationOptions options;
   options.batch = batch;
   options.draws = 1;
+  options.replicas = replicas;
   options.sites = moe::site_backend(spec.sampling.precision, device);
   const moe::IterationResult ours = moe::iterate_kernels(spec, moe::load_dataset(spec), options);
   REQUIRE(ours.report.floor_at > 0);
@@ -46,8 +47,8 @@ void compare(const std::string& name, int steps, const moe::BatchCounts& batch, 
   }
 }
 
-void compare(const std::string& name, int steps, const moe::BatchCounts& batch) {
-  devices::on_each([&](moe::Device device) { compare(name, steps, batch, device); });
+void compare(const std::string& name, int steps, const moe::BatchCounts& batch, int replicas = 8) {
+  devices::on_each([&](moe::Device device) { compare(name, steps, batch, replicas, device); });
 }
 
 /// Loss of both methods for a rule, four samples.
@@ -60,6 +61,7 @@ void compare_with_sweep(const char* regime, const char* param, moe::RunSpec spec
   const moe::LimitResult swept = moe::solve_limit(spec, data);
   moe::IterationOptions options;
   options.batch = batch;
+  options.replicas = 12;  // of eight the errors are known to a quarter, and some came near what is asked of them below
   const moe::IterationResult ours = moe::iterate_kernels(spec, data, options);
   for (std::size_t t = 0; t < ours.loss.mean.size(); ++t) {
     // Both have biases O(1/S); the closed averages of a batch have S = neurons, of an expert S = hidden.
@@ -80,7 +82,7 @@ TEST_CASE("kernel iteration equals the independent reference [II mssp sgd soft]"
   compare("II_mssp_sgd_soft", 5, {2000, 1000, 0});
 }
 TEST_CASE("kernel iteration equals the independent reference [I mssp sgd soft]") {
-  compare("I_mssp_sgd_soft", 9, {2500, 0, 1250});
+  compare("I_mssp_sgd_soft", 9, {4000, 0, 2000}, 16);
 }
 TEST_CASE("kernel iteration equals the independent reference [III mssp sgd soft, gelu, residual]") {
   compare("III_mssp_sgd_soft", 6, {2500, 64, 96});
@@ -171,6 +173,7 @@ TEST_CASE("kernel iteration: responses by parts are those by tangents [regime x 
     const moe::Dataset data = limit_fixture::data(4, 5, 1);
     moe::IterationOptions options;
     options.batch = c.batch;
+    options.replicas = 12;
     options.responses = moe::Responses::tangents;
     const moe::IterationResult tangents = moe::iterate_kernels(spec, data, options);
     options.responses = moe::Responses::by_parts;
