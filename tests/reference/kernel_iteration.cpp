@@ -143,7 +143,7 @@ TEST_CASE("kernel iteration equals the sweep with relu and shared matrices [III 
   spec.model.activation = moe::Activation::relu;
   compare_with_sweep("III", "mssp", spec, {3000, 96, 384});
 }
-TEST_CASE("kernel iteration equals the sweep with signSGD, and with relu under Adam [II mssp, I mup]") {
+TEST_CASE("kernel iteration equals the sweep with signSGD, and with relu under Adam [II mssp, I mup] [slow]") {
   moe::RunSpec spec = entrywise(moe::OptimizerKind::signsgd);
   spec.optimizer.lr = 0.1;
   compare_with_sweep("II", "mssp", spec, {1000, 250, 0});
@@ -153,7 +153,7 @@ TEST_CASE("kernel iteration equals the sweep with signSGD, and with relu under A
   compare_with_sweep("II", "mssp", spec, {1000, 250, 0});
   compare_with_sweep("I", "mup", spec, {600, 0, 300});
 }
-TEST_CASE("kernel iteration: responses by parts are those by tangents [regime x rule; mini-batches; top-K]") {
+TEST_CASE("kernel iteration: responses by parts are those by tangents [regime x rule; mini-batches; top-K] [slow]") {
   struct Both {
     const char *regime, *param;
     moe::OptimizerKind rule;
