@@ -309,10 +309,6 @@ std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
   return roots;
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// Responses of step t's queries (n, P).
 template <class B>
 Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, const KernelSet& k, Kernel which, Index t) {

@@ -133,10 +133,9 @@ std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data) {
 void require_resources(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
                        const std::string& out) {
   Faults faults;
-  if (const std::string fault = device_fault(options.device); !fault.empty()) faults.add(fault);
   const LimitSpec limit = limit_of(spec, data);
   check_networks(spec, data, spec.network.widths, faults);
-  if (faults.empty()) check_network_device(spec, options.device, faults);
+  check_network_device(spec, options.device, faults);
   faults.throw_if_any();
   MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, options.threads));
   if (options.device == Device::cuda)
