@@ -533,13 +533,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   of_batch.sampling.hidden = static_cast<int>(options.batch.hidden);
   const LimitSpec limit = limit_spec(of_batch, step_shape(spec, data), faults, warnings);
   faults.throw_if_any();
-  if (options.responses == Responses::tangents && !has_tangents(limit))
-    throw ConfigError({"responses by tangents need smooth activations and a smooth rule"});
   SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
   if (spec.training.batch > 0)
     for (int t = 0; t <= spec.training.steps; ++t)
       problem.learns.push_back(batch_rows(spec, static_cast<int>(data.x.cols()), t));
-  problem.responses = options.responses;
   const int most = options.most > 0 ? options.most : most_iterations(spec);
   sizes.batch.experts = limit.block.counts.experts;
   sizes.batch.hidden = limit.block.counts.hidden;

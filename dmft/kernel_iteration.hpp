@@ -26,12 +26,11 @@ struct IterationOptions {
   int holders = 0;            ///< replicas in a pass at once, as memory allows; 0: as many as threads
   int window =
       0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
-  double damping = 0;  ///< of kernels and paths, from zero
-  int anderson = 0;    ///< past iterates, from zero; kernels only
-  int draws = 1;       ///< sets of random numbers, one after the other, that each replica averages over
-  int threads = 0;     ///< 0: all cores
-  Responses responses = Responses::by_parts;  ///< tangents: noisier, and of smooth activations and rules only
-  SiteBackend sites = {};                     ///< where sites are sampled; nothing: on the CPU, in the run's precision
+  double damping = 0;      ///< of kernels and paths, from zero
+  int anderson = 0;        ///< past iterates, from zero; kernels only
+  int draws = 1;           ///< sets of random numbers, one after the other, that each replica averages over
+  int threads = 0;         ///< 0: all cores
+  SiteBackend sites = {};  ///< where sites are sampled; nothing: on the CPU, in the run's precision
   std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
   std::function<void(int iterations)> on_resume;                 ///< a checkpoint knows these iterations
   Checkpoints* checkpoints = nullptr;            ///< of one job: replicas wait for each other in every iteration

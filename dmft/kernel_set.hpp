@@ -33,9 +33,8 @@ inline constexpr std::array<const char*, num_kernels> kernel_names = {
     "phi phi",     "D D",           "rho rho",     "ghat ghat",      "Gv Gv",      "shared ghat ghat", "shared Gv Gv",
     "d phi/d b_Q", "d rho/d chi_Q", "d phi/d b_A", "d ghat/d chi_A", "d Gv/d b_B", "d D/d chi_B"};
 
-/// Matrices (n, n) over queries (step, sample), n = steps * P, sample fastest. A response has the perturbed query as its row and the
-/// one that answers as its column, and is zero below the diagonal blocks; by parts (Responses) products <Z x> of white numbers, as rows, with
-/// queries stand in its place (detail::response_by_parts). What a regime lacks is empty.
+/// Matrices (n, n) over queries (step, sample), n = steps * P, sample fastest. In the place of a response, products <Z x> of white
+/// numbers, as rows, with queries, as columns (detail::response_by_parts). What a regime lacks is empty.
 class KernelSet {
  public:
   Eigen::MatrixXd& operator[](Kernel k) { return kernels_[static_cast<std::size_t>(k)]; }
@@ -54,17 +53,11 @@ class KernelSet {
 /// Zeros for everything that this limit has.
 KernelSet zero_kernels(const LimitSpec& limit, Index n);
 
-/// How responses (T14) are estimated: by derivatives that sites carry along, or from values alone, by Gaussian integration by parts.
-enum class Responses { tangents, by_parts };
-
-/// Of a query's mean square, what it has to add to those before it: less is left out of a root.
-double root_cutoff(Responses responses);
+/// Of a query's mean square, what it has to add to those before it: less is left out of a root. Noise of products <Z x> is divided by
+/// the root of this (docs/theory.md, 6.2).
+inline constexpr double root_cutoff = 1e-3;
 
 /// Lower triangular L with L L^T = kernel: paths L Z of given numbers Z up to a time move only with correlations up to that time.
-Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel, double cutoff = root_cutoff(Responses::tangents));
-
-/// Keeps what causality allows of a response, its columns first, first + 1, ...: earlier blocks (P, P) in full, of equal times the
-/// diagonal or nothing.
-void keep_causal(Eigen::MatrixXd& columns, Index first, Index P, bool equal_times);
+Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel, double cutoff = root_cutoff);
 
 }  // namespace moe

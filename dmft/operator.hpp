@@ -47,7 +47,7 @@ class Operator {
       if (keeps_bases()) side->basis->add_user();
     }
     const bool over_pairs = !rule_.linear() && learns();
-    pairs_ = LearnedArray<B>(over_pairs ? X.sites() : 0, over_pairs ? Y.sites() : 0, rule_, 1, matrices);
+    pairs_ = LearnedArray<B>(over_pairs ? X.sites() : 0, over_pairs ? Y.sites() : 0, rule_, 1, ArrayMatrices{matrices});
     if (!keeps_bases()) dense_ = true;
   }
 

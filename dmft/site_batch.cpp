@@ -88,11 +88,6 @@ MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
 
 }  // namespace detail
 
-bool has_tangents(const LimitSpec& limit) {
-  return has_curvature(limit.block.activation) && has_curvature(limit.layer.post_activation) &&
-         limit.input.kind != OptimizerKind::signsgd;
-}
-
 void BatchMeans::add(const BatchMeans& batch) {
   f += batch.f;
   fields += batch.fields;
@@ -143,21 +138,6 @@ MatrixXd causal_root(const MatrixXd& kernel, double cutoff) {
     L.block(first, first, rows, columns) = detail::lower_root(rest, kernel.diagonal().segment(first, columns), cutoff);
   }
   return L;
-}
-
-double root_cutoff(Responses responses) {
-  // By tangents the square of the sweep's default tolerance. Kernels are sums in float32: near 1e-6 it is their rounding that decides what
-  // a root holds, and iterations of many queries do not come to rest. By parts noise is divided by the root of this (docs/theory.md, 6.2).
-  return responses == Responses::tangents ? 1e-4 : 1e-3;
-}
-
-void keep_causal(MatrixXd& columns, Index first, Index P, bool equal_times) {
-  for (Index j = 0; j < columns.cols(); ++j) {
-    const Index query = first + j, now = query / P * P;
-    const double self = columns(query, j);
-    columns.col(j).tail(columns.rows() - now).setZero();
-    if (equal_times) columns(query, j) = self;
-  }
 }
 
 Aggregation Aggregation::of(const BlockSpec& block, bool shared) {

@@ -7,13 +7,10 @@
 #include <vector>
 
 #include "dmft/kernel_set.hpp"
-#include "dmft/learned_pairs.hpp"
 #include "dmft/site_field.hpp"
+#include "dmft/update_rule.hpp"
 
 namespace moe {
-
-/// True where phi'', psi'' and the rule's derivative are functions: elsewhere there are no tangents (docs/theory.md, 6.2).
-bool has_tangents(const LimitSpec& limit);
 
 /// What all batches of sites of a run share: P samples, queries at steps 0 .. steps - 1. Under mini-batches all samples ask at every step,
 /// and Delta is zero but for those of the step: what they send back is nothing.
@@ -22,7 +19,6 @@ struct SiteProblem {
   Eigen::MatrixXd x, y;  ///< (D, P), (C, P)
   Index steps;
   std::vector<std::vector<int>> learns = {};  ///< [step] the samples of a mini-batch; empty: all
-  Responses responses = Responses::by_parts;
 
   Index P() const { return x.cols(); }
   Index n() const { return steps * x.cols(); }
@@ -43,7 +39,7 @@ struct Aggregation {
   double memory = 1;  ///< prefactor of initial responses in a neuron's field: 1/kappa, shared 1
   double field =
       1;  ///< of its Gaussian part: the same, sqrt(M)/K for the M fields of explicit experts, which enter as one
-  double response = 1;  ///< of the average over probes: 1/sqrt(M) there
+  double response = 1;  ///< of the products with white numbers: 1/sqrt(M) there
   static Aggregation of(const BlockSpec& block, bool shared);
 };
 
@@ -82,7 +78,6 @@ struct SiteKernels {
   explicit SiteKernels(const SiteProblem& problem);
   /// What the kernels of this stage of step t say, whose columns up to there are known.
   void close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t);
-  bool growing = false;
 
  private:
   SiteKernels(const SiteProblem& problem, const SitePaths& paths);
@@ -131,8 +126,8 @@ class NeuronBatch {
 
   /// For tests: Gaussian fields, drawn initial values, paths.
   SiteField<B> chi_B, beta_A, beta_Q;
-  LearnedPairs<B> W_in, w_bar, q;  ///< (S, inputs), (S, C), (S, M)
-  DualMatrix<B> phi, D;            ///< (S, n)
+  LearnedArray<B> W_in, w_bar, q;  ///< (S, inputs), (S, C), (S, M)
+  Matrix phi, D;                   ///< (S, n)
   Eigen::MatrixXd f;               ///< (C, n)
 
  private:
@@ -140,13 +135,13 @@ class NeuronBatch {
   SiteKernels<B>& kernels_;
   Index S_, P_;
   Eigen::MatrixXd measured_;      ///< the first five rows of BatchMeans::fields
-  LearnedPairs<B> dQ_, dA_, dB_;  ///< (S, experts or units of the given paths), of entrywise rules
-  DualMatrix<B> h_, y_, s_, D0_;  ///< (S, P)
+  LearnedArray<B> dQ_, dA_, dB_;  ///< (S, experts or units of the given paths), of entrywise rules
+  Matrix h_, y_, s_, D0_;         ///< (S, P)
   Matrix x_, delta_;              ///< (inputs, P), (C, P)
 };
 
 /// Experts with their hidden units. Of explicit experts the logits come from the neurons, and averages over hidden units (s, hence
-/// rho) are closed: they do not move with one unit's fields.
+/// rho) are closed.
 template <class B>
 class ExpertBatch {
  public:
@@ -158,13 +153,13 @@ class ExpertBatch {
 
   void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16)
   void backward(Index t);                       ///< (T7)-(T9), (T18)
-  View rho_now() { return rho.value.columns(step_ * P_, P_); }
+  View rho_now() { return rho.columns(step_ * P_, P_); }
   void add_fields(BatchMeans& to);
   void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
   /// For tests.
   SiteField<B> chi_Q, chi_A, beta_B;  ///< over experts; over sites, or hidden units of shared matrices
-  DualMatrix<B> rho, ghat, Gv, shared_ghat, shared_Gv;
+  Matrix rho, ghat, Gv, shared_ghat, shared_Gv;
 
  private:
   const SiteProblem& problem_;
@@ -174,9 +169,9 @@ class ExpertBatch {
   bool explicit_;
   Eigen::MatrixXd measured_;  ///< the other rows of BatchMeans::fields
   GateSpec gate_;
-  LearnedPairs<B> dQ_, dA_, dB_;         ///< (SE or SE Sa, neurons of the given paths), of entrywise rules
-  DualMatrix<B> r_, G_, s_;              ///< (SE, P)
-  DualMatrix<B> u_, v_, zeta_, common_;  ///< (SE Sa, P); common_ (Sa, P)
+  LearnedArray<B> dQ_, dA_, dB_;  ///< (SE or SE Sa, neurons of the given paths), of entrywise rules
+  Matrix r_, G_, s_;              ///< (SE, P)
+  Matrix u_, v_, zeta_, common_;  ///< (SE Sa, P); common_ (Sa, P)
   Matrix mask_;
 };
 

@@ -72,135 +72,37 @@ typename B::View now(typename B::Matrix& path, Index t, Index P) {
 }
 
 template <class B>
-void clear(DualView<B> a) {
-  B::each(a.rows(), a.cols(), [=] MOE_HD(Index i, Index j) { a.set(i, j, {0, 0}); });
-}
-/// Values stay, and do not move with the site.
-template <class B>
-void hold(DualView<B> a) {
-  B::each(a.rows(), a.cols(), [=] MOE_HD(Index i, Index j) { a.tangent(i, j) = typename B::Real(0); });
-}
-template <class B>
-void add_to(DualView<B> from, DualView<B> to) {
-  B::each(to.rows(), to.cols(), [=] MOE_HD(Index i, Index j) { to.set(i, j, to(i, j) + from(i, j)); });
+void clear(typename B::View a) {
+  B::each(a.rows, a.cols, [=] MOE_HD(Index i, Index j) { a(i, j) = typename B::Real(0); });
 }
 /// out += sum_s source(s) W(s, t) over s < t, or s <= t: W is zero where causality says so.
 template <class B>
-void remember(DualMatrix<B>& source, typename B::View W, Index t, bool through_now, DualView<B> out) {
-  const Index P = out.cols(), length = (through_now ? t + 1 : t) * P;
+void remember(typename B::Matrix& source, typename B::View W, Index t, bool through_now, typename B::View out) {
+  const Index P = out.cols, length = (through_now ? t + 1 : t) * P;
   if (length == 0 || W.rows == 0) return;
-  times_constant<B>(source.columns(0, length), Op::plain, 1, W.row_range(0, length).columns(t * P, P), 1, out);
+  B::gemm(Op::plain, Op::plain, 1, source.columns(0, length), W.row_range(0, length).columns(t * P, P), 1, out);
 }
 
-/// out_ia = G_i w_ia
-template <class B>
-void times_gate(DualView<B> G, DualView<B> w, Index hidden, DualView<B> out) {
-  B::each(hidden, G.rows() * G.cols(), [=] MOE_HD(Index a, Index k) {
-    const Index p = k / G.rows(), i = k % G.rows();
-    out.set(i * hidden + a, p, G(i, p) * w(i * hidden + a, p));
-  });
-}
 /// out_ia = from_a
 template <class B>
-void for_all_experts(DualView<B> from, DualView<B> out) {
-  const Index hidden = from.rows(), experts = out.rows() / hidden;
-  B::each(hidden, experts * out.cols(), [=] MOE_HD(Index a, Index k) {
+void for_all_experts(typename B::View from, typename B::View out) {
+  const Index hidden = from.rows, experts = out.rows / hidden;
+  B::each(hidden, experts * out.cols, [=] MOE_HD(Index a, Index k) {
     const Index p = k / experts, i = k % experts;
-    out.set(i * hidden + a, p, from(a, p));
+    out(i * hidden + a, p) = from(a, p);
   });
 }
 /// out_a = <w_ia>_i / kappa
 template <class B>
-void mean_over_experts(DualView<B> w, double kappa, DualView<B> out) {
+void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
   using Real = typename B::Real;
-  const Index hidden = out.rows(), experts = w.rows() / hidden;
+  const Index hidden = out.rows, experts = w.rows / hidden;
   const Real weight = static_cast<Real>(1 / (kappa * static_cast<double>(experts)));
-  B::each(hidden, out.cols(), [=] MOE_HD(Index a, Index p) {
-    Dual<Real> total{0, 0};
-    for (Index i = 0; i < experts; ++i) total = total + w(i * hidden + a, p);
-    out.set(a, p, weight * total);
+  B::each(hidden, out.cols, [=] MOE_HD(Index a, Index p) {
+    Real total = 0;
+    for (Index i = 0; i < experts; ++i) total += w(i * hidden + a, p);
+    out(a, p) = weight * total;
   });
-}
-/// s_i = <v_ia zeta_ia>_a
-template <class B>
-void mean_products(DualView<B> v, DualView<B> zeta, DualView<B> s) {
-  using Real = typename B::Real;
-  const Index hidden = v.rows() / s.rows();
-  const Real weight = Real(1) / static_cast<Real>(hidden);
-  B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
-    Dual<Real> total{0, 0};
-    for (Index a = 0; a < hidden; ++a) total = total + v(i * hidden + a, p) * zeta(i * hidden + a, p);
-    s.set(i, p, weight * total);
-  });
-}
-
-/// (T2) and (T9) with derivatives. Averages over the population, a softmax's sum and mean and a threshold, are closed: no derivative.
-/// A gate that jumps from zero to g at the threshold has g times a point mass.
-template <class B>
-void gate_forward(const GateSpec& gate, DualView<B> r, typename B::View mask, DualView<B> G) {
-  using Real = typename B::Real;
-  apply_gate<B>(gate, r.value, {}, mask, G.value);
-  const Real beta = static_cast<Real>(gate.kind == Gate::constant ? 0 : gate.inverse_temperature);
-  const bool logistic_gate = gate.kind == Gate::sigmoid;
-  B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
-    const Real g = G.value(i, p);
-    G.tangent(i, p) = beta * (logistic_gate ? g * (Real(1) - g) : g) * r.tangent(i, p);
-  });
-  if (!gate.topk || gate.active == r.rows()) return;
-  typename B::Matrix threshold_matrix(3, r.cols());  // where, 1/width, g
-  const typename B::View threshold = threshold_matrix;
-  const Gate kind = gate.kind;
-  B::each(1, r.cols(), [=] MOE_HD(Index, Index p) {
-    Index lowest = -1, highest = -1;  // of those that are active, of those that are not
-    double sum = 0, squares = 0;
-    for (Index i = 0; i < r.rows(); ++i) {
-      const Real value = r.value(i, p);
-      Index& nearest = mask(i, p) > Real(0) ? lowest : highest;
-      if (nearest < 0 || (mask(i, p) > Real(0)) == (value < r.value(nearest, p))) nearest = i;
-      sum += static_cast<double>(value), squares += static_cast<double>(value) * static_cast<double>(value);
-    }
-    if (highest < 0) return;  // logits that are not finite leave all of them active, and no threshold
-    const auto experts = static_cast<double>(r.rows());
-    const double variance = squares / experts - sum / experts * (sum / experts);
-    const Real at = Real(0.5) * (r.value(lowest, p) + r.value(highest, p));
-    threshold(0, p) = at;
-    threshold(1, p) = variance > 0 ? static_cast<Real>(1 / (point_mass_width * std::sqrt(variance))) : Real(0);
-    threshold(2, p) = kind == Gate::constant  ? Real(1)
-                      : kind == Gate::sigmoid ? logistic(beta * at)
-                                              : G.value(lowest, p) * std::exp(beta * (at - r.value(lowest, p)));
-  });
-  B::each(r.rows(), r.cols(), [=] MOE_HD(Index i, Index p) {
-    const PointMass<Real> mass{threshold(0, p), threshold(1, p)};
-    G.tangent(i, p) += threshold(2, p) * mass(r.value(i, p)) * r.tangent(i, p);
-  });
-}
-template <class B>
-void gate_backward(const GateSpec& gate, DualView<B> G, typename B::View mask, DualView<B> s, DualView<B> rho) {
-  using Real = typename B::Real;
-  moe::gate_backward<B>(gate, mask, G.value, s.value, rho.value);
-  const Real beta = static_cast<Real>(gate.inverse_temperature);
-  switch (gate.kind) {
-    case Gate::constant:
-      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) { rho.tangent(i, p) = Real(0); });
-      return;
-    case Gate::sigmoid:
-      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
-        const Dual<Real> g = G(i, p), slope = g * (Dual<Real>{1, 0} + Real(-1) * g);
-        rho.tangent(i, p) = beta * (slope * s(i, p)).tangent;
-      });
-      return;
-    case Gate::softmax: {  // rho = beta G (s - mean)
-      typename B::Matrix mean_matrix(1, s.cols());
-      const typename B::View mean = mean_matrix;
-      column_sums_of_products<B>(G.value, s.value, mean);
-      const Real inverse_K = Real(1) / static_cast<Real>(gate.active);
-      B::each(s.rows(), s.cols(), [=] MOE_HD(Index i, Index p) {
-        const Dual<Real> from_mean{s.value(i, p) - inverse_K * mean(0, p), s.tangent(i, p)};
-        rho.tangent(i, p) = beta * (G(i, p) * from_mean).tangent;
-      });
-      return;
-    }
-  }
 }
 
 /// <a^T b> over sites, (n, n).
@@ -217,20 +119,13 @@ void add_correlation(typename B::View a, Index first, Index count, double weight
   to.block(0, first, first + count, count) += columns;
   to.block(first, 0, count, first) += columns.topRows(first).transpose();
 }
-/// By parts: products of the white numbers Z, of all times, with what is asked, in units in which they are L^T R (response_by_parts).
+/// Products of the white numbers Z, of all times, with what is asked, in units in which they are L^T R (response_by_parts).
 template <class B>
-void add_response(SiteField<B>& field, DualMatrix<B>& asked, Index first, Index count, Index P, bool equal_times,
-                  double factor, Eigen::MatrixXd& to) {
+void add_response(SiteField<B>& field, typename B::Matrix& asked, Index first, Index count, double factor,
+                  Eigen::MatrixXd& to) {
   if (!field.present()) return;
-  if (field.responses() == Responses::by_parts) {
-    to.middleCols(first, count) += factor * static_cast<double>(field.scale()) / field.amplitude() *
-                                   mean_product<B>(field.white(), asked.value.columns(first, count));
-    return;
-  }
-  Eigen::MatrixXd columns =
-      factor * mean_product<B>(field.probe().columns(0, first + count), asked.tangent.columns(first, count));
-  keep_causal(columns, first, P, equal_times);
-  to.block(0, first, first + count, count) += columns;
+  to.middleCols(first, count) +=
+      factor * field.scale() / field.amplitude() * mean_product<B>(field.white(), asked.columns(first, count));
 }
 
 template <class B>
@@ -314,7 +209,6 @@ template <class B>
 Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, const KernelSet& k, Kernel which, Index t) {
   const LimitConstants& c = problem.limit->block.constants;
   const Index P = problem.P();
-  if (problem.responses == Responses::tangents) return k[which].middleCols(t * P, P);
   const auto by_parts = [&](typename B::Matrix& root, Kernel asked, bool equal_times) {
     const Index known = (equal_times ? t + 1 : t) * P;
     const typename B::View L = root;
@@ -353,7 +247,7 @@ template <class B>
 SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
     : SiteKernels(problem, paths) {
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
-    *of.root = detail::uploaded<B>(causal_root(k[of.kernel], root_cutoff(problem.responses)));
+    *of.root = detail::uploaded<B>(causal_root(k[of.kernel], root_cutoff));
   for (Index t = 0; t < problem.steps; ++t)
     for (const Stage stage : all_stages) remember(problem, k, stage, t);
 }
@@ -361,7 +255,6 @@ SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, cons
 template <class B>
 SiteKernels<B>::SiteKernels(const SiteProblem& problem)
     : SiteKernels(problem, zero_paths(*problem.limit, problem.n())) {
-  growing = true;
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
     *of.root = Matrix(problem.n(), problem.n());
 }
@@ -370,8 +263,7 @@ template <class B>
 void SiteKernels<B>::close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t) {
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
     if (of.stage == stage)
-      detail::extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), root_cutoff(problem.responses),
-                             *of.root);
+      detail::extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), root_cutoff, *of.root);
   remember(problem, kernels, stage, t);
 }
 
@@ -451,45 +343,44 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const LimitConstants& c = block.constants;
   const auto D_in = static_cast<double>(problem.x.rows());
   x_ = detail::uploaded<B>(detail::coordinates(problem.x, problem.limit->input));
-  W_in = LearnedPairs<B>(S_, x_.rows(), problem.limit->input, 1 / D_in);
-  B::normal(W_in.view().value, streams.next());
-  scale<B>(W_in.view().value, static_cast<Real>(std::sqrt(c.input_var / D_in)));
-  B::normal(w_bar.view().value, streams.next());
-  scale<B>(w_bar.view().value, static_cast<Real>(std::sqrt(c.readout_var)));
+  W_in = LearnedArray<B>(S_, x_.rows(), problem.limit->input, 1 / D_in);
+  B::normal(W_in.value(), streams.next());
+  scale<B>(W_in.value(), static_cast<Real>(std::sqrt(c.input_var / D_in)));
+  B::normal(w_bar.value(), streams.next());
+  scale<B>(w_bar.value(), static_cast<Real>(std::sqrt(c.readout_var)));
   if (!kernels.ghat.empty()) {
     const Index experts = kernels.rho.rows();  // each has matrices of its own
-    dA_ = LearnedPairs<B>(S_, kernels.ghat.rows(), block.expert_in, 1, {1, experts});
-    dB_ = LearnedPairs<B>(S_, kernels.Gv.rows(), block.expert_out, 1, {1, experts});
-    if (block.experts_sampled) dQ_ = LearnedPairs<B>(S_, kernels.rho.rows(), block.router);
+    dA_ = LearnedArray<B>(S_, kernels.ghat.rows(), block.expert_in, 1, {1, experts});
+    dB_ = LearnedArray<B>(S_, kernels.Gv.rows(), block.expert_out, 1, {1, experts});
+    if (block.experts_sampled) dQ_ = LearnedArray<B>(S_, kernels.rho.rows(), block.router);
   }
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
-                       of_B.field, streams.next(), kernels.growing, problem.responses);
+                       of_B.field, streams.next());
   beta_A = SiteField<B>(S_, kernels.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
-                        of_A.field, streams.next(), kernels.growing, problem.responses);
+                        of_A.field, streams.next());
   if (block.experts_sampled) {
     const double over_kappa = 1 / block.counts.kappa();
     beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
-                          streams.next(), kernels.growing, problem.responses);
+                          streams.next());
   } else {
-    q = LearnedPairs<B>(S_, block.counts.experts, block.router);
-    B::normal(q.view().value, streams.next());
-    scale<B>(q.view().value, static_cast<Real>(std::sqrt(c.explicit_router_var)));
+    q = LearnedArray<B>(S_, block.counts.experts, block.router);
+    B::normal(q.value(), streams.next());
+    scale<B>(q.value(), static_cast<Real>(std::sqrt(c.explicit_router_var)));
   }
 }
 
 template <class B>
 void NeuronBatch<B>::features(Index t) {
   const BlockSpec& block = problem_.limit->block;
-  times_constant<B>(W_in.view(), Op::plain, 1, x_, 0, h_.view());
-  activate<B>(block.activation, block.activation_scale, h_.view(), phi.columns(t * P_, P_));
+  B::gemm(Op::plain, Op::plain, 1, W_in.value(), x_, 0, h_);
+  activate<B>(block.activation, block.activation_scale, h_, phi.columns(t * P_, P_));
 }
 
 template <class B>
 void NeuronBatch<B>::logits(Index t, View r) {
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.view().value, phi.value.columns(t * P_, P_), 0,
-          r);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.value(), phi.columns(t * P_, P_), 0, r);
 }
 
 template <class B>
@@ -497,7 +388,7 @@ void NeuronBatch<B>::outputs(Index t) {
   const LimitSpec& limit = *problem_.limit;
   const Activation psi = limit.layer.post_activation;
   const double b = limit.block.activation_scale;
-  const DualView<B> y = y_.view(), s = s_.view();
+  const View y = y_, s = s_;
   const BlockSpec& block = limit.block;
   const double over_kappa = 1 / block.counts.kappa();
   detail::clear<B>(y);
@@ -505,14 +396,14 @@ void NeuronBatch<B>::outputs(Index t) {
   detail::remember<B>(D, kernels_.y_of_D, t, false, y);
   dB_.act(over_kappa / static_cast<double>(kernels_.Gv.rows()), detail::now<B>(kernels_.Gv, t, P_), y);
   activate<B>(psi, b, y, s);
-  if (limit.layer.residual) detail::add_to<B>(phi.columns(t * P_, P_), s);
+  if (limit.layer.residual) accumulate<B>(phi.columns(t * P_, P_), Real(1), s);
   // f = <wbar s> of the running ensemble, which closes Delta (T20)
   Matrix f_now(f.rows(), P_);
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.view().value, s.value, 0, f_now);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.value(), s, 0, f_now);
   f.middleCols(t * P_, P_) = B::download(f_now);
   B::upload(detail::delta_of(problem_, f.middleCols(t * P_, P_), t), delta_);
-  times_constant<B>(w_bar.view(), Op::plain, 1, delta_, 0, D0_.view());  // (T6)
-  times_slope<B>(psi, b, y, D0_.view(), D.columns(t * P_, P_));
+  B::gemm(Op::plain, Op::plain, 1, w_bar.value(), delta_, 0, D0_);  // (T6)
+  times_slope<B>(psi, b, y, D0_, D.columns(t * P_, P_));
   dB_.update(D.columns(t * P_, P_), detail::now<B>(kernels_.Gv, t, P_));
 }
 
@@ -520,28 +411,28 @@ template <class B>
 void NeuronBatch<B>::backward(Index t, View rho) {
   const LimitSpec& limit = *problem_.limit;
   const BlockSpec& block = limit.block;
-  DualMatrix<B> xi(S_, P_), gradient(S_, P_);
+  Matrix xi(S_, P_), gradient(S_, P_);
   const double over_kappa = 1 / block.counts.kappa();
-  const DualView<B> phi_now = phi.columns(t * P_, P_);
-  beta_A.add_to(xi.view(), t * P_, detail::left_of(block.expert_in, t));
-  beta_Q.add_to(xi.view(), t * P_, detail::left_of(block.router, t));
-  detail::remember<B>(phi, kernels_.xi_of_phi, t, true, xi.view());
-  dA_.act(over_kappa / static_cast<double>(kernels_.ghat.rows()), detail::now<B>(kernels_.ghat, t, P_), xi.view());
+  const View phi_now = phi.columns(t * P_, P_);
+  beta_A.add_to(xi, t * P_, detail::left_of(block.expert_in, t));
+  beta_Q.add_to(xi, t * P_, detail::left_of(block.router, t));
+  detail::remember<B>(phi, kernels_.xi_of_phi, t, true, xi);
+  dA_.act(over_kappa / static_cast<double>(kernels_.ghat.rows()), detail::now<B>(kernels_.ghat, t, P_), xi);
   dA_.update(phi_now, detail::now<B>(kernels_.ghat, t, P_));
-  dQ_.act(over_kappa / static_cast<double>(kernels_.rho.rows()), detail::now<B>(kernels_.rho, t, P_), xi.view());
+  dQ_.act(over_kappa / static_cast<double>(kernels_.rho.rows()), detail::now<B>(kernels_.rho, t, P_), xi);
   dQ_.update(phi_now, detail::now<B>(kernels_.rho, t, P_));
   if (!block.experts_sampled) {
-    q.act(1.0 / static_cast<double>(block.counts.active), rho, xi.view());
+    q.act(1.0 / static_cast<double>(block.counts.active), rho, xi);
     q.update(phi_now, rho);
   }
-  if (limit.layer.residual) detail::add_to<B>(D0_.view(), xi.view());
+  if (limit.layer.residual) accumulate<B>(D0_, Real(1), xi);
   detail::OfBatch<B> of_batch(problem_, t);
-  measured_.col(t) << detail::mean_square<B>(of_batch(h_.value)), detail::mean_square<B>(of_batch(phi_now.value)),
-      detail::mean_square<B>(of_batch(y_.value)), detail::mean_square<B>(of_batch(D.value.columns(t * P_, P_))),
-      detail::mean_square<B>(of_batch(xi.value));
-  w_bar.update(s_.view(), delta_);  // (T20)
-  times_slope<B>(block.activation, block.activation_scale, h_.view(), xi.view(), gradient.view());
-  W_in.update(gradient.view(), x_);  // (T21)
+  measured_.col(t) << detail::mean_square<B>(of_batch(h_)), detail::mean_square<B>(of_batch(phi_now)),
+      detail::mean_square<B>(of_batch(y_)), detail::mean_square<B>(of_batch(D.columns(t * P_, P_))),
+      detail::mean_square<B>(of_batch(xi));
+  w_bar.update(s_, delta_);  // (T20)
+  times_slope<B>(block.activation, block.activation_scale, h_, xi, gradient);
+  W_in.update(gradient, x_);  // (T21)
 }
 
 template <class B>
@@ -549,7 +440,7 @@ void NeuronBatch<B>::add_fields(BatchMeans& to) {
   to.f = f;
   to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
   to.fields.topRows(measured_.rows()) = measured_;
-  if (!dB_.empty()) to.paths.phi = B::download(phi.value), to.paths.D = B::download(D.value);
+  if (!dB_.empty()) to.paths.phi = B::download(phi), to.paths.D = B::download(D);
 }
 
 template <class B>
@@ -559,12 +450,12 @@ void NeuronBatch<B>::add_columns(Stage stage, Index first, Index count, double w
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
   if (stage == Stage::features) {
-    detail::add_correlation<B>(phi.value, first, count, weight, k[Kernel::phi]);
-    detail::add_response<B>(beta_A, phi, first, count, P_, false, weight * of_A.response, k[Kernel::A_x]);
-    detail::add_response<B>(beta_Q, phi, first, count, P_, false, weight, k[Kernel::router_x]);
+    detail::add_correlation<B>(phi, first, count, weight, k[Kernel::phi]);
+    detail::add_response<B>(beta_A, phi, first, count, weight * of_A.response, k[Kernel::A_x]);
+    detail::add_response<B>(beta_Q, phi, first, count, weight, k[Kernel::router_x]);
   } else if (stage == Stage::outputs) {
-    detail::add_correlation<B>(D.value, first, count, weight, k[Kernel::D]);
-    detail::add_response<B>(chi_B, D, first, count, P_, true, weight * of_B.response, k[Kernel::B_z]);
+    detail::add_correlation<B>(D, first, count, weight, k[Kernel::D]);
+    detail::add_response<B>(chi_B, D, first, count, weight * of_B.response, k[Kernel::B_z]);
   }
 }
 
@@ -595,65 +486,64 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   const LimitConstants& c = problem.limit->block.constants;
   const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
   const auto draw = [&](Index count, Matrix& root, double variance) {
-    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next(), kernels.growing,
-                        problem.responses);
+    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next());
   };
   if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
   chi_A = draw(sites(c.expert_in_shared), kernels.root_phi, c.expert_in.chi2);
   beta_B = draw(sites(c.expert_out_shared), kernels.root_D, c.expert_out.beta2);
-  if (c.expert_in_shared) shared_ghat = DualMatrix<B>(hidden, problem.n());
-  if (c.expert_out_shared) shared_Gv = DualMatrix<B>(hidden, problem.n());
+  if (c.expert_in_shared) shared_ghat = Matrix(hidden, problem.n());
+  if (c.expert_out_shared) shared_Gv = Matrix(hidden, problem.n());
   if (kernels.phi.empty()) return;
   const BlockSpec& block = problem.limit->block;
   const Index neurons = kernels.phi.rows();
-  if (!explicit_) dQ_ = LearnedPairs<B>(experts, neurons, block.router);
-  const PairMatrices of_experts{experts, 1, !explicit_};
-  dA_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_in, 1, of_experts);
-  dB_ = LearnedPairs<B>(experts * hidden, neurons, block.expert_out, 1, of_experts);
+  if (!explicit_) dQ_ = LearnedArray<B>(experts, neurons, block.router);
+  const ArrayMatrices of_experts{experts, 1};
+  dA_ = LearnedArray<B>(experts * hidden, neurons, block.expert_in, 1, of_experts);
+  dB_ = LearnedArray<B>(experts * hidden, neurons, block.expert_out, 1, of_experts);
 }
 
 template <class B>
 void ExpertBatch<B>::forward(Index t, View logits) {
   const BlockSpec& block = problem_.limit->block;
   step_ = t;
-  const DualView<B> r = r_.view(), u = u_.view(), Gv_now = Gv.columns(t * P_, P_);
+  const View r = r_, u = u_, Gv_now = Gv.columns(t * P_, P_);
   const double over_neurons = 1 / static_cast<double>(kernels_.phi.rows());
   const View phi = detail::now<B>(kernels_.phi, t, P_);
   detail::clear<B>(r);
   if (explicit_) {
-    B::copy(logits, r.value);
+    B::copy(logits, r);
   } else {
     chi_Q.add_to(r, t * P_, detail::left_of(block.router, t));
     detail::remember<B>(rho, kernels_.r_of_rho, t, false, r);
     dQ_.act(over_neurons, phi, r);
   }
-  detail::gate_forward<B>(gate_, r, mask_, G_.view());
+  apply_gate<B>(gate_, r, {}, mask_, G_);
   if (block.constants.expert_in_shared) {
-    detail::clear<B>(common_.view());
-    chi_A.add_to(common_.view(), t * P_, detail::left_of(block.expert_in, t));
-    detail::remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_.view());
-    detail::for_all_experts<B>(common_.view(), u);
+    detail::clear<B>(common_);
+    chi_A.add_to(common_, t * P_, detail::left_of(block.expert_in, t));
+    detail::remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_);
+    detail::for_all_experts<B>(common_, u);
   } else {
     detail::clear<B>(u);
     chi_A.add_to(u, t * P_, detail::left_of(block.expert_in, t));
   }
   detail::remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
   dA_.act(over_neurons, phi, u);
-  activate<B>(block.activation, block.activation_scale, u, v_.view());
-  detail::times_gate<B>(G_.view(), v_.view(), Sa_, Gv_now);
+  activate<B>(block.activation, block.activation_scale, u, v_);
+  detail::times_gate<B>(G_, v_, Sa_, Gv_now);
   if (block.constants.expert_out_shared) detail::mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
 }
 
 template <class B>
 void ExpertBatch<B>::backward(Index t) {
   const BlockSpec& block = problem_.limit->block;
-  const DualView<B> zeta = zeta_.view(), s = s_.view(), ghat_now = ghat.columns(t * P_, P_);
+  const View zeta = zeta_, s = s_, ghat_now = ghat.columns(t * P_, P_);
   const View phi = detail::now<B>(kernels_.phi, t, P_), D = detail::now<B>(kernels_.D, t, P_);
   if (block.constants.expert_out_shared) {
-    detail::clear<B>(common_.view());
-    beta_B.add_to(common_.view(), t * P_, detail::left_of(block.expert_out, t));
-    detail::remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_.view());
-    detail::for_all_experts<B>(common_.view(), zeta);
+    detail::clear<B>(common_);
+    beta_B.add_to(common_, t * P_, detail::left_of(block.expert_out, t));
+    detail::remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_);
+    detail::for_all_experts<B>(common_, zeta);
   } else {
     detail::clear<B>(zeta);
     beta_B.add_to(zeta, t * P_, detail::left_of(block.expert_out, t));
@@ -661,22 +551,20 @@ void ExpertBatch<B>::backward(Index t) {
   detail::remember<B>(Gv, kernels_.zeta_of_Gv, t, true, zeta);
   dB_.act(1 / static_cast<double>(kernels_.D.rows()), D, zeta);
   dB_.update(Gv.columns(t * P_, P_), D);
-  detail::mean_products<B>(v_.view(), zeta, s);
-  if (explicit_) detail::hold<B>(s);
-  detail::gate_backward<B>(gate_, G_.view(), mask_, s, rho.columns(t * P_, P_));
-  times_slope<B>(block.activation, block.activation_scale, u_.view(), zeta, ghat_now);
-  detail::times_gate<B>(G_.view(), ghat_now, Sa_, ghat_now);
+  detail::mean_products_over_hidden<B>(v_, zeta, s);
+  gate_backward<B>(gate_, mask_, G_, s, rho.columns(t * P_, P_));
+  times_slope<B>(block.activation, block.activation_scale, u_, zeta, ghat_now);
+  detail::times_gate<B>(G_, ghat_now, Sa_, ghat_now);
   if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
   dA_.update(ghat_now, phi);
   dQ_.update(rho.columns(t * P_, P_), phi);
   detail::OfBatch<B> of_batch(problem_, t);
-  const View mask = of_batch(mask_), u_of = of_batch(u_.value), v_of = of_batch(v_.value);
-  measured_.col(t) << detail::mean_square<B>(of_batch(r_.value)), detail::mean_square_of_active<B>(u_of, mask),
+  const View mask = of_batch(mask_), u_of = of_batch(u_), v_of = of_batch(v_);
+  measured_.col(t) << detail::mean_square<B>(of_batch(r_)), detail::mean_square_of_active<B>(u_of, mask),
       detail::mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
-      detail::mean_square<B>(of_batch(zeta_.value)), detail::mean_square<B>(of_batch(rho.value.columns(t * P_, P_))),
-      detail::effective_experts<B>(of_batch(Gv.value.columns(t * P_, P_)), Sa_),
-      detail::effective_experts<B>(of_batch(ghat_now.value), Sa_),
-      detail::router_entropy<B>(of_batch(G_.value), gate_.active);
+      detail::mean_square<B>(of_batch(zeta_)), detail::mean_square<B>(of_batch(rho.columns(t * P_, P_))),
+      detail::effective_experts<B>(of_batch(Gv.columns(t * P_, P_)), Sa_),
+      detail::effective_experts<B>(of_batch(ghat_now), Sa_), detail::router_entropy<B>(of_batch(G_), gate_.active);
 }
 
 template <class B>
@@ -684,9 +572,9 @@ void ExpertBatch<B>::add_fields(BatchMeans& to) {
   to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
   to.fields.bottomRows(measured_.rows()) = measured_;
   if (!dB_.empty()) {
-    to.paths.rho = B::download(rho.value);
-    to.paths.ghat = B::download(ghat.value);
-    to.paths.Gv = B::download(Gv.value);
+    to.paths.rho = B::download(rho);
+    to.paths.ghat = B::download(ghat);
+    to.paths.Gv = B::download(Gv);
   }
 }
 
@@ -694,17 +582,17 @@ template <class B>
 void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
   const LimitConstants& c = problem_.limit->block.constants;
   if (stage == Stage::forward) {
-    DualMatrix<B>& asked = c.expert_out_shared ? shared_Gv : Gv;
-    detail::add_correlation<B>(Gv.value, first, count, weight, k[Kernel::Gv]);
-    if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv.value, first, count, weight, k[Kernel::shared_Gv]);
-    detail::add_response<B>(beta_B, asked, first, count, P_, false, weight, k[Kernel::B_x]);
+    Matrix& asked = c.expert_out_shared ? shared_Gv : Gv;
+    detail::add_correlation<B>(Gv, first, count, weight, k[Kernel::Gv]);
+    if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv, first, count, weight, k[Kernel::shared_Gv]);
+    detail::add_response<B>(beta_B, asked, first, count, weight, k[Kernel::B_x]);
   } else if (stage == Stage::backward) {
-    DualMatrix<B>& asked = c.expert_in_shared ? shared_ghat : ghat;
-    detail::add_correlation<B>(ghat.value, first, count, weight, k[Kernel::ghat]);
-    if (!explicit_) detail::add_correlation<B>(rho.value, first, count, weight, k[Kernel::rho]);
-    if (c.expert_in_shared) detail::add_correlation<B>(shared_ghat.value, first, count, weight, k[Kernel::shared_ghat]);
-    detail::add_response<B>(chi_Q, rho, first, count, P_, true, weight, k[Kernel::router_z]);
-    detail::add_response<B>(chi_A, asked, first, count, P_, true, weight, k[Kernel::A_z]);
+    Matrix& asked = c.expert_in_shared ? shared_ghat : ghat;
+    detail::add_correlation<B>(ghat, first, count, weight, k[Kernel::ghat]);
+    if (!explicit_) detail::add_correlation<B>(rho, first, count, weight, k[Kernel::rho]);
+    if (c.expert_in_shared) detail::add_correlation<B>(shared_ghat, first, count, weight, k[Kernel::shared_ghat]);
+    detail::add_response<B>(chi_Q, rho, first, count, weight, k[Kernel::router_z]);
+    detail::add_response<B>(chi_A, asked, first, count, weight, k[Kernel::A_z]);
   }
 }
 
@@ -753,8 +641,8 @@ BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, st
   const Index P = problem.P();
   const double weight = 1 / static_cast<double>(batches.size());
   // Learned parts by pairs run over the paths of the first batch (T23).
-  const auto follow = [&](typename B::Matrix& path, DualMatrix<B>& own, Index t) {
-    if (!path.empty()) B::copy(own.value.columns(t * P, P), path.columns(t * P, P));
+  const auto follow = [&](typename B::Matrix& path, typename B::Matrix& own, Index t) {
+    if (!path.empty()) B::copy(own.columns(t * P, P), path.columns(t * P, P));
   };
   const auto close = [&](Stage stage, Index t) {
     for (const auto& batch : batches) {

@@ -123,10 +123,10 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const auto neurons = static_cast<double>(o.batch.neurons), experts = static_cast<double>(o.batch.experts),
              units = experts * static_cast<double>(o.batch.hidden);
   // With an entrywise rule: paths of the sites that learned parts run over; per pair of sites, from both of its sides, what has been
-  // learned through A, B and Q with its moments, and derivatives beside all of it.
+  // learned through A, B and Q with its moments.
   const UpdateRule& rule = limit.input;
   const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
-  const double pairs = rule.linear() ? 0 : 2 * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
+  const double pairs = rule.linear() ? 0 : (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
   // Every replica's kernels and past iterates of its acceleration; of several draws, or in a certificate, a sum over replicas, and in
   // that the sum of what fresh numbers change; one kernel's mean over replicas, differences of past iterates.
   const double sets = R * (1 + KernelMixing::sets(o.anderson)) + (o.draws > 1 ? 2 : 1);
@@ -141,9 +141,9 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
     Bytes operator+(Bytes b) const { return {sites + b.sites, host + b.host}; }
   };
   const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.host}; };
-  // Paths: ten arrays on neurons, four on experts, eight on their units; of the present step some 24, 20 and 12.
-  const double paths = element(spec) * (memory.queries * (10 * neurons + 4 * experts + 8 * units) +
-                                        step.samples * (26 * neurons + 20 * experts + 12 * units));
+  // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6.
+  const double paths = element(spec) * (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
+                                        step.samples * (10 * neurons + 10 * experts + 6 * units));
   // A batch's means, and a kernel being averaged.
   const Bytes means{squares * element(spec), square * (2 + memory.arrays) + sizeof(double) * path};
   const Bytes batch = Bytes{paths + element(spec) * pairs, 0} + means;
@@ -157,10 +157,8 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const auto fits = [&](Bytes a) { return memory.kernels + on_host(a) <= available && (!card || a.sites <= *card); };
   memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
   while (memory.samplers > 1 && !fits(sampling(memory.samplers))) --memory.samplers;
-  // A pass holds all batches of a replica, with the white noise of their fields (three of neurons, one of experts, two of units), beside a
-  // replica's roots and memories and the kernels that it closes.
-  const double white = element(spec) * memory.queries * (3 * neurons + experts + 2 * units);
-  const Bytes holder = Bytes{batches * (paths + white + element(spec) * pairs), 0} + given + means;
+  // A pass holds all batches of a replica, beside a replica's roots and memories and the kernels that it closes.
+  const Bytes holder = Bytes{batches * (paths + element(spec) * pairs), 0} + given + means;
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
   memory.holders = o.start == Start::zero ? 0 : static_cast<int>(std::min<double>(thread_count(threads), R));
   while (memory.holders > fewest && !fits(times(memory.holders, holder))) --memory.holders;

@@ -26,19 +26,24 @@ struct UpdateRule {
 
 namespace detail {
 
-/// out (rows, 1): mean over columns of (sum_mu z_mu x_mu^T)^2, as |R^T z|^2 with R R^T = <x x>, which no rounding makes negative.
+/// out (rows, 1): mean over columns of (sum_mu z_mu x_mu^T)^2, as |R^T z|^2 with R R^T = <x x>, which no rounding makes negative; R
+/// has as many columns as samples, or as there are columns of x^T where these are fewer.
 template <class B>
 void mean_squares_of_rows(typename B::View z, typename B::View x, typename B::View out) {
   using Real = typename B::Real;
-  const Index P = z.cols;
-  auto root = B::Matrix::uninitialized(P, P);
-  auto along = B::Matrix::uninitialized(z.rows, P);
-  B::upload(semidefinite_root(B::gram(x)), root);
-  B::gemm(Op::plain, Op::plain, 1, z, root, 0, along);
+  const Index P = z.cols, rank = x.rows < P ? x.rows : P;
+  auto along = B::Matrix::uninitialized(z.rows, rank);
+  if (x.rows < P) {
+    B::gemm(Op::plain, Op::transposed, 1 / std::sqrt(static_cast<double>(x.rows)), z, x, 0, along);
+  } else {
+    auto root = B::Matrix::uninitialized(P, P);
+    B::upload(semidefinite_root(B::gram(x)), root);
+    B::gemm(Op::plain, Op::plain, 1, z, root, 0, along);
+  }
   const typename B::View a = along;
   B::each(z.rows, 1, [=] MOE_HD(Index i, Index) {
     double s = 0;
-    for (Index p = 0; p < P; ++p) s += static_cast<double>(a(i, p)) * static_cast<double>(a(i, p));
+    for (Index p = 0; p < rank; ++p) s += static_cast<double>(a(i, p)) * static_cast<double>(a(i, p));
     out(i, 0) = static_cast<Real>(s);
   });
 }
@@ -90,6 +95,11 @@ void factored_step(typename B::View g, typename B::View inverse_row, typename B:
 
 }  // namespace detail
 
+/// The matrices of equal size that Adafactor treats each by itself: one above another in an array's rows, or side by side in its columns.
+struct ArrayMatrices {
+  Index of_rows = 1, of_cols = 1;
+};
+
 /// An array with its optimizer state. Gradients arrive as outer products sum_mu z_mu x_mu^T and are never stored.
 template <class B>
 class LearnedArray {
@@ -99,21 +109,24 @@ class LearnedArray {
   using View = typename B::View;
 
   LearnedArray() = default;
-  /// `scale` multiplies the learning rate: 1/D for W_in, whose inputs are coordinates and not a population (T21). `matrices` of equal
-  /// size stand one above another in it: those that Adafactor treats each by itself.
-  LearnedArray(Index rows, Index cols, const UpdateRule& rule, double scale = 1, Index matrices = 1)
+  /// `scale` multiplies the learning rate: 1/D for W_in, whose inputs are coordinates and not a population (T21).
+  LearnedArray(Index rows, Index cols, const UpdateRule& rule, double scale = 1, ArrayMatrices matrices = {})
       : rule_(rule), scale_(scale), value_(rows, cols) {
     if (rule.has_velocity() || rule.has_moments()) first_ = Matrix(rows, cols);
     if (rule.has_moments()) second_ = Matrix(rows, cols);
     if (rule.kind == OptimizerKind::adafactor) {
-      first_ = Matrix(rows, 1);
-      second_ = Matrix(matrices, cols);
+      first_ = Matrix(rows, matrices.of_cols);
+      second_ = Matrix(matrices.of_rows, cols);
     }
   }
 
   bool empty() const { return value_.empty(); }
   View value() { return value_; }
   View velocity() { return first_; }
+  /// out (rows, P) += factor value with; with (cols, P)
+  void act(double factor, View with, View out) {
+    if (!empty()) B::gemm(Op::plain, Op::plain, factor, value_, with, 1, out);
+  }
   std::size_t bytes() const { return value_.bytes() + first_.bytes() + second_.bytes(); }
 
   void transfer(Archive& a) {
@@ -132,6 +145,7 @@ class LearnedArray {
 
   /// value = decay * value + scale * lr * rule(sum_mu z_mu x_mu^T);  z (rows, P), x (cols, P).
   void update(View z, View x) {
+    if (empty()) return;
     ++steps_;
     const View value = value_, first = first_, second = second_;
     const Real lr = static_cast<Real>(scale_ * rule_.lr), decay = static_cast<Real>(rule_.decay);
@@ -168,8 +182,13 @@ class LearnedArray {
   /// Adafactor without first moment and clipping: Psi = g / sqrt(row col / mean(row)).                                (T30)
   /// row, col: running means over the columns and the rows of a matrix of g^2 + eps^2, with weight 1 - t^-0.8.
   void factored(View z, View x, Real lr) {
+    const Index cols = first_.cols() > 0 ? value_.cols() / first_.cols() : 0;
+    for (Index q = 0; q < first_.cols(); ++q)
+      factored(z, x.row_range(q * cols, cols), lr, first_.columns(q, 1), second_.columns(q * cols, cols),
+               value_.columns(q * cols, cols));
+  }
+  void factored(View z, View x, Real lr, View row, View col, View value) {
     const double keep = 1 - std::pow(steps_, -0.8);
-    const View value = value_, row = first_, col = second_;
     auto row_now = Matrix::uninitialized(row.rows, 1), share = Matrix::uninitialized(row.rows, 1);
     detail::mean_squares_of_rows<B>(z, x, row_now);
     detail::run_mean<B>(row_now, keep, rule_.eps, row);
@@ -196,8 +215,8 @@ class LearnedArray {
   UpdateRule rule_;
   double scale_ = 1;
   int steps_ = 0;
-  /// (rows, cols): value, velocity or first moment, second moment. Of Adafactor first_ (rows, 1) and second_ (matrices, cols) are the
-  /// running means of squares, row and col.
+  /// (rows, cols): value, velocity or first moment, second moment. Of Adafactor first_ (rows, matrices of the columns) and second_
+  /// (matrices of the rows, cols) are the running means of squares, row and col.
   Matrix value_, first_, second_;
 };
 

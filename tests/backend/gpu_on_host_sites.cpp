@@ -26,7 +26,6 @@ struct Case {
   moe::Activation activation = moe::Activation::tanh, post_activation = moe::Activation::identity;
   bool residual = false;
   int mini_batch = 0;
-  moe::Responses responses = moe::Responses::by_parts;
 };
 using enum moe::OptimizerKind;
 // No softmax where experts start equal (III MSSP): rho is rounding at t = 0 there, and which numbers of a draw its direction meets differs
@@ -34,14 +33,12 @@ using enum moe::OptimizerKind;
 const std::vector<Case> cases = {
     {"I", "mup", momentum, moe::Routing::soft, moe::Gate::softmax, moe::Activation::tanh, moe::Activation::tanh, true},
     {"I", "mssp", adam},
-    {"II", "mssp", sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Activation::tanh, moe::Activation::identity, false,
-     0, moe::Responses::tangents},
+    {"II", "mssp", sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Activation::tanh, moe::Activation::identity},
     {"II", "mup", sgd, moe::Routing::topk, moe::Gate::softmax, moe::Activation::gelu},
     {"II", "mssp", adam, moe::Routing::topk},
-    {"I", "mup", adamw, moe::Routing::soft, moe::Gate::softmax, moe::Activation::gelu, moe::Activation::tanh, true, 2,
-     moe::Responses::tangents},
+    {"I", "mup", adamw, moe::Routing::soft, moe::Gate::softmax, moe::Activation::gelu, moe::Activation::tanh, true, 2},
     {"III", "mssp", adafactor, moe::Routing::topk, moe::Gate::sigmoid, moe::Activation::tanh, moe::Activation::gelu,
-     true, 0, moe::Responses::tangents},
+     true},
     {"II", "mssp", adamw, moe::Routing::soft, moe::Gate::constant, moe::Activation::tanh, moe::Activation::identity,
      true, 3},
     {"II", "mup", adafactor},
@@ -81,7 +78,7 @@ std::vector<MatrixXd> estimates(const moe::SiteBackend& sites, const Case& c, co
   std::vector<std::string> warnings;
   const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
   faults.throw_if_any();
-  moe::SiteProblem problem{&limit, data.x, data.y, steps + 1, {}, c.responses};
+  moe::SiteProblem problem{&limit, data.x, data.y, steps + 1};
   for (int t = 0; c.mini_batch > 0 && t <= steps; ++t) problem.learns.push_back(moe::batch_rows(spec, samples, t));
   moe::BatchCounts counts = batch;
   counts.experts = limit.block.counts.experts, counts.hidden = limit.block.counts.hidden;

@@ -74,7 +74,7 @@ TEST_CASE("Adafactor leaves alone what never had a gradient [eps = 0; limit]") {
   z.middleRows(2, 2).setZero();  // the second of two matrices
   x.row(1).setZero();            // a column of both
   auto zs = host(z), xs = host(x);
-  moe::LearnedArray<B> array(4, 3, adafactor(0.5, 0), 1, 2);
+  moe::LearnedArray<B> array(4, 3, adafactor(0.5, 0), 1, {2, 1});
   array.update(zs, xs);
   const MatrixXd value = B::download(array.value());
   REQUIRE(value.allFinite());
@@ -89,7 +89,7 @@ TEST_CASE(
   // 3 matrices of 30,000 rows: gradients are made a few columns at a time.
   const Index rows = 30000, cols = 7, P = 3;
   constexpr double eps = 0.3, lr = 0.1, scale = 0.7;
-  moe::LearnedArray<B> array(3 * rows, cols, adafactor(lr, eps), scale, 3);
+  moe::LearnedArray<B> array(3 * rows, cols, adafactor(lr, eps), scale, {3, 1});
   std::vector<WrittenOut> by_hand(3, WrittenOut{eps, {}, {}});
   MatrixXd expected = MatrixXd::Zero(3 * rows, cols);
   for (std::uint32_t t = 0; t < 5; ++t) {

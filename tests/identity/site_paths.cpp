@@ -1,0 +1,311 @@
+// Kernel iteration: paths of sites, and responses from what white numbers meet of them, against finite differences of whole paths.
+#include <doctest/doctest.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "dmft/kernel_iteration.hpp"
+#include "dmft/site_batch_template.hpp"
+#include "tests/limit_fixture.hpp"
+
+namespace {
+
+using B = moe::Cpu<double>;
+using moe::Index;
+
+constexpr Index T = 4, P = 3;
+
+struct Case {
+  const char* name;
+  const char* regime;
+  const char* param;
+  moe::Activation activation, post;
+  moe::Gate gate;
+  double temperature;
+  bool residual;
+  moe::OptimizerKind optimizer = moe::OptimizerKind::sgd;
+  bool topk = false;
+  bool steps_in_it() const {
+    return topk || activation == moe::Activation::relu || post == moe::Activation::relu ||
+           optimizer == moe::OptimizerKind::signsgd;
+  }
+};
+using enum moe::Activation;
+using enum moe::Gate;
+const std::vector<Case> cases = {
+    {"I mssp", "I", "mssp", tanh, identity, sigmoid, 1, false},
+    {"I mup softmax", "I", "mup", gelu, tanh, softmax, 0.5, true},
+    {"II mssp", "II", "mssp", tanh, tanh, sigmoid, 1, false},
+    {"II mup softmax", "II", "mup", tanh, identity, softmax, 0.5, true},
+    {"II mssp constant gate", "II", "mssp", gelu, identity, constant, 1, false},
+    {"III mup softmax", "III", "mup", gelu, tanh, softmax, 0.5, true},
+    {"III mssp", "III", "mssp", tanh, gelu, sigmoid, 2, true},
+    {"I mup momentum", "I", "mup", tanh, tanh, sigmoid, 1, true, moe::OptimizerKind::momentum},
+    {"II mssp momentum", "II", "mssp", tanh, gelu, softmax, 1, false, moe::OptimizerKind::momentum},
+    {"III mssp momentum", "III", "mssp", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::momentum},
+    {"I mup adam", "I", "mup", tanh, identity, sigmoid, 1, true, moe::OptimizerKind::adam},
+    {"II mssp adamw", "II", "mssp", tanh, gelu, softmax, 1, false, moe::OptimizerKind::adamw},
+    {"I mup adafactor", "I", "mup", tanh, identity, sigmoid, 1, true, moe::OptimizerKind::adafactor},
+    {"II mssp adafactor", "II", "mssp", tanh, gelu, softmax, 1, false, moe::OptimizerKind::adafactor},
+    {"III mup adafactor", "III", "mup", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::adafactor},
+    {"III mssp adam", "III", "mssp", gelu, identity, sigmoid, 1, false, moe::OptimizerKind::adam},
+    {"II mssp relu", "II", "mssp", relu, identity, sigmoid, 1, false},
+    {"II mssp top-K", "II", "mssp", tanh, identity, softmax, 1, false, moe::OptimizerKind::sgd, true},
+    {"II mup top-K relu", "II", "mup", relu, tanh, sigmoid, 1, true, moe::OptimizerKind::momentum, true},
+    {"II mssp signSGD", "II", "mssp", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::signsgd},
+};
+
+/// A small or a large number of sites marched through time; `moved` fields' white numbers along directions of their own by `by`.
+struct Sampled {
+  moe::NeuronBatch<B> neurons;
+  moe::ExpertBatch<B> experts;
+
+  Sampled(const moe::SiteProblem& problem, moe::SiteKernels<B>& kernels, moe::BatchCounts counts,
+          moe::StreamNumbers streams, double by = 0)
+      : neurons(problem, kernels, counts.neurons, streams),
+        experts(problem, kernels, counts.experts, counts.hidden, streams) {
+    std::uint32_t draw = 0;
+    for (moe::SiteField<B>* field : fields()) {
+      directions.emplace_back(field->white().rows, field->white().cols);
+      B::normal(directions.back(), {77, 0, draw++, 0});
+      moe::accumulate<B>(directions.back(), by, field->white());
+    }
+    moe::HostMatrix<double> r(counts.experts, P);
+    for (Index t = 0; t < problem.steps; ++t) {
+      neurons.features(t);
+      if (!problem.limit->block.experts_sampled) neurons.logits(t, r);
+      experts.forward(t, r);
+      neurons.outputs(t);
+      experts.backward(t);
+      neurons.backward(t, experts.rho_now());
+    }
+  }
+  std::array<moe::SiteField<B>*, 6> fields() {
+    return {&neurons.chi_B, &neurons.beta_A, &neurons.beta_Q, &experts.chi_Q, &experts.chi_A, &experts.beta_B};
+  }
+  /// What each field's matrix is asked.
+  std::array<moe::HostMatrix<double>*, 6> asked(const moe::LimitConstants& c) {
+    return {&neurons.D,
+            &neurons.phi,
+            &neurons.phi,
+            &experts.rho,
+            c.expert_in_shared ? &experts.shared_ghat : &experts.ghat,
+            c.expert_out_shared ? &experts.shared_Gv : &experts.Gv};
+  }
+  std::vector<moe::HostMatrix<double>> directions;
+};
+
+moe::LimitSpec limit_of(const moe::RunSpec& s, const moe::Dataset& data) {
+  moe::Faults faults;
+  std::vector<std::string> warnings;
+  moe::LimitSpec limit = moe::limit_spec(s, moe::step_shape(s, data), faults, warnings);
+  faults.throw_if_any();
+  return limit;
+}
+
+moe::RunSpec spec_of(const Case& c) {
+  moe::RunSpec s = limit_fixture::spec(c.regime, c.param, c.optimizer, moe::is_linear(c.optimizer) ? 0.7 : 0.15, T - 1);
+  s.model.activation = c.activation;
+  s.model.post_activation = c.post;
+  s.model.gate = c.gate;
+  s.model.router_temperature = c.temperature;
+  s.model.residual = c.residual;
+  if (c.topk) s.model.routing = moe::Routing::topk, s.model.active_fraction = 0.4;
+  s.optimizer.weight_decay = 0.1;  // of AdamW
+  return s;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "kernel iteration: white numbers meet of a query what moving them moves of it [regime x parameterization x gate x "
+    "psi "
+    "x rule; relu, top-K]") {
+  // <Z x> = <dx/dZ> (Stein), the derivative as half the difference of whole paths along +-by of random directions; steps, which have
+  // point masses for derivatives, take directions so long that some sites cross them: errors of by^2 times a third derivative.
+  for (const Case& c : cases) {
+    const moe::RunSpec s = spec_of(c);
+    const moe::Dataset data = limit_fixture::data(P, 4, 2);
+    moe::IterationOptions options;
+    options.batch = {200, 20, 10};
+    options.replicas = 3;
+    const moe::IterationResult solved = moe::iterate_kernels(s, data, options);
+    const moe::LimitSpec limit = limit_of(s, data);
+    const moe::SiteProblem problem{&limit, data.x, data.y, T};
+    moe::SiteKernels<B> given(problem, solved.kernels, solved.paths);
+    const moe::StreamNumbers streams(5, 0);
+    const bool sampled = limit.block.experts_sampled, shared = limit.block.constants.expert_in_shared;
+    const Index hidden = sampled && !shared ? limit.block.counts.hidden : 2000;
+    const moe::BatchCounts counts{4000, sampled ? (shared ? 8 : 2000) : limit.block.counts.experts, hidden};
+    const double by = c.steps_in_it() ? 0.1 : 1e-3;
+    Sampled plus(problem, given, counts, streams, by), minus(problem, given, counts, streams, -by),
+        at(problem, given, counts, streams);
+    INFO(std::string(c.name));
+    double total = 0, worst = 0;
+    int entries = 0;
+    for (std::size_t k = 0; k < at.fields().size(); ++k) {
+      if (!at.fields()[k]->present()) continue;
+      const auto Z = at.fields()[k]->white(), p = at.directions[k].view();
+      const auto up = plus.asked(limit.block.constants)[k]->view(),
+                 down = minus.asked(limit.block.constants)[k]->view(), x = at.asked(limit.block.constants)[k]->view();
+      REQUIRE(x.rows == Z.rows);
+      // Units of one expert are not independent, units of explicit or shared experts are.
+      const Index together = sampled && !shared && k > 3 ? hidden : 1, samples = Z.rows / together;
+      const bool equal_times = k == 0 || k == 3 || k == 4;
+      for (Index now = 0; now < problem.n(); ++now)
+        for (Index j = 0; j < (now / P + (equal_times ? 1 : 0)) * P; ++j) {
+          double mean = 0, square = 0;
+          for (Index i = 0; i < samples; ++i) {
+            double of_site = 0;
+            for (Index a = i * together; a < (i + 1) * together; ++a)
+              of_site += Z(a, j) * x(a, now) - p(a, j) * (up(a, now) - down(a, now)) / (2 * by);
+            mean += of_site, square += of_site * of_site;
+          }
+          if (square == 0) continue;
+          const double z = mean / std::sqrt(square);
+          total += z * z, worst = std::max(worst, std::abs(z)), ++entries;
+        }
+    }
+    INFO("root mean square of ", entries, " deviations in standard errors: ", std::sqrt(total / entries), ", largest ",
+         worst);
+    CHECK(entries > 50);
+    CHECK(total / entries <=
+          1 + 4 * std::sqrt(2.0 * (1 + P * T / 4.0) / entries));  // rows of one query are not independent
+    CHECK(worst <= 5.5);
+  }
+}
+
+TEST_CASE(
+    "kernel iteration: under linear rules learned parts by pairs of paths are those by the paths' correlations "
+    "[regime; "
+    "momentum]") {
+  for (const Case& c : cases) {
+    if (!moe::is_linear(c.optimizer) || c.steps_in_it()) continue;
+    const moe::RunSpec s = spec_of(c);
+    const moe::Dataset data = limit_fixture::data(P, 4, 2);
+    const moe::LimitSpec limit = limit_of(s, data);
+    const moe::SiteProblem problem{&limit, data.x, data.y, T};
+    const bool sampled = limit.block.experts_sampled;
+    const moe::BatchCounts counts{40, sampled ? 6 : limit.block.counts.experts, sampled ? 4 : 6};
+    moe::BatchMeans means{moe::zero_kernels(limit, problem.n()), {}, {}, {}};
+    moe::SiteKernels<B> zero(problem, means.kernels, {});
+    const moe::StreamNumbers streams(5, 0);
+    Sampled first(problem, zero, counts, streams);
+    for (const moe::Stage stage : moe::all_stages) {
+      first.neurons.add_columns(stage, 0, problem.n(), 1, means.kernels);
+      first.experts.add_columns(stage, 0, problem.n(), 1, means.kernels);
+    }
+    const moe::SitePaths paths{B::download(first.neurons.phi), B::download(first.neurons.D),
+                               B::download(first.experts.rho), B::download(first.experts.ghat),
+                               B::download(first.experts.Gv)};
+    moe::SiteKernels<B> of_kernels(problem, means.kernels, {}), of_paths(problem, means.kernels, paths);
+    Sampled by_kernels(problem, of_kernels, counts, streams), by_pairs(problem, of_paths, counts, streams);
+    const auto same = [&](moe::HostMatrix<double>& a, moe::HostMatrix<double>& b) {
+      const Eigen::MatrixXd values = B::download(a);
+      CHECK((values - B::download(b)).norm() <= 1e-12 * values.norm());
+      CHECK(values.norm() > 0);
+    };
+    INFO(std::string(c.name));
+    same(by_kernels.neurons.phi, by_pairs.neurons.phi);
+    same(by_kernels.neurons.D, by_pairs.neurons.D);
+    same(by_kernels.experts.ghat, by_pairs.experts.ghat);
+    same(by_kernels.experts.Gv, by_pairs.experts.Gv);
+    if (limit.block.experts_sampled && c.gate != constant) same(by_kernels.experts.rho, by_pairs.experts.rho);
+  }
+}
+
+TEST_CASE(
+    "arrays under Adafactor: matrices side by side in the columns learn as those one above another in the rows "
+    "[shape]") {
+  constexpr Index sites = 7, partners = 130, steps = 3;
+  moe::HostMatrix<double> z(sites, P), x(partners, P);
+  for (const Index matrices : {1, 13, 65}) {  // of 130, 10 and 2 columns: more and fewer than samples
+    const moe::UpdateRule rule{moe::OptimizerKind::adafactor, 0.3, 0.02, 0, 0, 0, 1};
+    moe::LearnedArray<B> in_rows(partners, sites, rule, 0.5, {matrices, 1}),
+        in_columns(sites, partners, rule, 0.5, {1, matrices});
+    for (Index t = 0; t < steps; ++t) {
+      B::normal(z, {1, 0, static_cast<std::uint32_t>(t), 0});
+      B::normal(x, {2, 0, static_cast<std::uint32_t>(t), 0});
+      in_rows.update(x, z);
+      in_columns.update(z, x);
+    }
+    double worst = 0, largest = 0;
+    for (Index j = 0; j < partners; ++j)
+      for (Index i = 0; i < sites; ++i) {
+        worst = std::max(worst, std::abs(in_rows.value()(j, i) - in_columns.value()(i, j)));
+        largest = std::max(largest, std::abs(in_rows.value()(j, i)));
+      }
+    INFO("matrices ", matrices);
+    CHECK(worst <= 1e-13);
+    CHECK(largest > 0.1);
+  }
+}
+
+TEST_CASE(
+    "kernel iteration: responses by parts come back from their products, what was left out of the root is nobody's") {
+  constexpr Index n = T * P;
+  const auto number = [](Index i, Index j) { return std::sin(1.0 + 2.3 * double(i) + 5.1 * double(j)); };
+  for (const bool equal_times : {false, true}) {
+    Eigen::MatrixXd L = Eigen::MatrixXd::NullaryExpr(n, n, number).triangularView<Eigen::Lower>();
+    L.diagonal().array() += 2;
+    Eigen::MatrixXd R = Eigen::MatrixXd::NullaryExpr(n, n, [&](Index i, Index j) { return number(j, i); });
+    for (Index j = 0; j < n; ++j) R.col(j).tail(n - (j / P + (equal_times ? 1 : 0)) * P).setZero();
+    for (const Index left_out : {Index{2}, Index{4}}) L.col(left_out).setZero(), R.row(left_out).setZero();
+    Eigen::MatrixXd products = L.transpose() * R;
+    // x of a sample stays what it is but for what R says: numbers meet all of it alike, and what they meet before they can move it, and
+    // what those that were left out meet, is noise.
+    const Eigen::MatrixXd correlation = Eigen::MatrixXd::Constant(n, n, 0.5);
+    for (Index j = 0; j < n; ++j)
+      for (Index k = 0; k < n; ++k)
+        if (L(j, j) == 0 || j / P >= (equal_times ? 1 : 0)) products(j, k) += number(3 * j, k % P);
+    for (Index t = 0; t < T; ++t) {
+      const Index known = (equal_times ? t + 1 : t) * P;
+      const Eigen::MatrixXd is =
+          moe::detail::response_by_parts(products, L.topLeftCorner(known, known), correlation, t, P, equal_times);
+      INFO("equal times ", equal_times, ", step ", t, ": is\n", is, "\nexpected\n", R.middleCols(t * P, P));
+      CHECK((is - R.middleCols(t * P, P)).cwiseAbs().maxCoeff() <= 1e-11);
+    }
+  }
+}
+
+TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {
+  moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::adam, 0.7, 2);
+  s.optimizer.eps = 1e-8;
+  s.model.routing = moe::Routing::topk;
+  s.model.depth = 2;
+  s.model.norm = moe::Norm::rms;
+  s.model.balance_loss = s.model.balance_bias = 0.1;
+  moe::IterationOptions options;
+  options.replicas = 2;
+  const auto refusal = [&] {
+    try {
+      moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options);
+    } catch (const moe::ConfigError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  const std::string message = refusal();
+  for (const char* key : {"optimizer.eps", "model.routing", "model.depth", "model.norm", "model.balance_loss",
+                          "model.balance_bias", "sampling.replicas"})
+    CHECK_MESSAGE(message.find(key) != std::string::npos, key, " in ", message);
+  s.model.routing = moe::Routing::soft;  // which does not balance: as everywhere, what is not used is ignored
+  CHECK(refusal().find("model.depth") != std::string::npos);
+  CHECK(refusal().find("balance") == std::string::npos);
+}
+
+TEST_CASE("kernel iteration: a diverging iteration ends with the step and what diverged") {
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 1e4, 6);
+  s.model.activation = identity;
+  moe::IterationOptions options;
+  options.batch = {200, 100, 0};
+  options.replicas = 3;
+  try {
+    moe::iterate_kernels(s, limit_fixture::data(4, 4, 1), options);
+    FAIL("a learning rate of 1e4 was solved");
+  } catch (const moe::NumericsError& e) {
+    CHECK(e.step >= 1);
+    CHECK(e.field.find("of iteration") != std::string::npos);
+  }
+}
