@@ -47,7 +47,7 @@ void check_products(Index Ne) {
   Products::collect(d, W, 1, C, Y);
   moe::trainer::Rule<float> descent;
   descent.lr = 0.5F;
-  Products::learn(d, descent, {W, {}, {}}, 1, X, C);
+  Products::learn(d, {descent, {W, {}, {}}}, 1, X, C);
   const auto chosen = moe::GpuMatrix<Index>::to_host({d.lists().chosen, K, P, K});
   const auto pairs = moe::GpuMatrix<Index>::to_host({d.lists().pairs, K, P, K});
   Eigen::MatrixXd answers(Ne, K * P), sums = Eigen::MatrixXd::Zero(N, P), learned = before;
@@ -102,7 +102,7 @@ void kernels_at(const Card& card, const Shape& s) {
     const double moved = kind == moe::OptimizerKind::sgd ? 8 : 24;
     print(card, kind == moe::OptimizerKind::sgd ? "updates of experts, SGD" : "updates of experts, Adam",
           device_seconds([&] {
-            Products::learn(d, rule, {W, m, v}, 1, X, C);
+            Products::learn(d, {rule, {W, m, v}}, 1, X, C);
           }),
           moved * weights + 4 * (N * P + Ne * pairs), product);
   }
@@ -126,7 +126,7 @@ void tensor_updates(const Card& card, Index N, Index columns, Index P) {
                              : kind == moe::OptimizerKind::adam ? "Adam"
                                                                 : "momentum";
     print(card, fmt::format("update of {} x {}, P = {}, {}", N, columns, P, name), device_seconds([&] {
-            Products::learn(rule, {W, m, v}, 1, L, C);
+            Products::learn({rule, {W, m, v}}, 1, L, C);
           }),
           moved * weights + 4 * static_cast<double>((N + columns) * P), 2 * weights * static_cast<double>(P));
   }

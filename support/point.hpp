@@ -22,6 +22,7 @@ struct ScaledTanhSlope {
     const Real t = std::tanh(b * x);
     return Real(1) - t * t;
   }
+  MOE_HD Real operator()(Real, Real value) const { return Real(1) - (b * value) * (b * value); }
 };
 template <class Real>
 struct Relu {
@@ -30,6 +31,7 @@ struct Relu {
 template <class Real>
 struct ReluSlope {
   MOE_HD Real operator()(Real x) const { return x > Real(0) ? Real(1) : Real(0); }
+  MOE_HD Real operator()(Real x, Real) const { return (*this)(x); }
 };
 template <class Real>
 struct Gelu {
@@ -43,6 +45,7 @@ struct GeluSlope {
     const Real cdf = Real(0.5) * (Real(1) + std::erf(x * Real(0.70710678118654752440)));
     return cdf + x * std::exp(Real(-0.5) * x * x) * Real(0.39894228040143267794);
   }
+  MOE_HD Real operator()(Real x, Real) const { return (*this)(x); }
 };
 template <class Real>
 struct Identity {
@@ -51,6 +54,7 @@ struct Identity {
 template <class Real>
 struct One {
   MOE_HD Real operator()(Real) const { return Real(1); }
+  MOE_HD Real operator()(Real, Real) const { return Real(1); }
 };
 }  // namespace detail
 
@@ -70,7 +74,7 @@ struct PointActivation {
       case Activation::identity: return f(detail::Identity<Real>{});
     }
   }
-  /// The same with the derivative phi'. relu' is 0 at 0.
+  /// The same with the derivative phi', operator()(x) or, where phi(x) is at hand, operator()(x, phi(x)). relu' is 0 at 0.
   template <class F>
   void with_derivative(F&& f) const {
     switch (kind) {

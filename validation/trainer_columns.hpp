@@ -126,19 +126,19 @@ void dot_tile(Index n, Real scale, const Real* w, Index ldw, const Real* const* 
     }
 }
 
-/// out(:, j) = sum_k a(:, k) c(k, j), out (V vectors, J). a (V vectors, terms); c(k, j) = c[k + j ldc] where terms are adjacent, and then
-/// c(k, j) of `next` are fetched on the way; else c[k ldc + j].
-template <int V, int J, bool adjacent_terms, class Real>
-void tile(Index terms, const Real* a, const Real* c, Index ldc, const Real* next, Real* out) {
+/// Hands sum_k a(:, k) c(k, j) to finish(j, v, sum), v < V vectors, j < J. a (V vectors, terms), leading dimension lda;
+/// c(k, j) = c[k + j ldc] where terms are adjacent, else c[k ldc + j]. On the way, before every line of terms: fetch(first term), for
+/// what will be needed later.
+template <int V, int J, bool adjacent_terms, class Real, class Fetch, class Finish>
+void tile(Index terms, const Real* a, Index lda, const Real* c, Index ldc, const Fetch& fetch, const Finish& finish) {
   constexpr Index L = lanes<Real>;
   Vector<Real> sum[J][V] = {};
   for (Index first = 0; first < terms; first += line<Real>) {
-    if (adjacent_terms && next != nullptr)
-      for (int j = 0; j < J; ++j) __builtin_prefetch(next + first + j * ldc);
+    fetch(first);
     for (Index k = first, last = std::min(terms, first + line<Real>); k < last; ++k) {
       Vector<Real> row[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) row[v] = load(a + (k * V + v) * L);
+      for (int v = 0; v < V; ++v) row[v] = load(a + k * lda + v * L);
 #pragma GCC unroll 6
       for (int j = 0; j < J; ++j) {
         const Real factor = adjacent_terms ? c[k + j * ldc] : c[k * ldc + j];
@@ -147,16 +147,30 @@ void tile(Index terms, const Real* a, const Real* c, Index ldc, const Real* next
       }
     }
   }
+#pragma GCC unroll 6
   for (int j = 0; j < J; ++j)
-    for (int v = 0; v < V; ++v) store(out + (j * V + v) * L, sum[j][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) finish(j, v, sum[j][v]);
 }
 
-template <bool adjacent_terms, class Real>
-void any_tile(Index vectors, Index columns, Index terms, const Real* a, const Real* c, Index ldc, const Real* next,
-              Real* out) {
+/// Into out (vectors, columns).
+template <bool adjacent_terms, class Real, class Fetch>
+void any_tile(Index vectors, Index columns, Index terms, const Real* a, Index lda, const Real* c, Index ldc,
+              const Fetch& fetch, Real* out) {
   with_constant<panel_vectors>(vectors, [&](auto V) {
-    with_constant<panel_columns>(columns, [&](auto J) { tile<V(), J(), adjacent_terms>(terms, a, c, ldc, next, out); });
+    with_constant<panel_columns>(columns, [&](auto J) {
+      tile<V(), J(), adjacent_terms>(terms, a, lda, c, ldc, fetch, [=](int j, int v, Vector<Real> sum) {
+        store(out + (j * V() + v) * lanes<Real>, sum);
+      });
+    });
   });
+}
+/// Of a whole panel.
+template <bool adjacent_terms, class Real, class Fetch, class Finish>
+void whole_tile(Index columns, Index terms, const Real* a, Index lda, const Real* c, Index ldc, const Fetch& fetch,
+                const Finish& finish) {
+  with_constant<panel_columns>(
+      columns, [&](auto J) { tile<panel_vectors, J(), adjacent_terms>(terms, a, lda, c, ldc, fetch, finish); });
 }
 
 template <class Real>
@@ -210,10 +224,23 @@ void answers(Index n, Real scale, const Real* w, Index ldw, Index count, const R
       const Index terms = std::min(block, n - n0);
       in_pieces(count, panel_columns, [&](Index q, Index J) {
         const Real* const columns = w + q * ldw + n0;
-        const Real* next = t0 == 0 && q + 2 * J <= count ? columns + J * ldw : nullptr;
-        for (Index t = t0; t < t1; t += panel_rows<Real>, next = nullptr) {
+        Index ahead = t0 == 0 ? std::min(J, count - q - J) : 0;
+        const auto fetch = [&](Index first) {
+          for (Index j = 0; j < ahead; ++j) __builtin_prefetch(columns + first + (J + j) * ldw);
+        };
+        for (Index t = t0; t < t1; t += panel_rows<Real>, ahead = 0) {
           const Index vectors = vectors_of<Real>(tokens - t), width = vectors * lanes<Real>;
-          detail::any_tile<true>(vectors, J, terms, packed + t * n + n0 * width, columns, ldw, next, values.data());
+          const Real* const panel = packed + t * n + n0 * width;
+          if (t + panel_rows<Real> <= tokens) {
+            Real* const to = out + q * ldo + t;
+            const bool adds = n0 > 0;
+            detail::whole_tile<true>(J, terms, panel, width, columns, ldw, fetch, [=](int j, int v, Vector<Real> sum) {
+              Real* const at = to + j * ldo + v * lanes<Real>;
+              store(at, adds ? load(at) + scale * sum : scale * sum);
+            });
+            continue;
+          }
+          detail::any_tile<true>(vectors, J, terms, panel, width, columns, ldw, fetch, values.data());
           for (Index j = 0; j < J; ++j) {
             Real* const to = out + (q + j) * ldo + t;
             const Real* const sum = values.data() + j * width;
@@ -247,68 +274,74 @@ Index row_panels_size(Index rows, Index terms) {
   return (rows + lanes<Real> - 1) / lanes<Real> * lanes<Real> * terms;
 }
 
-/// y_t(n) += scale sum_k W(n, k) c(t, k) for rows n of [first, last); c (tokens, terms) with leading dimension ldc.
+/// y_t(n) = scale sum_k W(n, k) c(t, k) + (adds ? y_t(n) : 0), all n < rows; W (rows, terms), c (tokens, terms), leading dimensions
+/// ldw and ldc. Columns of W should be few enough to stay in the second cache; the `ahead` columns that follow are fetched into it.
 template <class Real>
-void collect(Index first, Index last, const Real* w, Index ldw, Index terms, Real scale, const Real* c, Index ldc,
-             Index tokens, Real* const* y) {
-  constexpr Index block = 128;
-  thread_local Scratch<Real> scratch;
-  Real* const packed = scratch.of(row_panels_size<Real>(last - first, block));
-  detail::TileValues<Real> values;
-  const Index panels = (last - first + panel_rows<Real> - 1) / panel_rows<Real>;
-  const Index rest = (last - first) % panel_rows<Real>, rest_width = vectors_of<Real>(rest) * lanes<Real>;
-  const Index tiles = panels * ((tokens + panel_columns - 1) / panel_columns);
-  for (Index k0 = 0; k0 < terms; k0 += block) {
-    const Index K = std::min(block, terms - k0);
-    // All rows of a column are adjacent; panel by panel every line would be of another page.
-    for (Index k = 0; k < K; ++k) {
-      const Real* from = w + (k0 + k) * ldw + first;
-      Real* to = packed + k * panel_rows<Real>;
-      for (Index row = first; row + panel_rows<Real> <= last; row += panel_rows<Real>) {
-        copy_padded(from, panel_rows<Real>, panel_rows<Real>, to);
-        from += panel_rows<Real>, to += panel_rows<Real> * K;
-      }
-      if (rest > 0) copy_padded(from, rest, rest_width, packed + (last - first - rest) * K + k * rest_width);
-    }
-    // Meanwhile what the next terms need is fetched, into the second cache: where columns are 4096 bytes apart the first holds few lines of them.
-    const Index lines = (last - first + line<Real> - 1) / line<Real> * std::min(block, terms - k0 - K);
-    const Index ahead = (lines + tiles - 1) / tiles;
-    const Real* column = w + (k0 + K) * ldw;
-    Index fetched = 0, n = first;
-    for (Index row = first; row < last; row += panel_rows<Real>) {
-      const Index vectors = vectors_of<Real>(last - row), width = vectors * lanes<Real>;
+void collect(Index rows, Real scale, const Real* w, Index ldw, Index terms, const Real* c, Index ldc, Index tokens,
+             bool adds, Real* const* y, Index ahead) {
+  constexpr Index L = lanes<Real>;
+  const Index pieces = (tokens + panel_columns - 1) / panel_columns;
+  for (Index row = 0; row < rows; row += panel_rows<Real>) {
+    const Index there = std::min(rows - row, panel_rows<Real>), lines = (there + line<Real> - 1) / line<Real>;
+    Index piece = 0;
+    const auto fetch = [&](Index first) {
+      for (Index n = piece * lines / pieces; n < (piece + 1) * lines / pieces; ++n)
+        for (Index k = terms + first, last = terms + std::min(ahead, first + line<Real>); k < last; ++k)
+          __builtin_prefetch(w + k * ldw + row + n * line<Real>, 0, 2);
+    };
+    if (there == panel_rows<Real>) {
       in_pieces(tokens, panel_columns, [&](Index t, Index J) {
-        for (const Index end = std::min(lines, fetched + ahead); fetched < end; ++fetched) {
-          __builtin_prefetch(column + n, 0, 2);
-          n += line<Real>;
-          if (n >= last) n = first, column += ldw;
-        }
-        detail::any_tile<false>(vectors, J, K, packed + (row - first) * K, c + k0 * ldc + t, ldc,
-                                static_cast<const Real*>(nullptr), values.data());
+        const auto tile = [&](const auto& finish) {
+          detail::whole_tile<false>(J, terms, w + row, ldw, c + t, ldc, fetch, finish);
+        };
+        if (adds)
+          tile([=](int j, int v, Vector<Real> sum) {
+            Real* const to = y[t + j] + row + v * L;
+            store(to, load(to) + scale * sum);
+          });
+        else
+          tile([=](int j, int v, Vector<Real> sum) { store(y[t + j] + row + v * L, scale * sum); });
+        ++piece;
+      });
+    } else {
+      const Index vectors = vectors_of<Real>(there), width = vectors * L;
+      thread_local Scratch<Real> scratch;
+      Real* const packed = scratch.of(width * terms);
+      for (Index k = 0; k < terms; ++k) copy_padded(w + k * ldw + row, there, width, packed + k * width);
+      detail::TileValues<Real> values;
+      in_pieces(tokens, panel_columns, [&](Index t, Index J) {
+        detail::any_tile<false>(vectors, J, terms, packed, width, c + t, ldc, fetch, values.data());
         for (Index j = 0; j < J; ++j) {
           Real* const to = y[t + j] + row;
           const Real* const sum = values.data() + j * width;
-          const Index there = std::min(width, last - row);
-#pragma omp simd
-          for (Index k = 0; k < there; ++k) to[k] += scale * sum[k];
+          for (Index k = 0; k < there; ++k) to[k] = scale * sum[k] + (adds ? to[k] : Real(0));
         }
+        ++piece;
       });
     }
   }
 }
 
 /// Columns of sum_k x_k(n) c(k, j), made, used and forgotten in cache: finish(j, row, values, n) takes n of them from `row` on,
-/// fetch(j, row) may ask for what the next column needs there. x of `rows` rows packed by pack_rows(), c (terms, columns).
+/// fetch(j, row) may ask for what column j, one of the next, needs in the line of `row`. x of `rows` rows packed by pack_rows(),
+/// c (terms, columns).
 template <class Real, class Fetch, class Finish>
 void combine(Index rows, const Real* packed, Index terms, const Real* c, Index ldc, Index columns, const Fetch& fetch,
              const Finish& finish) {
+  const Index groups = (terms + line<Real> - 1) / line<Real>;
   detail::TileValues<Real> values;
   in_pieces(columns, panel_columns, [&](Index j0, Index J) {
+    const Index ahead = std::min(J, columns - j0 - J);
     for (Index row = 0; row < rows; row += panel_rows<Real>) {
       const Index vectors = vectors_of<Real>(rows - row), width = vectors * lanes<Real>;
-      for (Index j = j0 + J, end = std::min(columns, j0 + 2 * J); j < end; ++j) fetch(j, row);
-      detail::any_tile<true>(vectors, J, terms, packed + row * terms, c + j0 * ldc, ldc,
-                             static_cast<const Real*>(nullptr), values.data());
+      const auto fetch_some = [&](Index first) {
+        constexpr Index lines = panel_rows<Real> / line<Real>;
+        const Index group = first / line<Real>;
+        for (Index j = j0 + J; j < j0 + J + ahead; ++j)
+          for (Index k = group * lines / groups; k < (group + 1) * lines / groups; ++k) fetch(j, row + k * line<Real>);
+      };
+      detail::any_tile<true>(vectors, J, terms, packed + row * terms, width, c + j0 * ldc, ldc, fetch_some,
+                             values.data());
       for (Index j = 0; j < J; ++j) finish(j0 + j, row, values.data() + j * width, std::min(width, rows - row));
     }
   });

@@ -26,8 +26,10 @@ class Dispatch {
     dense_ = false;
     experts_ = r.rows, tokens_ = r.cols, active_ = K;
     chosen_.resize(static_cast<std::size_t>(K * tokens_));
-    std::vector<Real> sorted(static_cast<std::size_t>(experts_)), biased(sorted.size());
+#pragma omp parallel for schedule(static) if (r.size() > 2048)
     for (Index p = 0; p < tokens_; ++p) {
+      thread_local std::vector<Real> sorted, biased;
+      sorted.resize(static_cast<std::size_t>(experts_)), biased.resize(sorted.size());
       const Real* logits = &r(0, p);
       if (bias.cols > 0) {
         for (Index i = 0; i < experts_; ++i) biased[static_cast<std::size_t>(i)] = logits[i] + bias(i, 0);

@@ -104,7 +104,7 @@ struct Pairs<Cpu<Real>> {
 #pragma omp simd
           for (Index j = 0; j < count; ++j) {
             sum[j] += g[j] * va[j];
-            out[j] = gate[j] * g[j] * slope(ua[j]);
+            out[j] = gate[j] * g[j] * slope(ua[j], va[j]);
           }
         }
         for (Index j = 0; j < count; ++j) g_G.data[d.place(i, first + j)] = sum[j];
@@ -221,17 +221,26 @@ template <class Real>
 class Guard<Cpu<Real>> {
  public:
   void operator()(HostView<Real> values, int step, const char* field) const {
-    // x - x is zero unless x is NaN or infinite.
-    const Real* const x = values.data;
+    constexpr Index piece = moe::detail::row_block;
+    const Index size = values.size();
     Real sum = 0;
-#pragma omp parallel for simd schedule(static) reduction(+ : sum) if (values.size() > moe::detail::parallel_threshold)
-    for (Index k = 0; k < values.size(); ++k) sum += x[k] - x[k];
+#pragma omp parallel for schedule(static) reduction(+ : sum) if (size > moe::detail::parallel_threshold)
+    for (Index first = 0; first < size; first += piece) sum += zero(values.data + first, std::min(piece, size - first));
     if (sum == 0) return;
     Index bad = 0;
     for (Index k = 0; k < values.size(); ++k) bad += std::isfinite(values.data[k]) ? 0 : 1;
     throw NumericsError(step, field, fmt::format("{} of {} entries are NaN or infinite", bad, values.size()));
   }
   void settle() const {}
+
+ private:
+  /// Sum of x - x, zero unless one is NaN or infinite. A function of its own: see moe::detail::sum_over.
+  static Real zero(const Real* x, Index n) {
+    Real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (Index k = 0; k < n; ++k) sum += x[k] - x[k];
+    return sum;
+  }
 };
 
 }  // namespace moe::trainer

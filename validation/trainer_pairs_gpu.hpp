@@ -103,8 +103,9 @@ struct ThroughExpert {
   MOE_DEVICE Real operator()(Index a, Index q) const {
     const Index pair = d.pair_at(q);
     const Real from = g_Gv(a, pair);
-    g_u(a, pair) = G.data[q] * from * slope(u(a, pair));
-    return from * v(a, pair);
+    const Real value = v(a, pair);
+    g_u(a, pair) = G.data[q] * from * slope(u(a, pair), value);
+    return from * value;
   }
 };
 

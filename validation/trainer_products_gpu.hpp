@@ -463,7 +463,9 @@ struct Products<Cuda<Real>> {
     B::gemm(Op::plain, Op::plain, scale, W, C, keep, Y);
   }
   /// One update of a tensor from its gradient scale L C^T; L (N, P), C (cols, P).
-  static void learn(const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
+  static void learn(const Update<B>& update, Real scale, View L, View C) {
+    const Rule<Real>& rule = update.rule;
+    const Slot<B>& slot = update.slot;
     const auto gradient = [&](Index first, View to) {
       B::gemm(Op::plain, Op::transposed, scale, L, C.row_range(first, to.cols), 0, to);
     };
@@ -513,14 +515,19 @@ struct Products<Cuda<Real>> {
     }
   }
   /// One update of an expert matrix from its gradient scale sum_token L(n, token) C_ia(pair).
-  static void learn(const Dispatch& d, const Rule<Real>& rule, const Slot<B>& slot, Real scale, View L, View C) {
-    if (d.dense()) return learn(rule, slot, scale, L, stacked(d, C));
+  static void learn(const Dispatch& d, const Update<B>& update, Real scale, View L, View C) {
+    if (d.dense()) return learn(update, scale, L, stacked(d, C));
+    const Rule<Real>& rule = update.rule;
+    const Slot<B>& slot = update.slot;
     if (rule.factored())
       return factored(rule, slot, [&](Index first, View to) {
         gradients(d, first / C.rows, to.cols / C.rows, true, scale, L, C, kernels::StoreGradient<Real>{to});
       });
     gradients(d, 0, d.experts(), rule.moves_without_gradient(), scale, L, C, update_of(rule, slot, 1));
   }
+
+  /// Here experts learn after the backward pass: a product leaves nothing in the caches that an update could use.
+  static constexpr bool learns_on_the_way = false;
 
   /// Fields over all pairs as (M N_e, P).
   static View stacked(const Dispatch& d, View field) {

@@ -129,4 +129,13 @@ struct Rule {
   }
 };
 
+/// What a tensor does when it learns.
+template <class B>
+struct Update {
+  Rule<typename B::Real> rule;
+  Slot<B> slot;
+};
+template <class B>
+using Updates = PerTensor<Update<B>>;
+
 }  // namespace moe::trainer

@@ -129,12 +129,17 @@ class Run {
   }
 
   void update() {
-    step_.update([this](Tensor t) { return state_.slot(t); }, samples(), forward_, backward_,
-                 [this](Tensor t) { return rule(t); });
+    Updates<B> learn;
+    for (std::size_t t = 0; t < num_tensors; ++t)
+      learn.values[t] = {rule(static_cast<Tensor>(t)), state_.slot(static_cast<Tensor>(t))};
+    if (differentiated_)
+      step_.update(learn, samples(), forward_, backward_);
+    else
+      step_.backward_and_update(state_.weights, samples(), forward_, dL_df(), state_.step, learn, backward_);
     step_.move_bias(forward_, state_.bias);
   }
 
-  /// Forward and backward on the samples of the step: the whole set, or its own batch (at t = T the one that it would take).
+  /// Forward on the samples of the step: the whole set, or its own batch (at t = T the one that it would take).
   void pass() {
     const int t = state_.step;
     if (mini_batches()) {
@@ -145,7 +150,13 @@ class Run {
     step_.forward(state_.weights, state_.bias, samples(), t, forward_);
     f_ = B::download(forward_.f);
     last_loss_ = require_loss(network::loss_value(spec_.training.loss, f_, targets()));
-    step_.backward(state_.weights, forward_, network::loss_gradient(spec_.training.loss, f_, targets()), t, backward_);
+    differentiated_ = false;
+  }
+  Eigen::MatrixXd dL_df() const { return network::loss_gradient(spec_.training.loss, f_, targets()); }
+  /// Backward, where derivatives are asked for before the update, which else makes them on its way.
+  void differentiate() {
+    if (!differentiated_) step_.backward(state_.weights, forward_, dL_df(), state_.step, backward_);
+    differentiated_ = true;
   }
 
   /// The weights of the next recorded time; `pause` is called between two steps of the stepper.
@@ -157,11 +168,13 @@ class Run {
         state_.weights, state_.initial, interval,
         [this](const auto& slot, const PerTensor<Real>& rate, bool first) {
           if (!first) pass();
-          step_.update(slot, samples(), forward_, backward_, [&](Tensor t) {
-            Rule<Real> descent;
-            descent.lr = rate[t];
-            return descent;
-          });
+          differentiate();
+          Updates<B> learn;
+          for (std::size_t t = 0; t < num_tensors; ++t) {
+            learn.values[t].rule.lr = rate.values[t];
+            learn.values[t].slot = slot(static_cast<Tensor>(t));
+          }
+          step_.update(learn, samples(), forward_, backward_);
         },
         pause);
     moving_ = false;
@@ -189,6 +202,7 @@ class Run {
       run.test_loss.push_back(network::loss_value(spec_.training.loss, f, data_.y_test));
       run.test_accuracy.push_back(network::accuracy(f, data_.y_test));
     }
+    if (contains(observe_at_, t) || contains(kernels_at_, t)) differentiate();
     if (contains(observe_at_, t)) {
       run.observe_steps.push_back(t);
       for (const auto& [name, value] : observer_.observe(state_, samples(), forward_, backward_))
@@ -253,7 +267,8 @@ class Run {
 
   TrainingState<B> state_;
   std::optional<Flow<B>> flow_;
-  bool moving_ = false;  ///< between two recorded states of a flow
+  bool moving_ = false;          ///< between two recorded states of a flow
+  bool differentiated_ = false;  ///< backward_ belongs to forward_
   Matrix x_, x_test_;
   Matrix batch_x_;  ///< samples of the present step, mini-batches only
   Eigen::MatrixXd batch_y_;

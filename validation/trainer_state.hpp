@@ -26,8 +26,9 @@ View of_block(View tensor, Index l, Index L) {
   return tensor.columns(l * (tensor.cols / L), tensor.cols / L);
 }
 template <class B>
-Slot<B> of_block(const Slot<B>& whole, Index l, Index L) {
-  return {of_block(whole.value, l, L), of_block(whole.first, l, L), of_block(whole.second, l, L)};
+Update<B> of_block(const Update<B>& whole, Index l, Index L) {
+  const Slot<B>& s = whole.slot;
+  return {whole.rule, {of_block(s.value, l, L), of_block(s.first, l, L), of_block(s.second, l, L)}};
 }
 
 template <class B>

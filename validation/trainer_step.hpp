@@ -161,33 +161,31 @@ class Step {
 
   /// Derivatives of the loss whose derivative with respect to f is `dL_df`. Throws as forward.
   void backward(Tensors<B>& W, Forward<B>& a, const Eigen::MatrixXd& dL_df, int step, Backward<B>& g) const {
-    B::upload(dL_df, g.f);
-    P::collect(W[Tensor::readout], real(model_.spec.output_scale), g.f, 0, g.s);
-    normalise_backward(a.s, g.s);
-    View stream = g.s;
-    for (Index l = model_.shape.L; l-- > 0;) {
-      const auto at = static_cast<std::size_t>(l);
-      block_backward(W, l, a.blocks[at], stream, step, g.blocks[at]);
-      stream = g.blocks[at].x;
-    }
-    times_slope<B>(activation(), a.h, stream, g.h);
-    require_finite_(g.h, step, "dL/dh");
-    require_finite_.settle();
+    backward(W, a, dL_df, step, g, nullptr);
   }
 
-  /// One update of all tensors, slot(tensor) by rule(tensor).
-  template <class SlotOf, class RuleOf>
-  void update(const SlotOf& slot, View x, Forward<B>& a, Backward<B>& g, const RuleOf& rule) const {
-    P::learn(rule(Tensor::input), slot(Tensor::input), 1, g.h, x);
+  /// One update of all tensors from the derivatives `g`.
+  void update(const Updates<B>& learn, View x, Forward<B>& a, Backward<B>& g) const {
     for (Index l = 0; l < model_.shape.L; ++l) {
-      BlockForward<B>& b = a.blocks[static_cast<std::size_t>(l)];
-      BlockBackward<B>& d = g.blocks[static_cast<std::size_t>(l)];
-      const auto part = [&](Tensor t) { return of_block(slot(t), l, Index{model_.shape.L}); };
-      P::learn(rule(Tensor::router), part(Tensor::router), 1, b.in.out, d.r);
-      P::learn(b.dispatch, rule(Tensor::expert_in), part(Tensor::expert_in), 1, b.in.out, d.u);
-      P::learn(b.dispatch, rule(Tensor::expert_out), part(Tensor::expert_out), real(model_.aggregation), d.y, b.Gv);
+      const auto at = static_cast<std::size_t>(l);
+      P::learn(a.blocks[at].dispatch, block(learn, Tensor::expert_in, l), 1, a.blocks[at].in.out, g.blocks[at].u);
+      P::learn(a.blocks[at].dispatch, block(learn, Tensor::expert_out, l), real(model_.aggregation), g.blocks[at].y,
+               a.blocks[at].Gv);
     }
-    P::learn(rule(Tensor::readout), slot(Tensor::readout), real(model_.spec.output_scale), a.s.out, g.f);
+    update_others(learn, x, a, g);
+  }
+
+  /// backward() and update(), bit for bit; where the backend can, experts learn on the way, and their weights are read once for both.
+  /// If it throws, some have learnt and some have not.
+  void backward_and_update(Tensors<B>& W, View x, Forward<B>& a, const Eigen::MatrixXd& dL_df, int step,
+                           const Updates<B>& learn, Backward<B>& g) const {
+    if constexpr (P::learns_on_the_way) {
+      backward(W, a, dL_df, step, g, &learn);
+      update_others(learn, x, a, g);
+    } else {
+      backward(W, a, dL_df, step, g);
+      update(learn, x, a, g);
+    }
   }
 
   /// The selection's bias in every block, bias (M, L).                                                              (T32)
@@ -199,6 +197,7 @@ class Step {
 
   /// Block l of a tensor.
   View block(Tensors<B>& W, Tensor t, Index l) const { return of_block(W[t].view(), l, model_.shape.L); }
+  Update<B> block(const Updates<B>& learn, Tensor t, Index l) const { return of_block(learn[t], l, model_.shape.L); }
 
   /// z of x (T28); without norm x itself.
   void normalise(View x, Normed<B>& a) const {
@@ -224,22 +223,64 @@ class Step {
     if (model_.spec.norm != Norm::none) trainer::normalise_backward<B>(a.z, a.q, g);
   }
 
+  /// Experts make their updates on the way if `learn` is there.
+  void backward(Tensors<B>& W, Forward<B>& a, const Eigen::MatrixXd& dL_df, int step, Backward<B>& g,
+                const Updates<B>* learn) const {
+    B::upload(dL_df, g.f);
+    P::collect(W[Tensor::readout], real(model_.spec.output_scale), g.f, 0, g.s);
+    normalise_backward(a.s, g.s);
+    View stream = g.s;
+    for (Index l = model_.shape.L; l-- > 0;) {
+      const auto at = static_cast<std::size_t>(l);
+      block_backward(W, l, a.blocks[at], stream, step, learn, g.blocks[at]);
+      stream = g.blocks[at].x;
+    }
+    times_slope<B>(activation(), a.h, stream, g.h);
+    require_finite_(g.h, step, "dL/dh");
+    require_finite_.settle();
+  }
+
   /// g.x out of `above`, the derivative with respect to the stream behind the block.
-  void block_backward(Tensors<B>& W, Index l, BlockForward<B>& a, View above, int step, BlockBackward<B>& g) const {
+  void block_backward(Tensors<B>& W, Index l, BlockForward<B>& a, View above, int step, const Updates<B>* learn,
+                      BlockBackward<B>& g) const {
     times_slope<B>(activation(model_.spec.post_activation), a.y, above, g.y);
     if (branch_ != 1) scale<B>(real(branch_), g.y);
     require_finite_(g.y, step, "dL/dy");
-    P::answer(a.dispatch, block(W, Tensor::expert_out, l), real(model_.aggregation), g.y, g.Gv);
+    through_expert_out(W, l, a, learn, g);
     Pairs<B>::through_experts(activation(), a.dispatch, a.u, a.v, a.G, g.Gv, g.u, g.G);
     Pairs<B>::gate_backward(model_.spec, a.dispatch, a.G, g.G, g.r);
     if (model_.spec.balance_loss != 0 && !a.dispatch.dense())
       Pairs<B>::balance_backward(model_.spec, a.dispatch, a.r, g.r);
     require_finite_(g.r, step, "dL/dr");
-    P::collect(a.dispatch, block(W, Tensor::expert_in, l), 1, g.u, g.x);
+    through_expert_in(W, l, a, learn, g);
     if (g.x_A.size() > 0) B::copy(g.x, g.x_A);
     P::collect(block(W, Tensor::router, l), 1, g.r, 1, g.x);
     normalise_backward(a.in, g.x);
     if (model_.spec.residual) add<B>(above, g.x);
+  }
+
+  void through_expert_out(Tensors<B>& W, Index l, BlockForward<B>& a, const Updates<B>* learn,
+                          BlockBackward<B>& g) const {
+    const Real c = real(model_.aggregation);
+    if constexpr (P::learns_on_the_way)
+      if (learn) return P::answer_and_learn(a.dispatch, block(*learn, Tensor::expert_out, l), c, g.y, a.Gv, g.Gv);
+    P::answer(a.dispatch, block(W, Tensor::expert_out, l), c, g.y, g.Gv);
+  }
+  void through_expert_in(Tensors<B>& W, Index l, BlockForward<B>& a, const Updates<B>* learn,
+                         BlockBackward<B>& g) const {
+    if constexpr (P::learns_on_the_way)
+      if (learn) return P::collect_and_learn(a.dispatch, block(*learn, Tensor::expert_in, l), 1, g.u, a.in.out, g.x);
+    P::collect(a.dispatch, block(W, Tensor::expert_in, l), 1, g.u, g.x);
+  }
+
+  /// One update of all tensors but the experts'.
+  void update_others(const Updates<B>& learn, View x, Forward<B>& a, Backward<B>& g) const {
+    P::learn(learn[Tensor::input], 1, g.h, x);
+    for (Index l = 0; l < model_.shape.L; ++l) {
+      const auto at = static_cast<std::size_t>(l);
+      P::learn(block(learn, Tensor::router, l), 1, a.blocks[at].in.out, g.blocks[at].r);
+    }
+    P::learn(learn[Tensor::readout], real(model_.spec.output_scale), a.s.out, g.f);
   }
 
   Model model_;

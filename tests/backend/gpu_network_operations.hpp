@@ -265,8 +265,9 @@ void check_experts(Index N, Index M, Index Ne, Index P, Index K) {
   of_sums.add(B::download(Y), sums, sum_sizes, unit, K * Ne);
   CHECK(of_answers.worst < 1);
   CHECK(of_sums.worst < 1);
-  check_rules<Real>(W, gradient, gradient_sizes, Ne, P,
-                    [&](const auto& rule, const auto& slot) { Products::learn(d, rule, slot, Real(scale), x, c); });
+  check_rules<Real>(W, gradient, gradient_sizes, Ne, P, [&](const auto& rule, const auto& slot) {
+    Products::learn(d, {rule, slot}, Real(scale), x, c);
+  });
 }
 
 /// Updates of whole tensors, by tiles of our own and by the library's product.
@@ -278,9 +279,10 @@ void check_tensors() {
     INFO("N ", N, ", columns ", cols, ", P ", P);
     const MatrixXd W = values<Real>(N, cols, 0.1), L = values<Real>(N, P, 0.3), C = values<Real>(cols, P, 0.5);
     auto l = on<B>(L), c = on<B>(C);
-    check_rules<Real>(
-        W, 0.75 * L * C.transpose(), 0.75 * L.cwiseAbs() * C.cwiseAbs().transpose(), 2, P,
-        [&](const auto& rule, const auto& slot) { moe::trainer::Products<B>::learn(rule, slot, Real(0.75), l, c); });
+    check_rules<Real>(W, 0.75 * L * C.transpose(), 0.75 * L.cwiseAbs() * C.cwiseAbs().transpose(), 2, P,
+                      [&](const auto& rule, const auto& slot) {
+                        moe::trainer::Products<B>::learn({rule, slot}, Real(0.75), l, c);
+                      });
   }
 }
 

@@ -120,6 +120,34 @@ TEST_CASE("network runs are the same whatever the number of threads, and differ 
 }
 
 TEST_CASE(
+    "network does not change by being observed, bit for bit [derivatives before the update or with it; SGD, Adam, "
+    "Adafactor; soft and top-K; depth 2, normalised]") {
+  const moe::Dataset data = network_fixture::data(7, 5, 3);
+  for (const auto optimizer : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam, moe::OptimizerKind::adafactor})
+    for (const auto routing : {moe::Routing::soft, moe::Routing::topk})
+      for (const auto precision : {moe::Precision::float32, moe::Precision::float64}) {
+        moe::RunSpec spec = network_fixture::spec("II", "mssp", optimizer, 6);
+        spec.model.routing = routing;
+        spec.model.depth = 2;
+        spec.model.residual = true;
+        spec.model.norm = moe::Norm::rms;
+        spec.sampling.precision = precision;
+        const moe::NetworkRun observed = moe::train_network(spec, data, 20, 3);
+        REQUIRE(observed.observe_steps.size() == 7);
+        spec.output.observables = {"none"};
+        const moe::NetworkRun plain = moe::train_network(spec, data, 20, 3);
+        REQUIRE(plain.observe_steps.empty());
+        CHECK(plain.loss == observed.loss);
+        CHECK(plain.loss.back() < plain.loss.front());
+        CHECK(plain.final_weights.w_in == observed.final_weights.w_in);
+        CHECK(plain.final_weights.router == observed.final_weights.router);
+        CHECK(plain.final_weights.expert_in == observed.final_weights.expert_in);
+        CHECK(plain.final_weights.expert_out == observed.final_weights.expert_out);
+        CHECK(plain.final_weights.readout == observed.final_weights.readout);
+      }
+}
+
+TEST_CASE(
     "network of one block is the same whatever the branch exponent, bit for bit [L^-alpha and the factors of (T29) are "
     "one; both trainers; SGD, Adam, Adafactor; norm or none]") {
   const moe::Dataset data = network_fixture::data(7, 5, 3);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -95,7 +96,7 @@ void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
   moe::trainer::Rule<Real> descent;
   descent.lr = Real(0.5);
   HostMatrix<Real> moved = moe::trainer::copy_of<moe::Cpu<Real>>(W.view());
-  P::learn(d, descent, {moved, {}, {}}, scale, X, C);
+  P::learn(d, {descent, {moved, {}, {}}}, scale, X, C);
   sum = Eigen::MatrixXd::Zero(N, M * Ne), size = sum;
   for_pairs([&](Index i, Index j, Index p) {
     for (Index a = 0; a < Ne; ++a)
@@ -129,6 +130,63 @@ TEST_CASE("products of the fast trainer are the sums they stand for, within roun
   }
 }
 
+TEST_CASE(
+    "an answer or a sum with the update on the way is the two after each other, bit for bit [soft and top-K; descent, "
+    "Adam, Adafactor; experts without tokens, pieces that are not full]") {
+  using B = moe::Cpu<float>;
+  using P = moe::trainer::Products<B>;
+  struct Sizes {
+    Index N, M, Ne, tokens, K;
+  };
+  for (const Sizes& z :
+       {Sizes{67, 5, 33, 21, 2}, Sizes{256, 3, 250, 64, 1}, Sizes{1031, 6, 130, 70, 3}, Sizes{6000, 3, 101, 9, 2}})
+    for (const bool soft : {true, false})
+      for (const auto kind : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam, moe::OptimizerKind::adafactor}) {
+        INFO(fmt::format("N {}, M {}, N_e {}, {}, rule {}", z.N, z.M, z.Ne, soft ? "soft" : "top-K",
+                         static_cast<int>(kind)));
+        const Dispatch d = choices<float>(z.M, z.tokens, z.K, soft);
+        moe::OptimizerSpec spec;
+        spec.name = kind;
+        const auto rule = moe::trainer::Rule<float>::at(spec, 0.1, 1e-3, 2);
+        const Index units = z.M * z.Ne, matrices = rule.factored() ? z.M : units, rows = rule.factored() ? 1 : z.N;
+        HostMatrix<float> X = normal<float>(z.N, z.tokens, 2), C = normal<float>(z.Ne, d.pairs(), 3);
+        struct Tensor {
+          HostMatrix<float> w, m, v;
+          moe::trainer::Slot<B> slot() { return {w, m, v}; }
+          bool operator==(const Tensor& other) const {
+            const auto same = [](const auto& a, const auto& b) {
+              return std::equal(a.data(), a.data() + a.size(), b.data());
+            };
+            return same(w, other.w) && same(m, other.m) && same(v, other.v);
+          }
+        };
+        const auto tensor = [&] {
+          Tensor t{normal<float>(z.N, units, 1), normal<float>(z.N, matrices, 4), normal<float>(rows, units, 5)};
+          for (Index k = 0; k < t.v.size(); ++k) t.v.data()[k] = std::abs(t.v.data()[k]);
+          for (Index k = 0; rule.factored() && k < t.m.size(); ++k) t.m.data()[k] = std::abs(t.m.data()[k]);
+          return t;
+        };
+        Tensor start = tensor(), after = tensor(), on_the_way = tensor();
+        HostMatrix<float> out(z.Ne, d.pairs()), out_too(z.Ne, d.pairs()), Y(z.N, z.tokens), Y_too(z.N, z.tokens);
+        const auto equal = [](const auto& a, const auto& b) {
+          return std::equal(a.data(), a.data() + a.size(), b.data());
+        };
+
+        P::answer(d, after.w, 0.7F, X, out);
+        P::learn(d, {rule, after.slot()}, 0.7F, X, C);
+        P::answer_and_learn(d, {rule, on_the_way.slot()}, 0.7F, X, C, out_too);
+        CHECK(equal(out, out_too));
+        CHECK(after == on_the_way);
+        CHECK_FALSE(after == start);
+
+        P::collect(d, after.w, 0.7F, C, Y);
+        P::learn(d, {rule, after.slot()}, 0.7F, X, C);
+        P::collect_and_learn(d, {rule, on_the_way.slot()}, 0.7F, C, X, Y_too);
+        CHECK(equal(Y, Y_too));
+        CHECK(after == on_the_way);
+      }
+}
+
 TEST_CASE("products of the fast trainer are the same, bit for bit, with one, two and three threads") {
   const auto products = [](int threads, bool soft) {
     moe::set_operation_threads(threads);
@@ -141,7 +199,9 @@ TEST_CASE("products of the fast trainer are the same, bit for bit, with one, two
     P::collect(d, W, 1, C, Y);
     moe::trainer::Rule<float> descent;
     descent.lr = 1;
-    P::learn(d, descent, {W, {}, {}}, 1, X, C);
+    P::learn(d, {descent, {W, {}, {}}}, 1, X, C);
+    P::answer_and_learn(d, {descent, {W, {}, {}}}, 1, X, C, out);
+    P::collect_and_learn(d, {descent, {W, {}, {}}}, 1, C, X, Y);
     std::vector<float> all;
     for (auto* m : {&out, &Y, &W}) all.insert(all.end(), m->data(), m->data() + m->size());
     return all;
