@@ -107,7 +107,12 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
 
 /// What kernel iteration begins with, and how it goes on from there.
 std::string start_text(const moe::SamplingSpec& s, const moe::IterationMemory& memory) {
-  if (memory.holders > 0) return "one pass through time that closes every step";
+  if (memory.passed == s.site_batches) return "one pass through time that closes every step";
+  if (memory.passed > 0)
+    return fmt::format(
+        "one pass through time over {} of {} batches of a replica, as many as fit at once; every other iteration is a "
+        "pass again, with what all batches were seen to change",
+        memory.passed, s.site_batches);
   if (s.start == moe::Start::automatic)
     return "zero kernels, as the sites of a replica do not fit at once for a pass through time";
   std::string text = "zero kernels";

@@ -33,9 +33,20 @@ constexpr double smallest_eps = 0.01;
 /// Scatter that rounding alone may leave, relative.
 constexpr double rounding = 1e-6;
 
+/// What batches of a replica estimate, or a part of it.
+struct Estimate {
+  KernelSet kernels;
+  MatrixXd f;
+  void transfer(Archive& a) {
+    a("kernels", kernels);
+    a("f", f);
+  }
+};
+
 /// One replica's chain of iterates with one set of random numbers after the other.
 struct Chain {
   KernelSet kernels;
+  Estimate others;             ///< what all batches estimate from them, less what those that a pass holds do
   SitePaths paths;             ///< of its first batch
   MatrixXd f, f_before;        ///< (C, n) of the last iteration and of the one before
   MatrixXd fields;             ///< of the last iteration
@@ -44,6 +55,7 @@ struct Chain {
   KernelMixing mixing;
   void transfer(Archive& a) {
     a("kernels", kernels);
+    a("others", others);
     a("paths", paths);
     a("f", f);
     a("f_before", f_before);
@@ -70,8 +82,9 @@ struct Certificate {
 struct IterationState {
   std::vector<Chain> chains;
   std::vector<BatchMeans> next;  ///< [replica], sums over batches; empty again once they are all there
+  std::vector<Estimate> held;    ///< [replica], the same of those that a pass holds, where these are not all
   std::vector<int> sampled;      ///< [replica], how many
-  bool from_pass = true;         ///< what it started with is what it goes on with, whatever memory there is then
+  int passed = 0;                ///< batches in a pass, whatever memory there is when the run goes on; 0: from zero
   int of_draw = 0;               ///< iterations done of the draw under way
   int horizon = 0;               ///< steps that kernels have
   int of_horizon = 0;            ///< iterations done with it
@@ -82,9 +95,10 @@ struct IterationState {
     for (std::size_t r = 0; r < chains.size(); ++r) {
       a(fmt::format("chain{}", r), chains[r]);
       a(fmt::format("next{}", r), next[r]);
+      a(fmt::format("held{}", r), held[r]);
     }
     a("sampled", sampled);
-    a("from_pass", from_pass);
+    a("passed", passed);
     a("of_draw", of_draw);
     a("horizon", horizon);
     a("of_horizon", of_horizon);
@@ -110,23 +124,25 @@ std::vector<double> batch_loss_of(const LimitSpec& limit, const SiteProblem& pro
   return loss;
 }
 
-/// Throws where an iterate is no longer of use: f first, then the kernel that goes at the earliest step.
-void require_bounded(const LimitSpec& limit, const SiteProblem& problem, const BatchMeans& means, int iteration) {
+/// Why an iterate is no longer of use: f first, then the kernel that goes at the earliest step.
+std::optional<NumericsError> divergence(const LimitSpec& limit, const SiteProblem& problem, const BatchMeans& means,
+                                        int iteration) {
   const Index P = problem.P();
   const std::vector<double> loss = loss_of(limit, problem, means.f);
   for (Index t = 0; t < problem.steps; ++t) {
     for (std::size_t k = 0; k < num_kernels; ++k) {
       const MatrixXd& kernel = means.kernels.all()[k];
       if (kernel.size() == 0 || kernel.middleCols(t * P, P).topRows((t + 1) * P).allFinite()) continue;
-      throw NumericsError(static_cast<int>(t), fmt::format("kernel {} of iteration {}", kernel_names[k], iteration),
-                          "is not finite any more. Lower optimizer.lr, or use sampling.method = \"sweep\"");
+      return NumericsError(static_cast<int>(t), fmt::format("kernel {} of iteration {}", kernel_names[k], iteration),
+                           "is not finite any more. Lower optimizer.lr, or use sampling.method = \"sweep\"");
     }
     if (!std::isfinite(loss[static_cast<std::size_t>(t)]) || has_diverged(loss[static_cast<std::size_t>(t)], loss[0]))
-      throw NumericsError(static_cast<int>(t), fmt::format("loss of iteration {}", iteration),
-                          fmt::format("has grown to {:.3g}: the iteration diverges. Lower optimizer.lr, or use "
-                                      "sampling.method = \"sweep\"",
-                                      loss[static_cast<std::size_t>(t)]));
+      return NumericsError(static_cast<int>(t), fmt::format("loss of iteration {}", iteration),
+                           fmt::format("has grown to {:.3g}: the iteration diverges. Lower optimizer.lr, or use "
+                                       "sampling.method = \"sweep\"",
+                                       loss[static_cast<std::size_t>(t)]));
   }
+  return {};
 }
 
 /// to += from, where nothing stands for zero.
@@ -302,6 +318,23 @@ void add_over_ranks(const SiteProblem& problem, BatchMeans& means) {
   sum(means.f);
   ranks().sum(sums);
 }
+void add_over_ranks(const SiteProblem& problem, Estimate& sum) {
+  if (sum.f.size() == 0)
+    sum = {zero_kernels(*problem.limit, problem.n()), MatrixXd::Zero(problem.y.rows(), problem.n())};
+  std::vector<std::span<double>> sums = {{sum.f.data(), static_cast<std::size_t>(sum.f.size())}};
+  for (MatrixXd& kernel : sum.kernels.all()) sums.emplace_back(kernel.data(), static_cast<std::size_t>(kernel.size()));
+  ranks().sum(sums);
+}
+
+/// Does a draw go on by passes, which hold some of a replica's batches, and know what the others change?
+bool corrects(const IterationOptions& options, const IterationState& state) {
+  return state.passed > 0 && state.passed < options.batches && state.report.draws < options.draws;
+}
+
+/// Is the next iteration of a draw a pass?
+bool passes_next(const IterationOptions& options, const IterationState& state) {
+  return state.of_draw == 0 ? state.passed > 0 : corrects(options, state) && state.of_draw % 2 == 0;
+}
 
 /// What an iteration does with a replica's mean over batches, once it is there.
 using Use = std::function<void(std::size_t replica, BatchMeans means)>;
@@ -312,6 +345,21 @@ void hand_over(const SiteProblem& problem, double weight, IterationState& state,
   if (ranks().several()) add_over_ranks(problem, means);
   means.scale(weight);
   use(r, std::move(means));
+}
+
+/// Hands over a replica whose batches have all been sampled. What they estimate beyond those of a pass is left to the next.
+void finish_sampling(const SiteProblem& problem, const IterationOptions& options, IterationState& state, std::size_t r,
+                     const Use& use) {
+  if (!corrects(options, state)) return hand_over(problem, 1.0 / options.batches, state, r, use);
+  Estimate others = std::exchange(state.held[r], Estimate());
+  if (ranks().several()) add_over_ranks(problem, others);
+  hand_over(problem, 1.0 / options.batches, state, r, [&](std::size_t, BatchMeans means) {
+    for (std::size_t k = 0; k < num_kernels; ++k)
+      others.kernels.all()[k] = means.kernels.all()[k] - others.kernels.all()[k] / state.passed;
+    others.f = means.f - others.f / state.passed;
+    state.chains[r].others = std::move(others);
+    use(r, std::move(means));
+  });
 }
 
 /// Replicas whose batches are not all handed over in this iteration.
@@ -371,7 +419,7 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
     int batch;
   };
   const std::vector<std::size_t> open = open_replicas(options, state);
-  const double weight = 1.0 / options.batches;
+  const bool corrected = corrects(options, state);
   std::vector<Task> tasks;
   for (const std::size_t r : open)
     for (int b = state.sampled[r]; b < options.batches; ++b) tasks.push_back({r, b});
@@ -412,9 +460,11 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
       state.next[r].add(means);
     ++turn;
     if (--left[r] == 0) samplers[r].drop();
+    if (corrected && b < state.passed && (b + 1 == state.passed || left[r] == 0))
+      state.held[r] = {state.next[r].kernels, state.next[r].f};
     turned.notify_all();
     try {
-      if (!ranks().several() && ++state.sampled[r] == options.batches) hand_over(problem, weight, state, r, use);
+      if (!ranks().several() && ++state.sampled[r] == options.batches) finish_sampling(problem, options, state, r, use);
       on_batch();
     } catch (...) {
       stopped = true;
@@ -423,11 +473,11 @@ bool sample_batches(const SiteProblem& problem, const IterationOptions& options,
   });
   stopped = ranks().any(stopped);
   if (!stopped && ranks().several())
-    for (const std::size_t r : open) hand_over(problem, weight, state, r, use);
+    for (const std::size_t r : open) finish_sampling(problem, options, state, r, use);
   return !stopped;
 }
 
-/// Every replica's kernels from one pass over its batches (causal_pass), in any order. Ranks take equal shares of the replicas. False
+/// Every replica's kernels from one pass over its first batches (causal_pass), in any order. Ranks take equal shares of the replicas. False
 /// after an interrupt, which loses those that are under way, with several ranks all of them.
 bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, IterationState& state, const Use& use,
                    const std::function<void()>& on_replica) {
@@ -438,17 +488,22 @@ bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, 
     if (stopped) return;
     const std::size_t r = tasks[static_cast<std::size_t>(k)];
     std::vector<StreamNumbers> streams;
-    streams.reserve(static_cast<std::size_t>(options.batches));
-    for (int b = 0; b < options.batches; ++b)
-      streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
-    BatchMeans means = options.sites.pass(problem, options.batch, std::move(streams), options.interrupt);
+    streams.reserve(static_cast<std::size_t>(state.passed));
+    for (int b = 0; b < state.passed; ++b) streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
+    const Estimate& others = state.chains[r].others;
+    const bool known = others.f.size() > 0;
+    BatchMeans means =
+        options.sites.pass(problem, options.batch, std::move(streams),
+                           known ? others.kernels : zero_kernels(*problem.limit, problem.n()), options.interrupt);
     if (means.f.size() == 0) {
       stopped = true;
       return;
     }
+    if (known) means.f += others.f;
     const std::lock_guard lock(mutex);
     state.next[r] = std::move(means);
     if (ranks().several()) return;
+    state.chains[r].others = {};
     hand_over(problem, 1, state, r, use);
     state.sampled[r] = options.batches;
     on_replica();
@@ -546,16 +601,25 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
   IterationState state;
   const Index all_steps = problem.steps;
-  state.from_pass = !ranks().any(options.start == Start::zero);
+  const int passed = options.passed > 0 ? std::min(options.passed, options.batches) : options.batches;
+  state.passed = static_cast<int>(ranks().least(options.start == Start::zero ? 0 : passed));
   const auto first_steps = [&] {
-    return state.from_pass || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
+    return state.passed > 0 || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
   };
   const MatrixXd no_fields = MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps);
   for (std::size_t r = 0; r < R; ++r)
-    state.chains.push_back({zero_kernels(limit, problem.n()), zero_paths(limit, problem.n()), no_f, no_f, no_fields,
-                            std::vector<double>(num_kernels, 0), no_f, no_fields,
+    state.chains.push_back({zero_kernels(limit, problem.n()),
+                            {},
+                            zero_paths(limit, problem.n()),
+                            no_f,
+                            no_f,
+                            no_fields,
+                            std::vector<double>(num_kernels, 0),
+                            no_f,
+                            no_fields,
                             KernelMixing(options.damping, options.anderson)});
   state.next.resize(R);
+  state.held.resize(R);
   state.sampled.assign(R, 0);
   std::vector<Chain>& chains = state.chains;
   set_horizon(problem, first_steps(), state);
@@ -564,6 +628,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto forget_batches = [&] {
     for (const std::size_t r : open_replicas(options, state)) {
       state.next[r] = {};
+      state.held[r] = {};
       state.sampled[r] = 0;
     }
   };
@@ -605,11 +670,15 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto settle = [&] {
     while (state.of_draw < most) {
       const int iteration = static_cast<int>(report.changes.size()) + 1;
+      const bool by_pass = passes_next(options, state);
       const auto use = [&](std::size_t r, BatchMeans means) {
-        require_bounded(limit, problem, means, iteration);
-        take(means, options.damping, !state.from_pass && chains[r].mixing.active(), chains[r]);
+        if (const auto diverged = divergence(limit, problem, means, iteration)) {
+          if (by_pass && state.of_draw > 0) return;  // a correction too far: what all batches have estimated stays
+          throw *diverged;
+        }
+        take(means, options.damping, state.passed == 0 && chains[r].mixing.active(), chains[r]);
       };
-      if (!sample_all(state.from_pass && state.of_draw == 0, use)) return false;
+      if (!sample_all(by_pass, use)) return false;
       ++state.of_draw;
       ++state.of_horizon;
       const auto loss = losses(&Chain::f);
@@ -617,13 +686,15 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       report.loss_by_iteration.back().resize(static_cast<std::size_t>(all_steps), std::nan(""));
       const double last_loss = report.loss_by_iteration.back()[static_cast<std::size_t>(problem.steps) - 1];
       report.changes.push_back(change_of(chains, losses(&Chain::f_before), loss));
-      const bool at_rest = ranks().any(state.of_horizon > 1 && report.changes.back().at_floor(floor_threshold));
+      const bool at_rest =
+          ranks().any(!by_pass && state.of_horizon > 1 && report.changes.back().at_floor(floor_threshold));
       const bool at_floor = at_rest && problem.steps == all_steps;
       if (at_floor) {
         if (report.floor_at < 0) report.floor_at = iteration;
         ++report.draws;
         state.of_draw = 0;
         for (Chain& chain : chains) {
+          chain.others = {};
           chain.f_sum += chain.f;
           chain.fields_sum += chain.fields;
           chain.mixing.forget();

@@ -22,7 +22,8 @@ struct IterationOptions {
   int replicas = 8;  ///< chains with random numbers and kernels of their own, for errors; at least 3
   int most =
       0;  ///< iterations of a draw after which a change above the noise is a failure; 0: 40 + 4 T, as causality lets errors pass
-  Start start = Start::pass;  ///< of every draw: a pass holds all batches of a replica at once (causal_pass)
+  Start start = Start::pass;  ///< of every draw: one pass through time (causal_pass)
+  int passed = 0;             ///< batches of a replica that a pass holds at once, as memory allows; 0: all
   int holders = 0;            ///< replicas in a pass at once, as memory allows; 0: as many as threads
   int window =
       0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
@@ -62,10 +63,11 @@ std::vector<std::string> iteration_faults(const RunSpec& spec);
 int most_iterations(const RunSpec& spec);
 
 /// Batches of all replicas are sampled side by side; results do not depend on how many, nor on threads.
-/// Iterates from one pass through time (causal_pass) or from zero kernels with random numbers that stay the same until the change of every replica's loss, at each step, and of
-/// every kernel is a tenth of their scatter over replicas: the Monte Carlo floor. With fresh numbers in every iteration the noise of
-/// kernels never meets the fields that it would have caused, and grows along time. From zero, the next draw starts
-/// from the kernels of the last.
+/// Iterates from one pass through time (causal_pass) or from zero kernels with random numbers that stay the same until the change of every
+/// replica's loss, at each step, and of every kernel is a tenth of their scatter over replicas: the Monte Carlo floor. With fresh numbers in
+/// every iteration the noise of kernels never meets the fields that it would have caused, and grows along time. Where a pass does not hold
+/// all batches of a replica, every other iteration is a pass again, with what the last one has shown of the others. From zero, the next draw
+/// starts from the kernels of the last.
 /// A checkpoint holds all batches that were sampled, of the iteration under way too. Throws ConfigError; NumericsError with step and kernel of
 /// what is not finite or grows without end, or if the floor is not reached; IterationInterrupted.
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options);
@@ -76,10 +78,11 @@ StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 /// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once, some of them on a GPU if there they are sampled.
 struct IterationMemory {
   double kernels = 0, sampling = 0;
-  double card = 0;        ///< beside these, on the GPU
-  int holders = 0;        ///< replicas in a pass at once; 0: not asked for or none fits, and iterations start from zero
-  int samplers = 1;       ///< batches at once: one per thread, fewer where memory is short
-  double sites = 0;       ///< neurons, experts and their hidden units in an iteration, all replicas
+  double card = 0;   ///< beside these, on the GPU
+  int passed = 0;    ///< batches of a replica in a pass; 0: not asked for or none fits, and iterations start from zero
+  int holders = 0;   ///< replicas in a pass at once
+  int samplers = 1;  ///< batches at once: one per thread, fewer where memory is short
+  double sites = 0;  ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most
   int arrays = 0;         ///< kernels of (T P)^2 entries in each replica
   double queries = 0;     ///< T P

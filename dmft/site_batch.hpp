@@ -184,10 +184,11 @@ BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, con
 /// The kernels that the same batches estimate from themselves, in one pass: all of them march together, and each stage of a step closes its
 /// kernels, the mean over batches, before the next asks for them. What iterations of sample_batch with these numbers come to at rest, up to
 /// rounding: a kernel at times up to t moves with kernels of stages before it alone. It holds all batches at once. One list of streams for
-/// each batch. `interrupt` ends it between two steps, with empty means.
+/// each batch. `offset` is added to what they estimate: zero_kernels, or what batches that are not held change of an average over all.
+/// `interrupt` ends it between two steps, with empty means.
 template <class B>
 BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
-                       const std::atomic<bool>* interrupt = nullptr);
+                       KernelSet offset, const std::atomic<bool>* interrupt = nullptr);
 
 /// sample_batch given one replica's kernels, by any number of threads at once.
 class ReplicaSampler {
@@ -202,7 +203,7 @@ class ReplicaSampler {
 /// Batches of sites on one backend, for those that choose it where the program runs.
 struct SiteBackend {
   std::unique_ptr<ReplicaSampler> (*sampler)(const SiteProblem&, const KernelSet&, const SitePaths&) = nullptr;
-  BatchMeans (*pass)(const SiteProblem&, const BatchCounts&, std::vector<StreamNumbers>,
+  BatchMeans (*pass)(const SiteProblem&, const BatchCounts&, std::vector<StreamNumbers>, KernelSet,
                      const std::atomic<bool>*) = nullptr;
 };
 template <class B>

@@ -625,7 +625,7 @@ BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, con
 
 template <class B>
 BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
-                       const std::atomic<bool>* interrupt) {
+                       KernelSet offset, const std::atomic<bool>* interrupt) {
   struct Batch {
     NeuronBatch<B> neurons;
     ExpertBatch<B> experts;
@@ -634,7 +634,7 @@ BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, st
   };
   SiteKernels<B> given(problem);
   BatchMeans means;
-  KernelSet kernels = zero_kernels(*problem.limit, problem.n());
+  KernelSet kernels = std::move(offset);  // averages are added to it
   std::vector<std::unique_ptr<Batch>> batches;
   batches.reserve(streams.size());
   for (StreamNumbers& own : streams) batches.push_back(std::make_unique<Batch>(problem, given, counts, own));

@@ -132,8 +132,11 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const double sets = R * (1 + KernelMixing::sets(o.anderson)) + (o.draws > 1 ? 2 : 1);
   // The sum over batches of the replica whose turn it is; a rank keeps those of its share until all ranks add theirs.
   const double sums = ranks().several() ? std::ceil(R / ranks().count()) + 1 : o.batches > 1 ? 1 : 0;
-  memory.kernels = square * ((sets + sums) * memory.arrays + 2 + o.anderson) + sizeof(double) * (R + sums) * path;
-  memory.checkpoint = square * (sets + 1) * memory.arrays + sizeof(double) * (R + 1) * path;
+  // Of batches that a pass does not hold, what they change, and the sum of those that it holds.
+  const auto kernel_bytes = [&](int passed) {
+    const double others = passed > 0 && passed < o.batches ? R + sums : 0;
+    return square * ((sets + sums + others) * memory.arrays + 2 + o.anderson) + sizeof(double) * (R + sums) * path;
+  };
   memory.sites = R * batches * (neurons + experts + units);
   // Where sites are sampled, and on the host.
   struct Bytes {
@@ -154,15 +157,21 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
     return times(samplers, batch) + times(replicas, given);
   };
   const auto on_host = [&](Bytes a) { return a.host + (card ? 0 : a.sites); };
-  const auto fits = [&](Bytes a) { return memory.kernels + on_host(a) <= available && (!card || a.sites <= *card); };
-  memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
-  while (memory.samplers > 1 && !fits(sampling(memory.samplers))) --memory.samplers;
-  // A pass holds all batches of a replica, beside a replica's roots and memories and the kernels that it closes.
-  const Bytes holder = Bytes{batches * (paths + element(spec) * pairs), 0} + given + means;
+  const auto fits = [&](double kernels, Bytes a) {
+    return kernels + on_host(a) <= available && (!card || a.sites <= *card);
+  };
+  // A pass holds batches of a replica, beside its roots and memories and the kernels that it closes.
+  const auto holder = [&](int passed) { return Bytes{passed * (paths + element(spec) * pairs), 0} + given + means; };
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
-  memory.holders = o.start == Start::zero ? 0 : static_cast<int>(std::min<double>(thread_count(threads), R));
-  while (memory.holders > fewest && !fits(times(memory.holders, holder))) --memory.holders;
-  const Bytes by_batches = sampling(memory.samplers), by_pass = times(memory.holders, holder);
+  memory.passed = o.start == Start::zero ? 0 : o.batches;
+  while (memory.passed > fewest && !fits(kernel_bytes(memory.passed), holder(memory.passed))) --memory.passed;
+  memory.kernels = kernel_bytes(memory.passed);
+  memory.checkpoint = memory.kernels;
+  memory.holders = memory.passed > 0 ? static_cast<int>(std::min<double>(thread_count(threads), R)) : 0;
+  while (memory.holders > 1 && !fits(memory.kernels, times(memory.holders, holder(memory.passed)))) --memory.holders;
+  memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
+  while (memory.samplers > 1 && !fits(memory.kernels, sampling(memory.samplers))) --memory.samplers;
+  const Bytes by_batches = sampling(memory.samplers), by_pass = times(memory.holders, holder(memory.passed));
   memory.sampling = std::max(on_host(by_batches), on_host(by_pass));
   if (card) memory.card = std::max(by_batches.sites, by_pass.sites);
   return memory;
@@ -243,8 +252,9 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
   options.samplers = memory.samplers;
+  options.passed = memory.passed;
   options.holders = memory.holders;
-  options.start = memory.holders > 0 ? Start::pass : Start::zero;
+  options.start = memory.passed > 0 ? Start::pass : Start::zero;
   options.sites = site_backend(spec.sampling.precision, solve.device);
   options.interrupt = solve.interrupt;
   options.checkpoints = solve.checkpoints;

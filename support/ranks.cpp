@@ -44,7 +44,7 @@ Launch launch() {
 }
 
 /// What all ranks are about to do when they meet: they must agree.
-enum Meeting : std::int64_t { meeting_sum, meeting_any, meeting_broadcast, meeting_end };
+enum Meeting : std::int64_t { meeting_sum, meeting_least, meeting_broadcast, meeting_end };
 
 int status_of(const std::exception_ptr& error, std::string& text) {
   try {
@@ -185,12 +185,11 @@ void Ranks::sum(const std::vector<std::span<double>>& arrays) {
     }
 }
 
-bool Ranks::any(bool here) {
+std::int64_t Ranks::least(std::int64_t here) {
   if (!several()) return here;
-  meet(meeting_any);
-  std::int64_t none = here ? 0 : 1;
-  transport_->smallest(&none, 1);
-  return none == 0;
+  meet(meeting_least);
+  transport_->smallest(&here, 1);
+  return here;
 }
 
 void Ranks::broadcast(std::vector<char>& bytes, int from) {

@@ -54,8 +54,10 @@ class Ranks {
   /// The following are calls of all ranks. Each throws OtherRankFailed on every rank where one has failed before.
   /// values := their sum over ranks, the same on all. Small arrays travel together.
   void sum(const std::vector<std::span<double>>& arrays);
+  /// The smallest of what the ranks have.
+  std::int64_t least(std::int64_t here);
   /// Is it so on any rank?
-  bool any(bool here);
+  bool any(bool here) { return least(here ? 0 : 1) == 0; }
   /// bytes := those of rank `from`.
   void broadcast(std::vector<char>& bytes, int from);
 

@@ -89,7 +89,8 @@ std::vector<MatrixXd> estimates(const moe::SiteBackend& sites, const Case& c, co
     all.push_back(means.f);
     all.push_back(means.fields);
   };
-  moe::BatchMeans passed = sites.pass(problem, counts, {{3, 0}, {3, 1}}, nullptr);
+  moe::BatchMeans passed =
+      sites.pass(problem, counts, {{3, 0}, {3, 1}}, moe::zero_kernels(limit, problem.n()), nullptr);
   keep(passed);
   moe::StreamNumbers streams(3, 2);
   moe::BatchMeans sampled = sites.sampler(problem, passed.kernels, passed.paths)->sample(counts, streams, nullptr);

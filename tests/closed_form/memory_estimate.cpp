@@ -142,6 +142,43 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("kernel iteration: a pass holds as many batches as the memory allows, and none but where one does not fit") {
+  const auto with = [](double available, const char* start) {
+    const RunSpec spec = read_config_text(
+        fmt::format("[data]\nsource = \"gaussian\"\ndimension = 8\ntrain = 16\ntest = 0\nclasses = 2\n[optimizer]\n"
+                    "name = \"sgd\"\n[training]\nsteps = 99\n[sampling]\nmethod = \"iterate\"\nreplicas = 3\n"
+                    "site_batches = 40\nstart = \"{}\"\n",
+                    start),
+        "test");
+    const Dataset data = load_dataset(spec);
+    Faults faults;
+    std::vector<std::string> warnings;
+    const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, warnings);
+    return iteration_memory(spec, limit, iteration_step(spec, data), 2, available);
+  };
+  const IterationMemory all = with(HUGE_VAL, "auto");
+  CHECK(all.passed == 40);
+  CHECK(all.holders == 2);
+  double less = all.total();
+  int before = 40;
+  for (bool some = false; before > 0; less *= 0.9) {
+    const IterationMemory memory = with(less, "auto");
+    INFO(bytes_text(less), ": ", memory.passed, " batches of ", memory.holders, " replicas, before ", before);
+    CHECK(memory.passed <= before);
+    if (memory.passed == 0) {  // from zero kernels
+      CHECK(some);
+      CHECK(memory.holders == 0);
+      CHECK(with(less, "pass").total() > less);  // what was asked for is refused
+    } else {
+      CHECK(memory.total() <= less);
+      CHECK(memory.holders >= 1);
+      if (memory.passed < 40) CHECK(memory.kernels > all.kernels);  // knows what the others change
+      some = some || memory.passed < 40;
+    }
+    before = memory.passed;
+  }
+}
+
 TEST_CASE("memory estimate of networks against the peak of moe_train, 0.8 to 2 times [sgd, adam] [slow]") {
   if (sanitized) return;
   const auto of = [](int width, const char* optimizer) {

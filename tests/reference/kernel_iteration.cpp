@@ -286,6 +286,78 @@ TEST_CASE(
 }
 
 TEST_CASE(
+    "kernel iteration: a pass over one batch, with what another changes, closes the kernels of a pass over both "
+    "[regime "
+    "x rule]") {
+  for (const PassCase& c : pass_cases) {
+    if (c.batches == 1) continue;
+    moe::RunSpec spec = spec_of(c);
+    spec.sampling.neurons = static_cast<int>(c.batch.neurons);
+    spec.sampling.experts = static_cast<int>(c.batch.experts);
+    spec.sampling.hidden = static_cast<int>(c.batch.hidden);
+    const moe::Dataset data = limit_fixture::data(4, 5, 1);
+    moe::Faults faults;
+    std::vector<std::string> warnings;
+    const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
+    faults.throw_if_any();
+    moe::SiteProblem problem{&limit, data.x, data.y, spec.training.steps + 1};
+    for (int t = 0; c.mini_batch > 0 && t < problem.steps; ++t) problem.learns.push_back(moe::batch_rows(spec, 4, t));
+    const moe::BatchCounts counts{c.batch.neurons, limit.block.counts.experts, limit.block.counts.hidden};
+    const moe::SiteBackend sites = moe::site_backend(moe::Precision::float64, moe::Device::cpu);
+    const moe::KernelSet none = moe::zero_kernels(limit, problem.n());
+    const moe::BatchMeans both = sites.pass(problem, counts, {{5, 0}, {5, 1}}, none, nullptr);
+    moe::StreamNumbers of_first(5, 0);
+    const moe::BatchMeans first = sites.sampler(problem, both.kernels, both.paths)->sample(counts, of_first, nullptr);
+    moe::KernelSet other = both.kernels;
+    for (std::size_t k = 0; k < moe::num_kernels; ++k) other.all()[k] -= first.kernels.all()[k];
+    const moe::BatchMeans corrected = sites.pass(problem, counts, {{5, 0}}, other, nullptr);
+    const moe::BatchMeans alone = sites.pass(problem, counts, {{5, 0}}, none, nullptr);
+    for (std::size_t k = 0; k < moe::num_kernels; ++k) {
+      const double size = both.kernels.all()[k].norm();
+      if (size == 0) continue;
+      INFO("regime ", std::string(c.regime), " ", std::string(c.param), ", rule ", static_cast<int>(c.rule), ", <",
+           moe::kernel_names[k], ">");
+      CHECK((corrected.kernels.all()[k] - both.kernels.all()[k]).norm() <= 1e-9 * size);
+      CHECK((alone.kernels.all()[k] - both.kernels.all()[k]).norm() > 1e-3 * size);
+    }
+  }
+}
+
+TEST_CASE(
+    "kernel iteration: where a pass holds some of the batches, a few more come to rest where one over all is at once "
+    "[regime x rule]") {
+  for (const PassCase& c : pass_cases) {
+    if (c.batches == 1) continue;
+    INFO("regime ", std::string(c.regime), " ", std::string(c.param), ", rule ", static_cast<int>(c.rule));
+    const moe::RunSpec spec = spec_of(c);
+    const moe::Dataset data = limit_fixture::data(4, 5, 1);
+    moe::IterationOptions options;
+    options.batch = {4 * c.batch.neurons, c.batch.experts == 0 ? 0 : 4 * c.batch.experts, 4 * c.batch.hidden};
+    options.batches = 3;
+    options.replicas = 4;
+    const moe::IterationResult all = moe::iterate_kernels(spec, data, options);
+    options.passed = 2;
+    options.draws = 2;  // the second begins as the first did
+    const moe::IterationResult some = moe::iterate_kernels(spec, data, options);
+    CHECK(some.report.floor_at > 2);  // two of three batches are no rest of all
+    CHECK(some.report.floor_at <= 10);
+    CHECK(some.report.floor_at % 2 == 0);  // which an iteration over all of them has to show
+    CHECK(some.report.draws == 2);
+    const std::vector<double>& loss = some.report.loss_by_iteration[static_cast<std::size_t>(some.report.floor_at) - 1];
+    const std::vector<double>& first = some.report.loss_by_iteration[0];
+    const std::vector<double>& expected = all.report.loss_by_iteration[1];
+    double largest = 0, before = 0;  // in units of the scatter over replicas
+    for (std::size_t t = 0; t < loss.size(); ++t) {
+      const double scatter = all.loss.sem[t] * std::sqrt(4.0);
+      largest = std::max(largest, std::abs(loss[t] - expected[t]) / scatter);
+      before = std::max(before, std::abs(first[t] - expected[t]) / scatter);
+    }
+    CHECK(largest <= 0.1);
+    CHECK(before > 0.1);
+  }
+}
+
+TEST_CASE(
     "kernel iteration: an iteration of many queries in float32 is at rest after the pass [II mssp, 32 digits, 8 "
     "steps]") {
   moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.1, 8);
