@@ -101,6 +101,40 @@ Index vectors_of(Index rows) {
 
 namespace detail {
 
+/// a and b with the lanes of one whose number has the bit `bit` exchanged for those of the other that have it not.
+template <std::size_t bit, bool second, class Real, std::size_t... l>
+Vector<Real> exchanged(Vector<Real> a, Vector<Real> b, std::index_sequence<l...>) {
+  constexpr std::size_t L = sizeof...(l);
+  if constexpr (second)
+    return __builtin_shufflevector(a, b, ((l & bit) != 0 ? L + l : l + bit)...);
+  else
+    return __builtin_shufflevector(a, b, ((l & bit) != 0 ? L + l - bit : l)...);
+}
+template <std::size_t bit, class Real>
+void exchange(Vector<Real>* row) {
+  constexpr std::size_t L = lanes<Real>;
+  if constexpr (bit < L) {
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < L; ++i)
+      if ((i & bit) == 0) {
+        const Vector<Real> a = row[i], b = row[i + bit];
+        row[i] = exchanged<bit, false, Real>(a, b, std::make_index_sequence<L>{});
+        row[i + bit] = exchanged<bit, true, Real>(a, b, std::make_index_sequence<L>{});
+      }
+    exchange<2 * bit, Real>(row);
+  }
+}
+/// to[j + i ldt] = column(j)[i] for i, j < lanes, bit after bit of the two.
+template <class Real, class Column>
+void transpose_block(const Column& column, Real* to, Index ldt) {
+  Vector<Real> row[lanes<Real>];
+#pragma GCC unroll 16
+  for (Index j = 0; j < lanes<Real>; ++j) row[j] = load<Real>(column(j));
+  exchange<1, Real>(row);
+#pragma GCC unroll 16
+  for (Index i = 0; i < lanes<Real>; ++i) store(to + i * ldt, row[i]);
+}
+
 template <int Q, int T, class Real>
 void dot_tile(Index n, Real scale, const Real* w, Index ldw, const Real* const* x, Real* out, Index ldo) {
   constexpr Index L = lanes<Real>;
@@ -202,13 +236,19 @@ Index token_panels_size(Index n, Index tokens) {
 /// Packs rows [first, last) of n.
 template <class Real>
 void pack_tokens(Index n, Index first, Index last, const Real* const* x, Index tokens, Real* packed) {
+  constexpr Index L = lanes<Real>;
   for (Index t = 0; t < tokens; t += panel_rows<Real>) {
-    const Index width = vectors_of<Real>(tokens - t) * lanes<Real>, there = std::min(width, tokens - t);
+    const Index width = vectors_of<Real>(tokens - t) * L, there = std::min(width, tokens - t);
     Real* const panel = packed + t * n;
-    for (Index j = 0; j < there; ++j)
-      for (Index k = first; k < last; ++k) panel[k * width + j] = x[t + j][k];
-    for (Index j = there; j < width; ++j)
-      for (Index k = first; k < last; ++k) panel[k * width + j] = 0;
+    for (Index j0 = 0; j0 < width; j0 += L) {
+      static constexpr Real nothing[L] = {};
+      const auto column = [&](Index j, Index k) { return j0 + j < there ? x[t + j0 + j] + k : nothing; };
+      Index k = first;
+      for (; k + L <= last; k += L)
+        detail::transpose_block([&](Index j) { return column(j, k); }, panel + k * width + j0, width);
+      for (; k < last; ++k)
+        for (Index j = 0; j < L; ++j) panel[k * width + j0 + j] = *column(j, k);
+    }
   }
 }
 
@@ -350,11 +390,16 @@ void combine(Index rows, const Real* packed, Index terms, const Real* c, Index l
 /// to(j, i) = from(i, j), from (rows, cols) with leading dimension ldf.
 template <class Real>
 void transpose(const Real* from, Index ldf, Index rows, Index cols, Real* to, Index ldt) {
-  constexpr Index side = line<Real>;
-  for (Index j0 = 0; j0 < cols; j0 += side)
-    for (Index i0 = 0; i0 < rows; i0 += side)
-      for (Index j = j0; j < std::min(cols, j0 + side); ++j)
-        for (Index i = i0; i < std::min(rows, i0 + side); ++i) to[j + i * ldt] = from[i + j * ldf];
+  constexpr Index L = lanes<Real>;
+  for (Index j0 = 0; j0 < cols; j0 += L)
+    for (Index i0 = 0; i0 < rows; i0 += L) {
+      const Real* const block = from + i0 + j0 * ldf;
+      if (j0 + L <= cols && i0 + L <= rows)
+        detail::transpose_block([&](Index j) { return block + j * ldf; }, to + j0 + i0 * ldt, ldt);
+      else
+        for (Index j = j0; j < std::min(cols, j0 + L); ++j)
+          for (Index i = i0; i < std::min(rows, i0 + L); ++i) to[j + i * ldt] = from[i + j * ldf];
+    }
 }
 
 }  // namespace moe::trainer::columns

@@ -115,7 +115,29 @@ void compare(Index N, Index M, Index Ne, Index tokens, Index K, bool soft) {
   CHECK(answers.worst + collected.worst + learned.worst > 0);  // rounding is there, so all that was compared is
 }
 
+template <class Real>
+void compare_transposed(Index rows, Index cols) {
+  const HostMatrix<Real> from = normal<Real>(rows + 3, cols, 1);
+  HostMatrix<Real> to(cols + 2, rows);
+  moe::trainer::columns::transpose(from.data(), rows + 3, rows, cols, to.data(), cols + 2);
+  Index wrong = 0;
+  for (Index j = 0; j < cols; ++j)
+    for (Index i = 0; i < rows; ++i) wrong += to(j, i) != from(i, j) ? 1 : 0;
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = cols; j < cols + 2; ++j) wrong += to(j, i) != 0 ? 1 : 0;
+  INFO(fmt::format("{} x {}, {} bytes", rows, cols, sizeof(Real)));
+  CHECK(wrong == 0);
+}
+
 }  // namespace
+
+TEST_CASE("fields of the fast trainer are turned round entry by entry [whole blocks and what is left of them]") {
+  for (const Index rows : {1, 16, 37, 64})
+    for (const Index cols : {1, 15, 32, 70}) {
+      compare_transposed<float>(rows, cols);
+      compare_transposed<double>(rows, cols);
+    }
+}
 
 TEST_CASE("products of the fast trainer are the sums they stand for, within rounding [soft and top-K, odd sizes]") {
   for (bool soft : {true, false}) {
