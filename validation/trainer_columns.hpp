@@ -285,13 +285,8 @@ void answers(Index n, Real scale, const Real* w, Index ldw, Index count, const R
             Real* const to = out + (q + j) * ldo + t;
             const Real* const sum = values.data() + j * width;
             const Index there = std::min(width, tokens - t);
-            if (n0 == 0) {
 #pragma omp simd
-              for (Index k = 0; k < there; ++k) to[k] = scale * sum[k];
-            } else {
-#pragma omp simd
-              for (Index k = 0; k < there; ++k) to[k] += scale * sum[k];
-            }
+            for (Index k = 0; k < there; ++k) to[k] = n0 == 0 ? scale * sum[k] : to[k] + scale * sum[k];
           }
         }
       });

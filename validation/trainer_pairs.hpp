@@ -238,7 +238,7 @@ class Guard<Cpu<Real>> {
   static Real zero(const Real* x, Index n) {
     Real sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (Index k = 0; k < n; ++k) sum += x[k] - x[k];
+    for (Index k = 0; k < n; ++k) sum += x[k] - x[k];  // NOLINT(misc-redundant-expression)
     return sum;
   }
 };

@@ -298,7 +298,7 @@ struct Products<Cpu<Real>> {
   }
 
   /// Columns that one thread takes at a time, at most, and how many of an expert's are worth packing its tokens for.
-  static constexpr Index piece = 16 * columns::panel_columns, worth_packing = 32;
+  static constexpr Index piece = Index{16} * columns::panel_columns, worth_packing = 32;
 
   /// Columns of N neurons that one thread takes at a time so that they stay in the second cache, whole tiles of them.
   static Index in_cache(Index N) {
@@ -317,7 +317,7 @@ struct Products<Cpu<Real>> {
   template <class F>
   static void for_pieces(Index experts, Index units, const F& f) {
     const Index pieces = (units + 2 * piece - 1) / (2 * piece);
-    const Index together = std::clamp<Index>(experts * pieces / (8 * omp_get_max_threads()), 1, 4);
+    const Index together = std::clamp<Index>(experts * pieces / (Index{8} * omp_get_max_threads()), 1, 4);
 #pragma omp parallel for schedule(dynamic, together)
     for (Index k = 0; k < experts * pieces; ++k) {
       const Index i = k / pieces, first = (k % pieces) * units / pieces;
