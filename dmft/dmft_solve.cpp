@@ -5,6 +5,7 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 
 #include "data/dataset.hpp"
 #include "dmft/kernel_iteration.hpp"
@@ -24,7 +25,9 @@ const moe::ProgramInfo program{
     "dmft_solve",
     "Solves the infinite-size limit (DMFT) of Mixture-of-Experts training: loss, outputs and observables "
     "with standard errors.",
-    "limit.h5"};
+    "limit.h5",
+    {{"--scratch", "FOLDER",
+      "for kernels of --method iterate that do not fit into memory; default: the folder of the result"}}};
 
 constexpr double gigabyte = 1 << 30;
 
@@ -123,9 +126,23 @@ std::string start_text(const moe::SamplingSpec& s, const moe::IterationMemory& m
   return text;
 }
 
-/// Refuses what this machine cannot hold, in memory or in the folder of the result.
+/// Where kernels are, and what they need.
+std::string kernels_text(const moe::RunSpec& spec, const moe::IterationMemory& memory, const std::string& scratch) {
+  const std::string kernels = fmt::format("{} kernels of {:.0f} x {:.0f} in {} replicas", memory.arrays, memory.queries,
+                                          memory.queries, spec.sampling.replicas);
+  if (memory.scratch == 0) return fmt::format("{} need about {}", kernels, moe::bytes_text(memory.kernels));
+  const moe::AvailableMemory available = moe::available_memory();
+  return fmt::format(
+      "{} wait in a file in {}, which will have about {}, as of the {} that are available ({}) they would leave too "
+      "little to sample, or a pass less than half of its batches; those at work need about {}",
+      kernels, scratch, moe::bytes_text(memory.scratch), moe::bytes_text(available.bytes), available.source,
+      moe::bytes_text(memory.kernels));
+}
+
+/// Refuses what this machine cannot hold, in memory or in the folders of the result and of kernels.
 moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data,
-                                      const moe::ProgramOptions& options, const std::string& out) {
+                                      const moe::ProgramOptions& options, const std::string& out,
+                                      const std::string& scratch) {
   moe::Faults faults;
   std::vector<std::string> warnings;  // solve_limit reports them
   const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
@@ -139,15 +156,15 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
         spec, limit, moe::iteration_step(spec, data), options.threads, moe::available_memory().bytes,
         on_gpu ? std::optional(moe::gpu_memory().bytes) : std::nullopt);
     if (!options.quiet)
-      fmt::print(
-          stderr,
-          "dmft_solve: {} kernels of {:.0f} x {:.0f} in {} replicas need about {}; sampling {}{}, {} batch{} at once; "
-          "{:.3g} sites per iteration. Start: {}\n",
-          memory.arrays, memory.queries, memory.queries, spec.sampling.replicas, moe::bytes_text(memory.kernels),
-          moe::bytes_text(memory.sampling), on_gpu ? " and " + moe::bytes_text(memory.card) + " on the GPU" : "",
-          memory.samplers, memory.samplers > 1 ? "es" : "", memory.sites, start_text(spec.sampling, memory));
+      fmt::print(stderr, "dmft_solve: {}; sampling {}{}, {} batch{} at once; {:.3g} sites per iteration. Start: {}\n",
+                 kernels_text(spec, memory, scratch), moe::bytes_text(memory.sampling),
+                 on_gpu ? " and " + moe::bytes_text(memory.card) + " on the GPU" : "", memory.samplers,
+                 memory.samplers > 1 ? "es" : "", memory.sites, start_text(spec.sampling, memory));
     if (const std::string& file = options.checkpoint.file; !file.empty())
       moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
+    if (memory.total() <= moe::available_memory().bytes)  // else solve_limit says what would fit
+      moe::require_disk(memory.scratch, scratch + "/kernels", "kernels that do not fit into memory",
+                        "--scratch FOLDER");
     return {};
   }
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, options.threads));
@@ -168,6 +185,9 @@ int run(int argc, char** argv) {
   const bool from_checkpoint = !checkpoint.resume.empty() && call.spec.origin.empty();
   const moe::RunSpec spec = from_checkpoint ? moe::checkpoint_config(checkpoint.resume) : call.spec;
   const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+  const auto said = call.own.find("--scratch");
+  const std::string beside = std::filesystem::path(out).parent_path().string();
+  const std::string scratch = said != call.own.end() ? said->second : beside.empty() ? "." : beside;
   const moe::Ranks& ranks = moe::ranks();
   if (ranks.several() && !checkpoint.file.empty() && spec.sampling.method == moe::Method::sweep)
     throw moe::ConfigError(
@@ -180,7 +200,7 @@ int run(int argc, char** argv) {
     const moe::H5Writer probe(out);
   }  // a name that cannot be written is a fault before the solve, not after it
   const moe::Dataset data = moe::load_dataset(spec);
-  const moe::MemoryEstimate memory = require_resources(spec, data, call.options, out);
+  const moe::MemoryEstimate memory = require_resources(spec, data, call.options, out, scratch);
   const bool iterates = spec.sampling.method == moe::Method::iterate;
   const std::string jumps = moe::jumping_flow_warning(spec);  // before it takes its time
   if (!jumps.empty()) fmt::print(stderr, "dmft_solve: warning: {}\n", jumps);
@@ -201,6 +221,7 @@ int run(int argc, char** argv) {
   options.on_resume = [&](int, int steps) { progress.skip(steps); };
   options.threads = call.options.threads;
   options.device = call.options.device;
+  options.scratch = scratch;
   options.interrupt = &interrupted;
   options.on_step = [&](int, int step, double loss) {
     progress.advance(1, fmt::format("{} {} loss {:.4f}", iterates ? "iteration" : "step", step, loss));

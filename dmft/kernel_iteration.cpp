@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "dmft/kept_kernels.hpp"
 #include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
@@ -33,7 +34,7 @@ constexpr double smallest_eps = 0.01;
 /// Scatter that rounding alone may leave, relative.
 constexpr double rounding = 1e-6;
 
-/// What batches of a replica estimate, or a part of it.
+/// Sums over batches that a pass holds.
 struct Estimate {
   KernelSet kernels;
   MatrixXd f;
@@ -45,8 +46,9 @@ struct Estimate {
 
 /// One replica's chain of iterates with one set of random numbers after the other.
 struct Chain {
-  KernelSet kernels;
-  Estimate others;             ///< what all batches estimate from them, less what those that a pass holds do
+  KeptKernels kernels;
+  KeptKernels others;          ///< what all batches estimate from them, less what those that a pass holds do
+  MatrixXd others_f;           ///< the same of f; empty: nothing is known of them yet
   SitePaths paths;             ///< of its first batch
   MatrixXd f, f_before;        ///< (C, n) of the last iteration and of the one before
   MatrixXd fields;             ///< of the last iteration
@@ -56,6 +58,7 @@ struct Chain {
   void transfer(Archive& a) {
     a("kernels", kernels);
     a("others", others);
+    a("others_f", others_f);
     a("paths", paths);
     a("f", f);
     a("f_before", f_before);
@@ -69,7 +72,7 @@ struct Chain {
 
 /// What fresh random numbers change of kernels at rest, over the replicas that have been compared: d = F(k) - k.
 struct Certificate {
-  KernelSet sum;                ///< of d
+  KeptKernels sum;              ///< of d
   std::vector<double> squares;  ///< [kernel] sum of |d|^2
   void transfer(Archive& a) {
     a("sum", sum);
@@ -88,7 +91,7 @@ struct IterationState {
   int of_draw = 0;               ///< iterations done of the draw under way
   int horizon = 0;               ///< steps that kernels have
   int of_horizon = 0;            ///< iterations done with it
-  KernelSet kernels_sum;         ///< over draws, of replicas at rest: of the last draw once they are compared
+  KeptKernels kernels_sum;       ///< over draws, of replicas at rest: of the last draw once they are compared
   Certificate certificate;
   IterationReport report;
   void transfer(Archive& a) {
@@ -145,23 +148,18 @@ std::optional<NumericsError> divergence(const LimitSpec& limit, const SiteProble
   return {};
 }
 
-/// to += from, where nothing stands for zero.
-void add(const MatrixXd& from, MatrixXd& to) {
-  if (to.size() == 0)
-    to = from;
-  else
-    to += from;
-}
-
-/// Sum over replicas of |value - mean over replicas|^2, value(chain) a matrix.
-template <class Value>
-double scatter(const std::vector<Chain>& chains, const Value& value) {
-  MatrixXd mean = value(chains[0]);
-  for (std::size_t r = 1; r < chains.size(); ++r) mean += value(chains[r]);
-  mean /= static_cast<double>(chains.size());
-  double sum = 0;
-  for (const Chain& chain : chains) sum += (value(chain) - mean).squaredNorm();
-  return sum;
+/// Sum over replicas of |kernel - mean over replicas|^2, by differences from the first: each is looked at once.
+double scatter(const std::vector<Chain>& chains, std::size_t k) {
+  return chains[0].kernels.with(k, [&](const MatrixXd& first) {
+    MatrixXd sum = MatrixXd::Zero(first.rows(), first.cols());
+    double squares = 0;
+    for (const Chain& chain : std::span(chains).subspan(1))
+      chain.kernels.with(k, [&](const MatrixXd& kernel) {
+        squares += (kernel - first).squaredNorm();
+        sum += kernel - first;
+      });
+    return std::max(0.0, squares - sum.squaredNorm() / static_cast<double>(chains.size()));
+  });
 }
 
 /// What the last iteration has changed.
@@ -183,11 +181,11 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<st
     change.loss = std::max(change.loss, relative(squares, scattered, rounding * loss[0][0]));
   }
   for (std::size_t k = 0; k < num_kernels; ++k) {
-    const auto kernel = [k](const Chain& chain) -> const MatrixXd& { return chain.kernels.all()[k]; };
-    if (kernel(chains[0]).size() == 0) continue;
+    if (!chains[0].kernels.has(k)) continue;
     double squares = 0;
     for (const Chain& chain : chains) squares += chain.change[k];
-    const double size = relative(squares, scatter(chains, kernel), rounding * kernel(chains[0]).norm());
+    const double norm = chains[0].kernels.with(k, [](const MatrixXd& kernel) { return kernel.norm(); });
+    const double size = relative(squares, scatter(chains, k), rounding * norm);
     if (size > change.kernels) {
       change.kernels = size;
       change.largest = static_cast<int>(k);
@@ -196,41 +194,37 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<st
   return change;
 }
 
-/// [kernel] |a - b|^2
-std::vector<double> squared_differences(const KernelSet& a, const KernelSet& b) {
-  std::vector<double> squares(num_kernels, 0);
-  for (std::size_t k = 0; k < num_kernels; ++k)
-    if (a.all()[k].size() > 0) squares[k] = (a.all()[k] - b.all()[k]).squaredNorm();
-  return squares;
-}
-
 /// A replica's kernels give way to what its sites have estimated from them.
 void take(BatchMeans& next, double damping, bool mixes, Chain& chain) {
-  chain.change = squared_differences(next.kernels, chain.kernels);
+  for (std::size_t k = 0; k < num_kernels; ++k)
+    chain.change[k] =
+        chain.kernels.with(k, [&](const MatrixXd& now) { return (next.kernels.all()[k] - now).squaredNorm(); });
   if (mixes) {
-    chain.mixing.mix(chain.kernels, next.kernels);
+    chain.kernels.with_all([&](const KernelSet& now) { chain.mixing.mix(now, next.kernels); });
     for (std::size_t k = 0; k < next.paths.all().size(); ++k)
       if (next.paths.all()[k]->size() > 0)
         *next.paths.all()[k] += damping * (*chain.paths.all()[k] - *next.paths.all()[k]);
   }
-  chain.kernels = std::move(next.kernels);
+  chain.kernels.put_all(std::move(next.kernels));
   chain.paths = std::move(next.paths);
   chain.f_before = std::exchange(chain.f, std::move(next.f));
   chain.fields = std::move(next.fields);
 }
 
 /// A replica at rest, against what fresh numbers estimate from its kernels, which go to the sum of the result.
-void compare(BatchMeans& next, Chain& chain, Certificate& certificate, KernelSet& kernels_sum) {
+void compare(BatchMeans& next, Chain& chain, Certificate& certificate, KeptKernels& kernels_sum) {
   certificate.squares.resize(num_kernels, 0);
   for (std::size_t k = 0; k < num_kernels; ++k) {
-    MatrixXd &fresh = next.kernels.all()[k], &at_rest = chain.kernels.all()[k];
-    if (at_rest.size() == 0) continue;
-    fresh -= at_rest;
+    if (!chain.kernels.has(k)) continue;
+    MatrixXd& fresh = next.kernels.all()[k];
+    chain.kernels.with(k, [&](const MatrixXd& at_rest) {
+      fresh -= at_rest;
+      kernels_sum.add(k, at_rest);
+    });
+    chain.kernels.put(k, {});
     certificate.squares[k] += fresh.squaredNorm();
-    add(fresh, certificate.sum.all()[k]);
+    certificate.sum.add(k, fresh);
     fresh.resize(0, 0);
-    add(at_rest, kernels_sum.all()[k]);
-    at_rest.resize(0, 0);
   }
 }
 
@@ -290,7 +284,8 @@ class SamplerOfReplica {
  public:
   ReplicaSampler& get(const SiteBackend& sites, const SiteProblem& problem, const Chain& chain) {
     const std::lock_guard lock(mutex_);
-    if (!made_) made_ = sites.sampler(problem, chain.kernels, chain.paths);
+    if (!made_)
+      made_ = chain.kernels.with_all([&](const KernelSet& k) { return sites.sampler(problem, k, chain.paths); });
     return *made_;
   }
   void drop() { made_.reset(); }
@@ -354,10 +349,12 @@ void finish_sampling(const SiteProblem& problem, const IterationOptions& options
   Estimate others = std::exchange(state.held[r], Estimate());
   if (ranks().several()) add_over_ranks(problem, others);
   hand_over(problem, 1.0 / options.batches, state, r, [&](std::size_t, BatchMeans means) {
-    for (std::size_t k = 0; k < num_kernels; ++k)
-      others.kernels.all()[k] = means.kernels.all()[k] - others.kernels.all()[k] / state.passed;
-    others.f = means.f - others.f / state.passed;
-    state.chains[r].others = std::move(others);
+    Chain& chain = state.chains[r];
+    for (std::size_t k = 0; k < num_kernels; ++k) {
+      MatrixXd& held = others.kernels.all()[k];
+      chain.others.put(k, means.kernels.all()[k] - std::exchange(held, MatrixXd()) / state.passed);
+    }
+    chain.others_f = means.f - others.f / state.passed;
     use(r, std::move(means));
   });
 }
@@ -399,8 +396,8 @@ void set_horizon(SiteProblem& problem, Index steps, IterationState& state) {
   state.of_horizon = 0;
   const Index n = problem.n();
   for (Chain& chain : state.chains) {
-    for (MatrixXd& kernel : chain.kernels.all())
-      if (kernel.size() > 0) resize_queries(kernel, n, n);
+    for (std::size_t k = 0; k < num_kernels; ++k)
+      if (chain.kernels.has(k)) chain.kernels.change(k, [&](MatrixXd& kernel) { resize_queries(kernel, n, n); });
     for (MatrixXd* path : chain.paths.all())
       if (path->size() > 0) resize_queries(*path, path->rows(), n);
     resize_queries(chain.f, chain.f.rows(), n);
@@ -490,20 +487,20 @@ bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, 
     std::vector<StreamNumbers> streams;
     streams.reserve(static_cast<std::size_t>(state.passed));
     for (int b = 0; b < state.passed; ++b) streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
-    const Estimate& others = state.chains[r].others;
-    const bool known = others.f.size() > 0;
+    Chain& chain = state.chains[r];
+    const bool known = chain.others_f.size() > 0;
     BatchMeans means =
         options.sites.pass(problem, options.batch, std::move(streams),
-                           known ? others.kernels : zero_kernels(*problem.limit, problem.n()), options.interrupt);
+                           known ? chain.others.all() : zero_kernels(*problem.limit, problem.n()), options.interrupt);
     if (means.f.size() == 0) {
       stopped = true;
       return;
     }
-    if (known) means.f += others.f;
+    if (known) means.f += chain.others_f;
     const std::lock_guard lock(mutex);
     state.next[r] = std::move(means);
     if (ranks().several()) return;
-    state.chains[r].others = {};
+    chain.others.clear(), chain.others_f.resize(0, 0);
     hand_over(problem, 1, state, r, use);
     state.sampled[r] = options.batches;
     on_replica();
@@ -521,7 +518,8 @@ std::vector<KernelResidual> residuals_of(const Certificate& certificate, const K
   const auto R = static_cast<double>(replicas);
   for (std::size_t k = 0; k < num_kernels; ++k) {
     if (kernels.all()[k].size() == 0) continue;
-    const double size = kernels.all()[k].norm(), change = certificate.sum.all()[k].norm() / R,
+    const double size = kernels.all()[k].norm(),
+                 change = certificate.sum.with(k, [](const MatrixXd&sum) { return sum.norm(); }) / R,
                  square = std::max(0.0, certificate.squares[k] - R * change * change);
     residuals.push_back(
         {kernel_names[k], size > 0 ? change / size : 0, size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
@@ -599,6 +597,11 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
+  std::optional<ScratchFile> file;
+  if (!options.scratch.empty()) file.emplace(options.scratch);
+  const auto kept = [&](KernelSet kernels = {}) {
+    return KeptKernels(file ? &*file : nullptr, problem.n(), std::move(kernels));
+  };
   IterationState state;
   const Index all_steps = problem.steps;
   const int passed = options.passed > 0 ? std::min(options.passed, options.batches) : options.batches;
@@ -608,7 +611,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   };
   const MatrixXd no_fields = MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps);
   for (std::size_t r = 0; r < R; ++r)
-    state.chains.push_back({zero_kernels(limit, problem.n()),
+    state.chains.push_back({kept(zero_kernels(limit, problem.n())),
+                            kept(),
                             {},
                             zero_paths(limit, problem.n()),
                             no_f,
@@ -618,6 +622,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                             no_f,
                             no_fields,
                             KernelMixing(options.damping, options.anderson)});
+  state.kernels_sum = kept(), state.certificate.sum = kept();
   state.next.resize(R);
   state.held.resize(R);
   state.sampled.assign(R, 0);
@@ -674,7 +679,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       const auto use = [&](std::size_t r, BatchMeans means) {
         if (const auto diverged = divergence(limit, problem, means, iteration)) {
           if (by_pass && state.of_draw > 0) return;  // a correction too far: what all batches have estimated stays
-          throw *diverged;
+          throw NumericsError(*diverged);
         }
         take(means, options.damping, state.passed == 0 && chains[r].mixing.active(), chains[r]);
       };
@@ -694,12 +699,14 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         ++report.draws;
         state.of_draw = 0;
         for (Chain& chain : chains) {
-          chain.others = {};
+          chain.others.clear(), chain.others_f.resize(0, 0);
           chain.f_sum += chain.f;
           chain.fields_sum += chain.fields;
           chain.mixing.forget();
           if (report.draws == options.draws) continue;  // the certificate adds the last
-          for (std::size_t k = 0; k < num_kernels; ++k) add(chain.kernels.all()[k], state.kernels_sum.all()[k]);
+          for (std::size_t k = 0; k < num_kernels; ++k)
+            if (chain.kernels.has(k))
+              chain.kernels.with(k, [&](const MatrixXd& kernel) { state.kernels_sum.add(k, kernel); });
         }
         // Another map follows. That its first horizon is short pays, that it starts near its solution does not.
         if (report.draws < options.draws && first_steps() < all_steps) set_horizon(problem, first_steps(), state);
@@ -736,11 +743,12 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   if (report.draws == options.draws)  // those that an interrupt has left
     for (Chain& chain : chains)
       for (std::size_t k = 0; k < num_kernels; ++k) {
-        MatrixXd& at_rest = chain.kernels.all()[k];
-        if (at_rest.size() > 0) add(at_rest, state.kernels_sum.all()[k]);
-        at_rest.resize(0, 0);
+        if (!chain.kernels.has(k)) continue;
+        chain.kernels.with(k, [&](const MatrixXd& at_rest) { state.kernels_sum.add(k, at_rest); });
+        chain.kernels.put(k, {});
       }
-  result.kernels = std::move(state.kernels_sum);
+  result.kernels = state.kernels_sum.all();
+  state.kernels_sum.clear();
   for (MatrixXd& kernel : result.kernels.all()) kernel /= static_cast<double>(R) * report.draws;
   if (!result.interrupted) report.residuals = residuals_of(state.certificate, result.kernels, R);
   result.f = no_f;

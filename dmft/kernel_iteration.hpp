@@ -27,11 +27,12 @@ struct IterationOptions {
   int holders = 0;            ///< replicas in a pass at once, as memory allows; 0: as many as threads
   int window =
       0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
-  double damping = 0;      ///< of kernels and paths, from zero
-  int anderson = 0;        ///< past iterates, from zero; kernels only
-  int draws = 1;           ///< sets of random numbers, one after the other, that each replica averages over
-  int threads = 0;         ///< 0: all cores
-  SiteBackend sites = {};  ///< where sites are sampled; nothing: on the CPU, in the run's precision
+  double damping = 0;        ///< of kernels and paths, from zero
+  int anderson = 0;          ///< past iterates, from zero; kernels only
+  std::string scratch = {};  ///< folder of a file in which kernels wait for their turn; empty: they are in memory
+  int draws = 1;             ///< sets of random numbers, one after the other, that each replica averages over
+  int threads = 0;           ///< 0: all cores
+  SiteBackend sites = {};    ///< where sites are sampled; nothing: on the CPU, in the run's precision
   std::function<void(int iteration, double loss)> on_iteration;  ///< loss of the last step, mean over replicas
   std::function<void(int iterations)> on_resume;                 ///< a checkpoint knows these iterations
   Checkpoints* checkpoints = nullptr;            ///< of one job: replicas wait for each other in every iteration
@@ -84,11 +85,13 @@ struct IterationMemory {
   int samplers = 1;  ///< batches at once: one per thread, fewer where memory is short
   double sites = 0;  ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most
+  double scratch = 0;     ///< on disk, of kernels that wait there; 0: all are in memory
   int arrays = 0;         ///< kernels of (T P)^2 entries in each replica
   double queries = 0;     ///< T P
   double total() const { return kernels + sampling; }
 };
-/// `card`: bytes of the GPU that samples, if one does.
+/// Kernels wait on disk where memory does not hold them, or where it holds, without them, twice the batches in a pass. `card`: bytes of the
+/// GPU that samples, if one does.
 IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
                                  double available = available_memory().bytes, std::optional<double> card = {});
 

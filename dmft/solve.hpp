@@ -57,6 +57,7 @@ struct SolveOptions {
   std::function<void(int replica, int step, double loss)> on_step;  ///< thread-safe listener
   std::function<void(int replica, int steps)> on_resume;  ///< thread-safe listener: a checkpoint knows these steps
   Checkpoints* checkpoints = nullptr;                     ///< one job per replica
+  std::string scratch = ".";                              ///< folder for what kernel iteration does not hold in memory
   const std::atomic<bool>* interrupt = nullptr;           ///< set to finish the present steps and return what there is
 };
 

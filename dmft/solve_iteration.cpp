@@ -127,15 +127,17 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const UpdateRule& rule = limit.input;
   const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
   const double pairs = rule.linear() ? 0 : (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
-  // Every replica's kernels and past iterates of its acceleration; of several draws, or in a certificate, a sum over replicas, and in
-  // that the sum of what fresh numbers change; one kernel's mean over replicas, differences of past iterates.
-  const double sets = R * (1 + KernelMixing::sets(o.anderson)) + (o.draws > 1 ? 2 : 1);
-  // The sum over batches of the replica whose turn it is; a rank keeps those of its share until all ranks add theirs.
+  // Kernels of every replica, of several draws, or in a certificate, a sum over replicas, and in that the sum of what fresh numbers
+  // change; what batches that a pass does not hold change.
+  const auto some = [&](int passed) { return passed > 0 && passed < o.batches; };
+  const auto kept = [&](int passed) { return (some(passed) ? 2 : 1) * R + (o.draws > 1 ? 2 : 1); };
+  // Past iterates of an acceleration. The sum over batches of the replica whose turn it is, and over those that a pass holds; a rank keeps
+  // those of its share until all ranks add theirs.
+  const double past = R * KernelMixing::sets(o.anderson);
   const double sums = ranks().several() ? std::ceil(R / ranks().count()) + 1 : o.batches > 1 ? 1 : 0;
-  // Of batches that a pass does not hold, what they change, and the sum of those that it holds.
-  const auto kernel_bytes = [&](int passed) {
-    const double others = passed > 0 && passed < o.batches ? R + sums : 0;
-    return square * ((sets + sums + others) * memory.arrays + 2 + o.anderson) + sizeof(double) * (R + sums) * path;
+  const auto kernel_bytes = [&](int passed, bool on_disk) {
+    const double sets = (on_disk ? 0 : kept(passed)) + past + (some(passed) ? 2 : 1) * sums;
+    return square * (sets * memory.arrays + (on_disk ? 4 : 2) + o.anderson) + sizeof(double) * (R + sums) * path;
   };
   memory.sites = R * batches * (neurons + experts + units);
   // Where sites are sampled, and on the host.
@@ -163,18 +165,25 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   // A pass holds batches of a replica, beside its roots and memories and the kernels that it closes.
   const auto holder = [&](int passed) { return Bytes{passed * (paths + element(spec) * pairs), 0} + given + means; };
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
-  memory.passed = o.start == Start::zero ? 0 : o.batches;
-  while (memory.passed > fewest && !fits(kernel_bytes(memory.passed), holder(memory.passed))) --memory.passed;
-  memory.kernels = kernel_bytes(memory.passed);
-  memory.checkpoint = memory.kernels;
-  memory.holders = memory.passed > 0 ? static_cast<int>(std::min<double>(thread_count(threads), R)) : 0;
-  while (memory.holders > 1 && !fits(memory.kernels, times(memory.holders, holder(memory.passed)))) --memory.holders;
-  memory.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
-  while (memory.samplers > 1 && !fits(memory.kernels, sampling(memory.samplers))) --memory.samplers;
-  const Bytes by_batches = sampling(memory.samplers), by_pass = times(memory.holders, holder(memory.passed));
-  memory.sampling = std::max(on_host(by_batches), on_host(by_pass));
-  if (card) memory.card = std::max(by_batches.sites, by_pass.sites);
-  return memory;
+  const auto with = [&](bool on_disk) {
+    IterationMemory m = memory;
+    m.passed = o.start == Start::zero ? 0 : o.batches;
+    while (m.passed > fewest && !fits(kernel_bytes(m.passed, on_disk), holder(m.passed))) --m.passed;
+    m.kernels = kernel_bytes(m.passed, on_disk);
+    m.checkpoint = kernel_bytes(m.passed, false);
+    if (on_disk) m.scratch = square * (kept(m.passed) + 1) * memory.arrays;
+    m.holders = m.passed > 0 ? static_cast<int>(std::min<double>(thread_count(threads), R)) : 0;
+    while (m.holders > 1 && !fits(m.kernels, times(m.holders, holder(m.passed)))) --m.holders;
+    m.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
+    while (m.samplers > 1 && !fits(m.kernels, sampling(m.samplers))) --m.samplers;
+    const Bytes by_batches = sampling(m.samplers), by_pass = times(m.holders, holder(m.passed));
+    m.sampling = std::max(on_host(by_batches), on_host(by_pass));
+    if (card) m.card = std::max(by_batches.sites, by_pass.sites);
+    return m;
+  };
+  const IterationMemory in_memory = with(false), on_disk = with(true);
+  if (in_memory.total() > available) return on_disk;
+  return on_disk.passed > 0 && on_disk.passed >= 2 * in_memory.passed ? on_disk : in_memory;
 }
 
 namespace {
@@ -203,9 +212,6 @@ std::vector<std::string> remedies(const RunSpec& spec, const Dataset& data, cons
         fmt::format("lower training.steps = {} ({} fit; sampling.window needs as much, since its last window "
                     "has the kernels of all steps)",
                     spec.training.steps, steps));
-  if (const int replicas = largest(3, spec.sampling.replicas, [](RunSpec& s) -> int& { return s.sampling.replicas; });
-      replicas > 2)
-    all.push_back(fmt::format("lower sampling.replicas = {} ({} fit)", spec.sampling.replicas, replicas));
   if (spec.sampling.anderson > 0) all.emplace_back("lower sampling.anderson");
   if (spec.sampling.start == Start::pass)
     all.emplace_back("start from zero kernels (sampling.start = \"zero\"), which holds one batch a thread");
@@ -242,18 +248,20 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
             : "take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and more of them "
               "(sampling.site_batches)")});
   if (memory.total() > available.bytes)
-    throw ConfigError(
-        {fmt::format("memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries in {} replicas "
-                     "and {} to sample them, and {} are available ({}). To need less: {}.",
-                     bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, spec.sampling.replicas,
-                     bytes_text(memory.sampling), bytes_text(available.bytes), available.source,
-                     fmt::join(remedies(spec, data, limit, memory, solve.threads, available.bytes), "; or "))});
+    throw ConfigError({fmt::format(
+        "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries, with those of "
+        "replicas that wait on disk, and {} to sample those of one replica, which are needed all at once: a "
+        "site's fields of a step come from all steps before it. {} are available ({}). To need less: {}.",
+        bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, bytes_text(memory.sampling),
+        bytes_text(available.bytes), available.source,
+        fmt::join(remedies(spec, data, limit, memory, solve.threads, available.bytes), "; or "))});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
   options.samplers = memory.samplers;
   options.passed = memory.passed;
   options.holders = memory.holders;
+  if (memory.scratch > 0) options.scratch = solve.scratch;
   options.start = memory.passed > 0 ? Start::pass : Start::zero;
   options.sites = site_backend(spec.sampling.precision, solve.device);
   options.interrupt = solve.interrupt;

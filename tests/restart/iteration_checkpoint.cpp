@@ -63,6 +63,7 @@ struct Run {
   const std::atomic<bool>* interrupt = nullptr;
   int replicas = 4;
   int resumed = -1;  ///< iterations that the checkpoint knew
+  std::string scratch = {};
 };
 
 moe::IterationResult iterate(const Case& c, Run& run) {
@@ -77,6 +78,7 @@ moe::IterationResult iterate(const Case& c, Run& run) {
   options.threads = run.threads;
   options.start = c.start;
   options.passed = c.passed;
+  options.scratch = run.scratch;
   if (c.mixed) options.window = 2, options.damping = 0.2, options.anderson = 2;
   options.checkpoints = &checkpoints;
   options.interrupt = run.interrupt;
@@ -84,8 +86,9 @@ moe::IterationResult iterate(const Case& c, Run& run) {
   if (run.on_iteration) options.on_iteration = [&](int iteration, double) { run.on_iteration(iteration); };
   return moe::iterate_kernels(s, d, options);
 }
-moe::IterationResult continued(const Case& c, const std::string& checkpoint, int threads = 2, int replicas = 4) {
-  Run run{{"", 60, checkpoint}, threads, {}, nullptr, replicas};
+moe::IterationResult continued(const Case& c, const std::string& checkpoint, int threads = 2, int replicas = 4,
+                               const std::string& scratch = {}) {
+  Run run{{"", 60, checkpoint}, threads, {}, nullptr, replicas, -1, scratch};
   moe::IterationResult result = iterate(c, run);
   CHECK(run.resumed >= 0);
   return result;
@@ -161,6 +164,45 @@ TEST_CASE(
       CHECK(numbers(continued(c, folder / "run.ckpt", 3)) == expected);
     }
   }
+}
+
+TEST_CASE(
+    "kernel iteration: kernels that wait in a file give the numbers of those in memory, bit for bit, also where one "
+    "run "
+    "goes on from the other; the file has no name [regime; rule; windows; threads]") {
+  for (const Case& c : cases) {
+    INFO("regime ", std::string(c.regime), ", ", c.batches, " batches, ", c.passed, " in a pass");
+    Run in_memory;
+    const std::vector<double> expected = numbers(iterate(c, in_memory));
+    const TemporaryFolder folder, waiting;
+    int open = 0;  // times that this process had a file there
+    Run on_disk;
+    on_disk.scratch = waiting.path().string();
+    on_disk.on_iteration = [&](int) {
+      for (const auto& link : fs::directory_iterator("/proc/self/fd")) {
+        std::error_code gone;
+        open += contains(fs::read_symlink(link, gone).string(), waiting.path().string()) ? 1 : 0;
+      }
+      CHECK(waiting.file_count() == 0);
+    };
+    CHECK(numbers(iterate(c, on_disk)) == expected);
+    CHECK(open > 0);
+
+    for (const bool first_on_disk : {false, true}) {
+      const auto place = [&](bool disk) { return disk ? waiting.path().string() : std::string(); };
+      Run died{{folder / "died.ckpt", 0, ""}, 2, [&](int iteration) {
+                 if (iteration == 2) throw Stopped("dies");
+               }};
+      if (first_on_disk) died.scratch = waiting.path().string();
+      CHECK_THROWS_AS(iterate(c, died), Stopped);
+      CHECK(numbers(continued(c, folder / "died.ckpt", 3, 4, place(!first_on_disk))) == expected);
+    }
+    CHECK(waiting.file_count() == 0);
+  }
+  Run nowhere;
+  nowhere.scratch = "/no/such/folder";
+  const std::string message = message_of<moe::IoError>([&] { iterate(cases[1], nowhere); });
+  CHECK_MESSAGE((contains(message, "/no/such/folder") && contains(message, "--scratch FOLDER")), message);
 }
 
 TEST_CASE(
