@@ -34,7 +34,7 @@ inline constexpr std::array<const char*, num_kernels> kernel_names = {
     "d phi/d b_Q", "d rho/d chi_Q", "d phi/d b_A", "d ghat/d chi_A", "d Gv/d b_B", "d D/d chi_B"};
 
 /// Matrices (n, n) over queries (step, sample), n = steps * P, sample fastest. In the place of a response, products <Z x> of white
-/// numbers, as rows, with queries, as columns (detail::response_by_parts). What a regime lacks is empty.
+/// numbers, as rows, up to the step of the query, their column (detail::response_by_parts). What a regime lacks is empty.
 class KernelSet {
  public:
   Eigen::MatrixXd& operator[](Kernel k) { return kernels_[static_cast<std::size_t>(k)]; }

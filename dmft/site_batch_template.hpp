@@ -119,13 +119,19 @@ void add_correlation(typename B::View a, Index first, Index count, double weight
   to.block(0, first, first + count, count) += columns;
   to.block(first, 0, count, first) += columns.topRows(first).transpose();
 }
-/// Products of the white numbers Z, of all times, with what is asked, in units in which they are L^T R (response_by_parts).
+/// Columns of a kernel that a batch adds at once: enough for a fast product.
+inline constexpr Index columns_at_once = 256;
+
+/// Products of the white numbers Z with what is asked, in units in which they are L^T R (response_by_parts): a step's queries know of none
+/// of later steps.
 template <class B>
-void add_response(SiteField<B>& field, typename B::Matrix& asked, Index first, Index count, double factor,
+void add_response(SiteField<B>& field, typename B::Matrix& asked, Index first, Index count, Index P, double factor,
                   Eigen::MatrixXd& to) {
   if (!field.present()) return;
-  to.middleCols(first, count) +=
-      factor * field.scale() / field.amplitude() * mean_product<B>(field.white(), asked.columns(first, count));
+  Eigen::MatrixXd products = factor * field.scale() / field.amplitude() *
+                             mean_product<B>(field.white().columns(0, first + count), asked.columns(first, count));
+  for (Index now = 0; now < count; now += P) products.middleCols(now, P).bottomRows(count - now - P).setZero();
+  to.block(0, first, first + count, count) += products;
 }
 
 template <class B>
@@ -451,11 +457,11 @@ void NeuronBatch<B>::add_columns(Stage stage, Index first, Index count, double w
                     of_B = Aggregation::of(block, c.expert_out_shared);
   if (stage == Stage::features) {
     detail::add_correlation<B>(phi, first, count, weight, k[Kernel::phi]);
-    detail::add_response<B>(beta_A, phi, first, count, weight * of_A.response, k[Kernel::A_x]);
-    detail::add_response<B>(beta_Q, phi, first, count, weight, k[Kernel::router_x]);
+    detail::add_response<B>(beta_A, phi, first, count, P_, weight * of_A.response, k[Kernel::A_x]);
+    detail::add_response<B>(beta_Q, phi, first, count, P_, weight, k[Kernel::router_x]);
   } else if (stage == Stage::outputs) {
     detail::add_correlation<B>(D, first, count, weight, k[Kernel::D]);
-    detail::add_response<B>(chi_B, D, first, count, weight * of_B.response, k[Kernel::B_z]);
+    detail::add_response<B>(chi_B, D, first, count, P_, weight * of_B.response, k[Kernel::B_z]);
   }
 }
 
@@ -585,14 +591,14 @@ void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double w
     Matrix& asked = c.expert_out_shared ? shared_Gv : Gv;
     detail::add_correlation<B>(Gv, first, count, weight, k[Kernel::Gv]);
     if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv, first, count, weight, k[Kernel::shared_Gv]);
-    detail::add_response<B>(beta_B, asked, first, count, weight, k[Kernel::B_x]);
+    detail::add_response<B>(beta_B, asked, first, count, P_, weight, k[Kernel::B_x]);
   } else if (stage == Stage::backward) {
     Matrix& asked = c.expert_in_shared ? shared_ghat : ghat;
     detail::add_correlation<B>(ghat, first, count, weight, k[Kernel::ghat]);
     if (!explicit_) detail::add_correlation<B>(rho, first, count, weight, k[Kernel::rho]);
     if (c.expert_in_shared) detail::add_correlation<B>(shared_ghat, first, count, weight, k[Kernel::shared_ghat]);
-    detail::add_response<B>(chi_Q, rho, first, count, weight, k[Kernel::router_z]);
-    detail::add_response<B>(chi_A, asked, first, count, weight, k[Kernel::A_z]);
+    detail::add_response<B>(chi_Q, rho, first, count, P_, weight, k[Kernel::router_z]);
+    detail::add_response<B>(chi_A, asked, first, count, P_, weight, k[Kernel::A_z]);
   }
 }
 
@@ -616,10 +622,13 @@ BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, con
   neurons.add_fields(means);
   experts.add_fields(means);
   means.kernels = zero_kernels(*problem.limit, problem.n());
-  for (const Stage stage : all_stages) {
-    neurons.add_columns(stage, 0, problem.n(), 1, means.kernels);
-    experts.add_columns(stage, 0, problem.n(), 1, means.kernels);
-  }
+  // By some steps at a time: half of a kernel mirrors the other, or is zero.
+  const Index n = problem.n(), some = problem.P() * std::max<Index>(1, detail::columns_at_once / problem.P());
+  for (Index first = 0; first < n; first += some)
+    for (const Stage stage : all_stages) {
+      neurons.add_columns(stage, first, std::min(some, n - first), 1, means.kernels);
+      experts.add_columns(stage, first, std::min(some, n - first), 1, means.kernels);
+    }
   return means;
 }
 

@@ -149,8 +149,8 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6.
   const double paths = element(spec) * (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
                                         step.samples * (10 * neurons + 10 * experts + 6 * units));
-  // A batch's means, and a kernel being averaged.
-  const Bytes means{squares * element(spec), square * (2 + memory.arrays) + sizeof(double) * path};
+  // A batch's means; what it adds to a kernel at once is little.
+  const Bytes means{0, square * memory.arrays + sizeof(double) * path};
   const Bytes batch = Bytes{paths + element(spec) * pairs, 0} + means;
   // Roots and memories of a replica, and what they are made from.
   const Bytes given{squares * 12 * element(spec) + element(spec) * path, 4 * square};
