@@ -60,7 +60,11 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width, Memory memor
   const double gradient = kind == OptimizerKind::adafactor ? s.N * std::max({s.D, s.M, s.Ne}) : 0;  // of one matrix
   if (memory == Memory::of_host) return p;
   p.fields = real * (gradient + (step + observing) * P + evaluation * piece + s.D * (train + test));
-  if (memory == Memory::of_cpu) return p;
+  if (memory == Memory::of_cpu) {  // lanes of what units make together (trainer_products.hpp)
+    const double sum = s.N * std::max(P, piece);
+    p.fields += real * std::min(std::min(16.0, p.weights / 131072) * sum, std::max(8388608.0, 4 * sum));
+    return p;
+  }
   const double pairs = s.K * std::max(P, piece), word = sizeof(std::ptrdiff_t);
   p.fields += real * std::min(p.weights, 4194304.0);  // pieces of gradients
   if (spec.model.routing != Routing::soft)            // lists of pairs; the experts' parts of a sum

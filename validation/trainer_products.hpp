@@ -223,7 +223,9 @@ struct Products<Cpu<Real>> {
   /// each a thread's, depends on the shapes alone. With one lane `to` is keep Y, else of unknown content.
   template <class Add>
   static void collect_in_lanes(Index weights, Index pieces, Real keep, View Y, const Add& add) {
-    const Index lanes = std::min(pieces, std::clamp<Index>(weights >> 17, 1, 16));
+    const Index most =
+        std::clamp<Index>((Index{1} << 23) / std::max<Index>(1, Y.size()), 4, 16);  // 32 MiB, or 4 times Y
+    const Index lanes = std::min(pieces, std::clamp<Index>(weights >> 17, 1, most));
     if (lanes == 1) {
       if (keep != 0) start_from(keep, Y);
       return add(0, pieces, Y);
