@@ -18,7 +18,7 @@ class ScratchFile {
   ScratchFile(const ScratchFile&) = delete;
   ScratchFile& operator=(const ScratchFile&) = delete;
 
-  /// A place for so many numbers. What is never written takes no room on the disk.
+  /// A place for so many numbers, asked for by one thread at a time. What is never written takes no room on the disk.
   std::size_t reserve(std::size_t numbers) { return numbers_ += numbers, numbers_ - numbers; }
   void write(const Eigen::MatrixXd& m, std::size_t place);
   void read(Eigen::MatrixXd& m, std::size_t place) const;
