@@ -34,7 +34,7 @@ constexpr double smallest_eps = 0.01;
 /// Scatter that rounding alone may leave, relative.
 constexpr double rounding = 1e-6;
 
-/// Sums over batches that a pass holds.
+/// What batches that a pass holds estimate, summed over them.
 struct Estimate {
   KernelSet kernels;
   MatrixXd f;
