@@ -57,6 +57,11 @@ void print_iteration(const moe::LimitResult& r) {
     fmt::print("No certificate: interrupted before fresh random numbers were drawn for it.\n");
     return;
   }
+  if (r.random_limit) {
+    fmt::print(
+        "No certificate: the limit is random, fresh random numbers are another realisation; errors are over these.\n");
+    return;
+  }
   double worst = 0;
   std::size_t which = 0;
   const auto &residual = r.diagnostics.at("kernel_residual"), &noise = r.diagnostics.at("kernel_residual_noise");

@@ -64,7 +64,8 @@ MatrixXd KeptKernels::read(std::size_t k) const {
 KernelSet KeptKernels::all() const {
   if (file_ == nullptr) return kernels_;
   KernelSet kernels;
-  for (std::size_t k = 0; k < num_kernels; ++k) kernels.all()[k] = read(k);
+  kernels.all().resize(size());
+  for (std::size_t k = 0; k < size(); ++k) kernels.all()[k] = read(k);
   return kernels;
 }
 
@@ -80,7 +81,10 @@ void KeptKernels::put(std::size_t k, MatrixXd kernel) {
 }
 
 void KeptKernels::put_all(KernelSet kernels) {
-  for (std::size_t k = 0; k < num_kernels; ++k) put(k, std::exchange(kernels.all()[k], MatrixXd()));
+  const std::size_t count = std::max(size(), kernels.size());
+  for (KernelSet::Matrices* all : {&kernels.all(), &kernels_.all()}) all->resize(count);
+  places_.resize(count);
+  for (std::size_t k = 0; k < count; ++k) put(k, std::exchange(kernels.all()[k], MatrixXd()));
 }
 
 void KeptKernels::add(std::size_t k, const MatrixXd& kernel) {
@@ -89,7 +93,11 @@ void KeptKernels::add(std::size_t k, const MatrixXd& kernel) {
 }
 
 void KeptKernels::transfer(Archive& a) {
-  for (std::size_t k = 0; k < num_kernels; ++k) {
+  std::size_t count = size();
+  a("count", count);
+  kernels_.all().resize(count);
+  places_.resize(count);
+  for (std::size_t k = 0; k < count; ++k) {
     const std::string name = fmt::format("kernel{}", k);
     if (file_ == nullptr) {
       a(name, kernels_.all()[k]);

@@ -1,9 +1,9 @@
 /// Kernel sets of kernel iteration that wait for their turn: in memory or, where they would not fit, in a file.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <string>
+#include <vector>
 
 #include "dmft/kernel_set.hpp"
 
@@ -41,6 +41,9 @@ class KeptKernels {
   KeptKernels(const KeptKernels&) = delete;
   KeptKernels& operator=(const KeptKernels&) = delete;
 
+  /// As KernelSet::size, all() and name.
+  std::size_t size() const { return kernels_.size(); }
+  std::string name(std::size_t k) const { return kernels_.name(k); }
   bool has(std::size_t k) const { return file_ != nullptr ? places_[k].rows > 0 : kernels_.all()[k].size() > 0; }
   /// use(kernel)
   template <class Use>
@@ -80,7 +83,7 @@ class KeptKernels {
   ScratchFile* file_ = nullptr;
   std::size_t most_ = 0;
   KernelSet kernels_;
-  std::array<Place, num_kernels> places_;
+  std::vector<Place> places_;
 };
 
 }  // namespace moe

@@ -133,10 +133,11 @@ std::optional<NumericsError> divergence(const LimitSpec& limit, const SiteProble
   const Index P = problem.P();
   const std::vector<double> loss = loss_of(limit, problem, means.f);
   for (Index t = 0; t < problem.steps; ++t) {
-    for (std::size_t k = 0; k < num_kernels; ++k) {
+    for (std::size_t k = 0; k < means.kernels.size(); ++k) {
       const MatrixXd& kernel = means.kernels.all()[k];
       if (kernel.size() == 0 || kernel.middleCols(t * P, P).topRows((t + 1) * P).allFinite()) continue;
-      return NumericsError(static_cast<int>(t), fmt::format("kernel {} of iteration {}", kernel_names[k], iteration),
+      return NumericsError(static_cast<int>(t),
+                           fmt::format("kernel {} of iteration {}", means.kernels.name(k), iteration),
                            "is not finite any more. Lower optimizer.lr, or use sampling.method = \"sweep\"");
     }
     if (!std::isfinite(loss[static_cast<std::size_t>(t)]) || has_diverged(loss[static_cast<std::size_t>(t)], loss[0]))
@@ -180,7 +181,7 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<st
     }
     change.loss = std::max(change.loss, relative(squares, scattered, rounding * loss[0][0]));
   }
-  for (std::size_t k = 0; k < num_kernels; ++k) {
+  for (std::size_t k = 0; k < chains[0].kernels.size(); ++k) {
     if (!chains[0].kernels.has(k)) continue;
     double squares = 0;
     for (const Chain& chain : chains) squares += chain.change[k];
@@ -196,7 +197,8 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<st
 
 /// A replica's kernels give way to what its sites have estimated from them.
 void take(BatchMeans& next, double damping, bool mixes, Chain& chain) {
-  for (std::size_t k = 0; k < num_kernels; ++k)
+  chain.change.resize(chain.kernels.size());
+  for (std::size_t k = 0; k < chain.kernels.size(); ++k)
     chain.change[k] =
         chain.kernels.with(k, [&](const MatrixXd& now) { return (next.kernels.all()[k] - now).squaredNorm(); });
   if (mixes) {
@@ -213,8 +215,8 @@ void take(BatchMeans& next, double damping, bool mixes, Chain& chain) {
 
 /// A replica at rest, against what fresh numbers estimate from its kernels, which go to the sum of the result.
 void compare(BatchMeans& next, Chain& chain, Certificate& certificate, KeptKernels& kernels_sum) {
-  certificate.squares.resize(num_kernels, 0);
-  for (std::size_t k = 0; k < num_kernels; ++k) {
+  certificate.squares.resize(chain.kernels.size(), 0);
+  for (std::size_t k = 0; k < chain.kernels.size(); ++k) {
     if (!chain.kernels.has(k)) continue;
     MatrixXd& fresh = next.kernels.all()[k];
     chain.kernels.with(k, [&](const MatrixXd& at_rest) {
@@ -251,6 +253,23 @@ Curve loss_of_mean(const std::vector<MatrixXd>& f, const Losses& losses) {
     double square = 0;
     for (const auto& row : without) square += std::pow(row[t] - center[t], 2);
     curve.sem.push_back(std::sqrt(square * (R - 1) / R));
+  }
+  return curve;
+}
+
+/// losses(f), [step], of each replica's own output, a realisation: mean and standard error.
+template <class Losses>
+Curve mean_of_losses(const std::vector<MatrixXd>& f, const Losses& losses) {
+  std::vector<std::vector<double>> rows;
+  rows.reserve(f.size());
+  for (const MatrixXd& one : f) rows.push_back(losses(one));
+  const auto R = static_cast<double>(f.size());
+  Curve curve;
+  curve.mean = mean_of(rows);
+  for (std::size_t t = 0; t < curve.mean.size(); ++t) {
+    double square = 0;
+    for (const auto& row : rows) square += std::pow(row[t] - curve.mean[t], 2);
+    curve.sem.push_back(std::sqrt(square / (R - 1) / R));
   }
   return curve;
 }
@@ -301,10 +320,10 @@ void add_over_ranks(const SiteProblem& problem, BatchMeans& means) {
   const auto sum = [&](MatrixXd& m) { sums.emplace_back(m.data(), static_cast<std::size_t>(m.size())); };
   if (means.f.size() == 0)  // no batch of this replica was this rank's
     means = {zero_kernels(*problem.limit, problem.n()),
-             MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps),
+             zero_means(*problem.limit, problem.steps).fields,
              MatrixXd::Zero(problem.y.rows(), problem.n()),
              {}};
-  if (means.paths.phi.size() == 0) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
+  if (!means.paths.has_any()) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
   for (MatrixXd& kernel : means.kernels.all())
     if (kernel.size() > 0) sum(kernel);
   for (MatrixXd* path : means.paths.all())
@@ -350,7 +369,7 @@ void finish_sampling(const SiteProblem& problem, const IterationOptions& options
   if (ranks().several()) add_over_ranks(problem, others);
   hand_over(problem, 1.0 / options.batches, state, r, [&](std::size_t, BatchMeans means) {
     Chain& chain = state.chains[r];
-    for (std::size_t k = 0; k < num_kernels; ++k) {
+    for (std::size_t k = 0; k < means.kernels.size(); ++k) {
       MatrixXd& held = others.kernels.all()[k];
       chain.others.put(k, means.kernels.all()[k] - std::exchange(held, MatrixXd()) / state.passed);
     }
@@ -396,7 +415,7 @@ void set_horizon(SiteProblem& problem, Index steps, IterationState& state) {
   state.of_horizon = 0;
   const Index n = problem.n();
   for (Chain& chain : state.chains) {
-    for (std::size_t k = 0; k < num_kernels; ++k)
+    for (std::size_t k = 0; k < chain.kernels.size(); ++k)
       if (chain.kernels.has(k)) chain.kernels.change(k, [&](MatrixXd& kernel) { resize_queries(kernel, n, n); });
     for (MatrixXd* path : chain.paths.all())
       if (path->size() > 0) resize_queries(*path, path->rows(), n);
@@ -516,18 +535,33 @@ std::vector<KernelResidual> residuals_of(const Certificate& certificate, const K
                                          std::size_t replicas) {
   std::vector<KernelResidual> residuals;
   const auto R = static_cast<double>(replicas);
-  for (std::size_t k = 0; k < num_kernels; ++k) {
+  for (std::size_t k = 0; k < kernels.size(); ++k) {
     if (kernels.all()[k].size() == 0) continue;
     const double size = kernels.all()[k].norm(),
                  change = certificate.sum.with(k, [](const MatrixXd&sum) { return sum.norm(); }) / R,
                  square = std::max(0.0, certificate.squares[k] - R * change * change);
-    residuals.push_back(
-        {kernel_names[k], size > 0 ? change / size : 0, size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
+    residuals.push_back({kernel_names[k % num_kernels], size > 0 ? change / size : 0,
+                         size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
   }
   return residuals;
 }
 
 }  // namespace
+
+bool is_random(const LimitSpec& limit) {
+  const BlockSpec& block = limit.block;
+  return !block.experts_sampled && block.gate.topk && block.gate.active < block.counts.experts;
+}
+
+/// False where there is no such limit, whose faults are found elsewhere.
+static bool has_vanishing_gradients(const RunSpec& spec) {
+  Faults elsewhere;
+  const Regime& regime = regime_named(spec.model.regime);
+  const Parameterization param = load_parameterization(spec, elsewhere);
+  if (!elsewhere.empty()) return false;
+  const LimitConstants constants = limit_constants(spec, param, regime, 1, elsewhere);
+  return elsewhere.empty() && !vanishing_gradients(spec, regime, constants).empty();
+}
 
 std::vector<std::string> iteration_faults(const RunSpec& spec) {
   std::vector<std::string> faults;
@@ -539,24 +573,20 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw ||
                            spec.optimizer.name == OptimizerKind::adafactor;
   refuse(
-      has_moments && spec.optimizer.eps < smallest_eps, "optimizer.eps", fmt::format("{:g}", spec.optimizer.eps),
-      fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish in the limit moves weights "
-                  "(docs/theory.md, section 5)",
+      has_moments && spec.optimizer.eps < smallest_eps && has_vanishing_gradients(spec), "optimizer.eps",
+      fmt::format("{:g}", spec.optimizer.eps),
+      fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish at t = 0 in this limit moves "
+                  "weights (docs/theory.md, section 5)",
                   smallest_eps));
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
-  const bool topk = spec.model.routing == Routing::topk;  // what soft routing does not use is ignored
-  refuse(
-      topk && !regime_named(spec.model.regime).experts_sampled, "model.routing", "\"topk\"",
-      "averages over sites, and what these experts are chosen by at vanishing logits are fluctuations of the averages "
-      "themselves: this limit is random");
-  refuse(spec.model.depth > 1, "model.depth", std::to_string(spec.model.depth), "has one block only");
-  refuse(topk && spec.model.balance_loss != 0, "model.balance_loss", fmt::format("{:g}", spec.model.balance_loss),
-         "has no balancing");
-  refuse(topk && spec.model.balance_bias != 0, "model.balance_bias", fmt::format("{:g}", spec.model.balance_bias),
-         "has no balancing");
-  refuse(spec.model.norm != Norm::none, "model.norm", "\"rms\"", "has no norm");
+  // What explicit experts are chosen by at vanishing logits are fluctuations of averages over sites: every replica is a realisation.
+  const bool random = spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled;
+  const std::string realisation = "takes a replica's batch for one realisation of this random limit (regime I, top-K)";
+  refuse(random && spec.sampling.site_batches > 1, "sampling.site_batches", std::to_string(spec.sampling.site_batches),
+         realisation);
+  refuse(random && spec.sampling.draws > 1, "sampling.draws", std::to_string(spec.sampling.draws), realisation);
   return faults;
 }
 
@@ -599,7 +629,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
   std::optional<ScratchFile> file;
   if (!options.scratch.empty()) file.emplace(options.scratch);
-  const auto kept = [&](KernelSet kernels = {}) {
+  const auto kept = [&](KernelSet kernels) {
     return KeptKernels(file ? &*file : nullptr, problem.n(), std::move(kernels));
   };
   IterationState state;
@@ -609,20 +639,20 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto first_steps = [&] {
     return state.passed > 0 || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
   };
-  const MatrixXd no_fields = MatrixXd::Zero(static_cast<Index>(site_observables.size()), problem.steps);
+  const MatrixXd no_fields = zero_means(limit, problem.steps).fields;
   for (std::size_t r = 0; r < R; ++r)
     state.chains.push_back({kept(zero_kernels(limit, problem.n())),
-                            kept(),
+                            kept(KernelSet(limit.depth)),
                             {},
                             zero_paths(limit, problem.n()),
                             no_f,
                             no_f,
                             no_fields,
-                            std::vector<double>(num_kernels, 0),
+                            {},
                             no_f,
                             no_fields,
                             KernelMixing(options.damping, options.anderson)});
-  state.kernels_sum = kept(), state.certificate.sum = kept();
+  state.kernels_sum = kept(KernelSet(limit.depth)), state.certificate.sum = kept(KernelSet(limit.depth));
   state.next.resize(R);
   state.held.resize(R);
   state.sampled.assign(R, 0);
@@ -704,7 +734,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
           chain.fields_sum += chain.fields;
           chain.mixing.forget();
           if (report.draws == options.draws) continue;  // the certificate adds the last
-          for (std::size_t k = 0; k < num_kernels; ++k)
+          for (std::size_t k = 0; k < chain.kernels.size(); ++k)
             if (chain.kernels.has(k))
               chain.kernels.with(k, [&](const MatrixXd& kernel) { state.kernels_sum.add(k, kernel); });
         }
@@ -723,7 +753,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                     "kernel {} after {} iterations. Raise sampling.iterations, lower training.steps or optimizer.lr, "
                     "or use sampling.method = \"sweep\"",
                     report.changes.back().loss, report.changes.back().kernels,
-                    kernel_names[static_cast<std::size_t>(report.changes.back().largest)], most));
+                    chains[0].kernels.name(static_cast<std::size_t>(report.changes.back().largest)), most));
   };
   while (report.draws < options.draws && settle()) {
   }
@@ -732,7 +762,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto against_fresh = [&](std::size_t r, BatchMeans means) {
     compare(means, chains[r], state.certificate, state.kernels_sum);
   };
-  result.interrupted = report.draws < options.draws || !sample_all(false, against_fresh);
+  // In a random limit fresh numbers are another realisation, and compare with nothing.
+  const bool random = is_random(limit);
+  result.interrupted = report.draws < options.draws || (!random && !sample_all(false, against_fresh));
   if (result.interrupted) keep(true);
   problem.steps = all_steps;
   if (report.draws == 0)
@@ -742,7 +774,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 
   if (report.draws == options.draws)  // those that an interrupt has left
     for (Chain& chain : chains)
-      for (std::size_t k = 0; k < num_kernels; ++k) {
+      for (std::size_t k = 0; k < chain.kernels.size(); ++k) {
         if (!chain.kernels.has(k)) continue;
         chain.kernels.with(k, [&](const MatrixXd& at_rest) { state.kernels_sum.add(k, at_rest); });
         chain.kernels.put(k, {});
@@ -750,7 +782,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   result.kernels = state.kernels_sum.all();
   state.kernels_sum.clear();
   for (MatrixXd& kernel : result.kernels.all()) kernel /= static_cast<double>(R) * report.draws;
-  if (!result.interrupted) report.residuals = residuals_of(state.certificate, result.kernels, R);
+  if (!result.interrupted && !random) report.residuals = residuals_of(state.certificate, result.kernels, R);
   result.f = no_f;
   for (const Chain& chain : chains) {
     result.f_per_replica.emplace_back(chain.f_sum / report.draws);
@@ -758,9 +790,11 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     result.f += result.f_per_replica.back() / static_cast<double>(R);
   }
   result.paths = std::move(chains[0].paths);
-  result.loss = loss_of_mean(result.f_per_replica, [&](const MatrixXd& f) { return loss_of(limit, problem, f); });
-  result.batch_loss =
-      loss_of_mean(result.f_per_replica, [&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); });
+  const auto over_replicas = [&](const auto& of_f) {
+    return random ? mean_of_losses(result.f_per_replica, of_f) : loss_of_mean(result.f_per_replica, of_f);
+  };
+  result.loss = over_replicas([&](const MatrixXd& f) { return loss_of(limit, problem, f); });
+  result.batch_loss = over_replicas([&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); });
   result.report = std::move(report);
   return result;
 }

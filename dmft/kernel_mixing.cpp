@@ -12,7 +12,7 @@ void scale(KernelSet& k, double factor) {
   for (MatrixXd& kernel : k.all()) kernel *= factor;
 }
 void add(const KernelSet& k, double factor, KernelSet& to) {
-  for (std::size_t i = 0; i < num_kernels; ++i)
+  for (std::size_t i = 0; i < k.size(); ++i)
     if (k.all()[i].size() > 0) to.all()[i] += factor * k.all()[i];
 }
 
@@ -29,7 +29,7 @@ void KernelMixing::mix(const KernelSet& iterate, KernelSet& estimate) {
     // |g - sum_j w_j (g - g_j)|^2 over w, g_j the changes and g the last.
     MatrixXd products = MatrixXd::Zero(m, m);
     Eigen::VectorXd with_last = Eigen::VectorXd::Zero(m);
-    for (std::size_t k = 0; k < num_kernels; ++k) {
+    for (std::size_t k = 0; k < estimate.size(); ++k) {
       const double norm = estimate.all()[k].squaredNorm();
       if (norm == 0) continue;
       const auto change = [&](Index j) -> MatrixXd {

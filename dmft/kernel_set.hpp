@@ -5,6 +5,8 @@
 
 #include <Eigen/Core>
 #include <array>
+#include <string>
+#include <vector>
 
 #include "dmft/replica.hpp"
 
@@ -33,21 +35,41 @@ inline constexpr std::array<const char*, num_kernels> kernel_names = {
     "phi phi",     "D D",           "rho rho",     "ghat ghat",      "Gv Gv",      "shared ghat ghat", "shared Gv Gv",
     "d phi/d b_Q", "d rho/d chi_Q", "d phi/d b_A", "d ghat/d chi_A", "d Gv/d b_B", "d D/d chi_B"};
 
-/// Matrices (n, n) over queries (step, sample), n = steps * P, sample fastest. In the place of a response, products <Z x> of white
-/// numbers, as rows, up to the step of the query, their column (detail::response_by_parts). What a regime lacks is empty.
+/// Matrices (n, n) over queries (step, sample) of every block, n = steps * P, sample fastest. In the place of a response, products <Z x> of
+/// white numbers, as rows, up to the step of the query, their column (detail::response_by_parts). What a regime lacks is empty.
 class KernelSet {
  public:
-  Eigen::MatrixXd& operator[](Kernel k) { return kernels_[static_cast<std::size_t>(k)]; }
-  const Eigen::MatrixXd& operator[](Kernel k) const { return kernels_[static_cast<std::size_t>(k)]; }
-  std::array<Eigen::MatrixXd, num_kernels>& all() { return kernels_; }
-  const std::array<Eigen::MatrixXd, num_kernels>& all() const { return kernels_; }
+  using Matrices = std::vector<Eigen::MatrixXd>;
+
+  KernelSet() : KernelSet(1) {}
+  explicit KernelSet(int blocks) : kernels_(num_kernels * static_cast<std::size_t>(blocks)) {}
+  /// Of the first block, or of block l.
+  Eigen::MatrixXd& operator[](Kernel k) { return of(0, k); }
+  const Eigen::MatrixXd& operator[](Kernel k) const { return of(0, k); }
+  Eigen::MatrixXd& of(int l, Kernel k) { return kernels_[place(l, k)]; }
+  const Eigen::MatrixXd& of(int l, Kernel k) const { return kernels_[place(l, k)]; }
+  /// Block after block, in the order of Kernel.
+  Matrices& all() { return kernels_; }
+  const Matrices& all() const { return kernels_; }
+  std::size_t size() const { return kernels_.size(); }
+  /// Of all()[k].
+  std::string name(std::size_t k) const {
+    const std::string kernel = kernel_names[k % num_kernels];
+    return size() == num_kernels ? kernel : kernel + fmt::format(" of block {}", k / num_kernels + 1);
+  }
 
   void transfer(Archive& a) {
-    for (std::size_t k = 0; k < num_kernels; ++k) a(fmt::format("kernel{}", k), kernels_[k]);
+    std::size_t count = size();
+    a("count", count);
+    kernels_.resize(count);
+    for (std::size_t k = 0; k < count; ++k) a(fmt::format("kernel{}", k), kernels_[k]);
   }
 
  private:
-  std::array<Eigen::MatrixXd, num_kernels> kernels_;
+  static std::size_t place(int l, Kernel k) {
+    return num_kernels * static_cast<std::size_t>(l) + static_cast<std::size_t>(k);
+  }
+  Matrices kernels_;
 };
 
 /// Zeros for everything that this limit has.

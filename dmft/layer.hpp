@@ -38,7 +38,7 @@ void norm_backward(typename B::View z, typename B::View q, typename B::View g) {
   B::each(g.rows, g.cols,
           [=] MOE_HD(Index n, Index p) { g(n, p) = (g(n, p) - z(n, p) * (per_site * overlap(0, p))) / q(0, p); });
 }
-/// out = branch * psi(y) [+ x]
+/// branch * psi(y) [+ x]
 template <class View, class Point>
 struct Join {
   using Real = std::remove_reference_t<decltype(*View::data)>;
@@ -49,6 +49,17 @@ struct Join {
   MOE_HD void operator()(Index n, Index p) const { out(n, p) = branch * psi(y(n, p)) + (residual ? x(n, p) : Real(0)); }
 };
 }  // namespace detail
+
+/// out = L^-alpha psi(y) [+ x], b of psi                                                                          (T5), (T28)
+template <class B>
+void join(const LayerSpec& spec, double b, typename B::View y, typename B::View x, typename B::View out) {
+  using Real = typename B::Real;
+  PointActivation<Real>{spec.post_activation, static_cast<Real>(b)}.with_value([&](auto psi) {
+    B::each(
+        out.rows, out.cols,
+        detail::Join<typename B::View, decltype(psi)>{y, x, out, psi, static_cast<Real>(spec.branch), spec.residual});
+  });
+}
 
 /// The identity, or z_mu = x_mu / q_mu with q_mu = <x_mu^2>^(1/2) over neurons.
 template <class B>
@@ -109,7 +120,7 @@ class Layer {
   View forward(View x) {
     z_ = norm_.forward(x);
     block_.forward(z_, y_);
-    join(y_, x, x_);
+    join<B>(spec_, scale_, y_, x, x_);
     return x_;
   }
 
@@ -130,7 +141,7 @@ class Layer {
     B::copy(x, z);
     norm_.evaluate(z);
     block_.evaluate(z, y, weights);
-    join(y, x, x);
+    join<B>(spec_, scale_, y, x, x);
   }
   /// Hidden features v(0) (sites, E) of x^{l-1} (S, E) at initialisation; x is normalised in place.
   void initial_features(View x, View v0) {
@@ -146,14 +157,6 @@ class Layer {
   View D() { return D_; }
 
  private:
-  /// out = L^-alpha psi(y) [+ x]                                                                                (T5), (T28)
-  void join(View y, View x, View out) const {
-    PointActivation<Real>{spec_.post_activation, static_cast<Real>(scale_)}.with_value([&](auto psi) {
-      B::each(out.rows, out.cols,
-              detail::Join<View, decltype(psi)>{y, x, out, psi, static_cast<Real>(spec_.branch), spec_.residual});
-    });
-  }
-
   LayerSpec spec_;
   double scale_;  ///< of the activation
   StreamNorm<B> norm_;

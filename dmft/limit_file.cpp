@@ -140,10 +140,11 @@ void write_iteration(H5Writer& file, const LimitResult& result) {
   write("iteration_kernel_change",
         "change of a kernel in an iteration over its scatter over replicas, largest over kernels", "iteration");
   const std::string kernels = fmt::format("{}", fmt::join(kernel_names, ", "));
-  write(
-      "kernel_residual",
-      "relative change of each kernel by one iteration with fresh random numbers (NaN: not in this limit): " + kernels,
-      "kernel");
+  write("kernel_residual",
+        "relative change of each kernel by one iteration with fresh random numbers, largest over blocks (NaN: not in "
+        "this limit): " +
+            kernels,
+        "kernel");
   write("kernel_residual_noise", "what sampling errors alone let one expect of kernel_residual", "kernel");
 }
 

@@ -1,5 +1,6 @@
 #include "dmft/site_batch_template.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "dmft/loss.hpp"
@@ -88,10 +89,22 @@ MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
 
 }  // namespace detail
 
+Index row_of(int l, std::string_view observable) {
+  const auto* const found = std::find(site_observables.begin(), site_observables.end(), observable);
+  return l * static_cast<Index>(site_observables.size()) + (found - site_observables.begin());
+}
+
+BatchMeans zero_means(const LimitSpec& limit, Index steps) {
+  BatchMeans means;
+  means.fields = MatrixXd::Zero(limit.depth * static_cast<Index>(site_observables.size()), steps);
+  if (!limit.input.linear()) means.paths.blocks.resize(static_cast<std::size_t>(limit.depth));
+  return means;
+}
+
 void BatchMeans::add(const BatchMeans& batch) {
   f += batch.f;
   fields += batch.fields;
-  for (std::size_t k = 0; k < num_kernels; ++k) kernels.all()[k] += batch.kernels.all()[k];
+  for (std::size_t k = 0; k < kernels.size(); ++k) kernels.all()[k] += batch.kernels.all()[k];
 }
 
 void BatchMeans::scale(double factor) {
@@ -102,9 +115,9 @@ void BatchMeans::scale(double factor) {
 
 KernelSet zero_kernels(const LimitSpec& limit, Index n) {
   const LimitConstants& c = limit.block.constants;
-  KernelSet k;
+  KernelSet k(limit.depth);
   const auto has = [&](Kernel which, bool present) {
-    if (present) k[which] = MatrixXd::Zero(n, n);
+    for (int l = 0; present && l < limit.depth; ++l) k.of(l, which) = MatrixXd::Zero(n, n);
   };
   for (const Kernel which : {Kernel::phi, Kernel::D, Kernel::ghat, Kernel::Gv}) has(which, true);
   const bool sampled = limit.block.experts_sampled;
@@ -125,7 +138,8 @@ SitePaths zero_paths(const LimitSpec& limit, Index n) {
   const SampleCounts& counts = limit.block.counts;
   const Index neurons = counts.neurons, experts = counts.experts, units = experts * counts.hidden;
   const auto zero = [n](Index sites) { return MatrixXd(MatrixXd::Zero(sites, n)); };
-  return {zero(neurons), zero(neurons), zero(experts), zero(units), zero(units)};
+  return {std::vector<BlockPaths>(static_cast<std::size_t>(limit.depth),
+                                  {zero(neurons), zero(neurons), zero(experts), zero(units), zero(units)})};
 }
 
 MatrixXd causal_root(const MatrixXd& kernel, double cutoff) {

@@ -4,9 +4,11 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "dmft/kernel_set.hpp"
+#include "dmft/layer.hpp"
 #include "dmft/site_field.hpp"
 #include "dmft/update_rule.hpp"
 
@@ -43,29 +45,42 @@ struct Aggregation {
   static Aggregation of(const BlockSpec& block, bool shared);
 };
 
-/// Paths (sites, n) of one batch: what the learned parts of an entrywise rule run over (T23), an order parameter beside the kernels.
-/// Empty where the rule is linear.
-struct SitePaths {
-  Eigen::MatrixXd phi, D;         ///< of neurons
+/// Paths (sites, n) of one batch in one block: what the learned parts of an entrywise rule run over (T23), an order parameter beside the
+/// kernels. Empty where the rule is linear.
+struct BlockPaths {
+  Eigen::MatrixXd phi, D;         ///< of neurons; phi what the block reads
   Eigen::MatrixXd rho, ghat, Gv;  ///< of experts; of their units
   std::array<Eigen::MatrixXd*, 5> all() { return {&phi, &D, &rho, &ghat, &Gv}; }
+};
+struct SitePaths {
+  std::vector<BlockPaths> blocks;
+  std::vector<Eigen::MatrixXd*> all() {
+    std::vector<Eigen::MatrixXd*> paths;
+    for (BlockPaths& block : blocks)
+      for (Eigen::MatrixXd* path : block.all()) paths.push_back(path);
+    return paths;
+  }
+  bool has_any() const { return !blocks.empty() && blocks[0].phi.size() > 0; }
   void transfer(Archive& a) {
-    for (int k = 0; k < 5; ++k) a(fmt::format("path{}", k), *all()[static_cast<std::size_t>(k)]);
+    std::size_t count = blocks.size();
+    a("count", count);
+    blocks.resize(count);
+    for (std::size_t k = 0; k < all().size(); ++k) a(fmt::format("path{}", k), *all()[k]);
   }
 };
 /// Zeros, of a batch of this limit's sample counts.
 SitePaths zero_paths(const LimitSpec& limit, Index n);
 
-/// Parts of a step, each of which asks only what the kernels of those before it give: after it kernels of its own are known.
+/// Parts of a block's step, each of which asks only what the kernels of those before it give: after it kernels of its own are known.
 enum class Stage {
-  features,  ///< phi, and how it answers to the fields of earlier steps
+  features,  ///< phi, what the block reads, and how it answers to the fields of earlier steps
   forward,   ///< G v
-  outputs,   ///< f, D
+  outputs,   ///< D
   backward   ///< ghat, rho
 };
 inline constexpr std::array all_stages = {Stage::features, Stage::forward, Stage::outputs, Stage::backward};
 
-/// Kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t). Where there are paths,
+/// One block's kernels as what fields are made of: roots of covariances, and memories W in field(t) += sum_s source(s) W(s, t). Where there are paths,
 /// what has been learned acts by pairs, else by correlations of the paths, which linear rules allow.
 template <class B>
 struct SiteKernels {
@@ -73,27 +88,30 @@ struct SiteKernels {
   Matrix root_phi, root_D, root_rho, root_ghat, root_Gv;  ///< L with L L^T the queries' correlation
   Matrix r_of_rho, u_of_ghat, u_of_shared, y_of_D, zeta_of_Gv, zeta_of_shared, xi_of_phi;
   Matrix phi, D, rho, ghat, Gv;  ///< paths that learned parts run over, or empty
-  SiteKernels(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths);
-  /// Nothing is known yet: close() makes it known, stage by stage.
-  explicit SiteKernels(const SiteProblem& problem);
+  /// Of block l. Kernels of no size: nothing is known yet, and close() makes it known, stage by stage.
+  SiteKernels(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths, int l = 0);
   /// What the kernels of this stage of step t say, whose columns up to there are known.
   void close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t);
 
  private:
-  SiteKernels(const SiteProblem& problem, const SitePaths& paths);
+  int block_;
   void remember(const SiteProblem& problem, const KernelSet& kernels, Stage stage,
                 Index t);  ///< memories' columns of step t
 };
 
-/// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields.
+/// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields, block after block; those of the
+/// stream (is_of_block) stand with the first.
 inline constexpr std::array site_observables = {"rms_h",    "rms_phi", "rms_y",       "rms_D",        "rms_xi",
                                                 "rms_r",    "rms_u",   "rms_v",       "rms_u_all",    "rms_v_all",
                                                 "rms_zeta", "rms_rho", "ess_forward", "ess_backward", "router_entropy"};
 
+/// Block l's row of one of them.
+Index row_of(int l, std::string_view observable);
+
 /// Averages over one batch, to be summed over batches.
 struct BatchMeans {
   KernelSet kernels;
-  Eigen::MatrixXd fields;  ///< (site_observables, steps): mean squares for rms_..., values for the rest
+  Eigen::MatrixXd fields;  ///< (L site_observables, steps): mean squares for rms_..., values for the rest
   Eigen::MatrixXd f;       ///< (C, n); empty: a batch without neurons
   SitePaths paths;         ///< not summed: of the batch that stands for the sites
   void transfer(Archive& a) {
@@ -106,7 +124,25 @@ struct BatchMeans {
   void scale(double factor);
 };
 
-/// Neurons: h, phi, y, D, xi along time, and the explicit router of regime I.
+/// Fields of zeros, and of every block where the rule has paths room for them.
+BatchMeans zero_means(const LimitSpec& limit, Index steps);
+
+/// What a neuron has of one block: the block's fields on it, what it reads and sends back.
+template <class B>
+struct BlockOfNeurons {
+  using Matrix = typename B::Matrix;
+  SiteField<B> chi_B, beta_A, beta_Q;
+  LearnedArray<B> q;           ///< (S, M) of the explicit router
+  LearnedArray<B> dQ, dA, dB;  ///< (S, experts or units of the given paths), of entrywise rules
+  Matrix phi, D;               ///< (S, n); phi is z^l (T28)
+  Matrix y, x;                 ///< (S, P); x the stream behind the block
+  StreamNorm<B> norm;
+
+  BlockOfNeurons(Index neurons, Index n, Index P, Norm kind)
+      : phi(neurons, n), D(neurons, n), y(neurons, P), x(neurons, P), norm(kind, neurons, P) {}
+};
+
+/// Neurons along time: input, the stream through all blocks, readout.
 template <class B>
 class NeuronBatch {
  public:
@@ -114,33 +150,41 @@ class NeuronBatch {
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
-  NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index neurons, StreamNumbers& streams);
+  /// `kernels` of every block.
+  NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, Index neurons, StreamNumbers& streams);
 
-  void features(Index t);                     ///< (T1)
-  void outputs(Index t);                      ///< (T4)-(T6), closes f(t) and Delta(t)
-  void backward(Index t, View rho = View());  ///< (T10), (T20), (T21); rho (M, P) of explicit experts
-  void logits(Index t, View r);               ///< r_i = <q_i phi> (M, P) of explicit experts
-  void add_fields(BatchMeans& to);            ///< all of it but the kernels
-  /// `weight` times columns first .. first + count, of whole steps, of this stage's kernels.
-  void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
+  void features(Index t);               ///< (T1)
+  void read(int l, Index t);            ///< what block l reads (T28)
+  void logits(int l, Index t, View r);  ///< r_i = <q_i phi> (M, P) of explicit experts
+  void write(int l, Index t);           ///< y, and the stream behind block l (T4), (T28)
+  void outputs(Index t);                ///< closes f(t) and Delta(t) (T5), (T6)
+  void receive(int l, Index t);         ///< D of block l
+  void send(int l, Index t,
+            View rho);              ///< xi of block l, and what goes on below it (T10); rho (M, P) of explicit experts
+  void learn(Index t);              ///< (T20), (T21)
+  void add_fields(BatchMeans& to);  ///< all of it but the kernels
+  /// `weight` times columns first .. first + count, of whole steps, of this stage's kernels of block l.
+  void add_columns(int l, Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
-  /// For tests: Gaussian fields, drawn initial values, paths.
-  SiteField<B> chi_B, beta_A, beta_Q;
-  LearnedArray<B> W_in, w_bar, q;  ///< (S, inputs), (S, C), (S, M)
-  Matrix phi, D;                   ///< (S, n)
-  Eigen::MatrixXd f;               ///< (C, n)
+  /// For tests: drawn initial values, blocks.
+  LearnedArray<B> W_in, w_bar;  ///< (S, inputs), (S, C)
+  std::vector<BlockOfNeurons<B>> blocks;
+  Eigen::MatrixXd f;  ///< (C, n)
 
  private:
+  double& measured(int l, const char* name, Index t);
+
   const SiteProblem& problem_;
-  SiteKernels<B>& kernels_;
+  std::vector<SiteKernels<B>>& kernels_;
   Index S_, P_;
-  Eigen::MatrixXd measured_;      ///< the first five rows of BatchMeans::fields
-  LearnedArray<B> dQ_, dA_, dB_;  ///< (S, experts or units of the given paths), of entrywise rules
-  Matrix h_, y_, s_, D0_;         ///< (S, P)
-  Matrix x_, delta_;              ///< (inputs, P), (C, P)
+  Eigen::MatrixXd measured_;     ///< BatchMeans::fields, of which experts have the other rows
+  Matrix h_, phi_, s_, D0_, g_;  ///< (S, P); g_ the backward field of the stream
+  StreamNorm<B> norm_;
+  View stream_;
+  Matrix x_, delta_;  ///< (inputs, P), (C, P)
 };
 
-/// Experts with their hidden units. Of explicit experts the logits come from the neurons, and averages over hidden units (s, hence
+/// Experts of one block with their hidden units. Of explicit experts the logits come from the neurons, and averages over hidden units (s, hence
 /// rho) are closed.
 template <class B>
 class ExpertBatch {
@@ -149,10 +193,11 @@ class ExpertBatch {
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
-  ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden, StreamNumbers& streams);
+  ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden, StreamNumbers& streams,
+              int l = 0);
 
-  void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16)
-  void backward(Index t);                       ///< (T7)-(T9), (T18)
+  void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16), (T32)
+  void backward(Index t);                       ///< (T7)-(T9), (T18), (T31)
   View rho_now() { return rho.columns(step_ * P_, P_); }
   void add_fields(BatchMeans& to);
   void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
@@ -164,21 +209,40 @@ class ExpertBatch {
  private:
   const SiteProblem& problem_;
   SiteKernels<B>& kernels_;
+  int l_;
   Index SE_, Sa_, P_, step_ = 0;
   double kappa_;
   bool explicit_;
-  Eigen::MatrixXd measured_;  ///< the other rows of BatchMeans::fields
+  Eigen::MatrixXd measured_;  ///< its block's rows of BatchMeans::fields from rms_r on
   GateSpec gate_;
   LearnedArray<B> dQ_, dA_, dB_;  ///< (SE or SE Sa, neurons of the given paths), of entrywise rules
   Matrix r_, G_, s_;              ///< (SE, P)
   Matrix u_, v_, zeta_, common_;  ///< (SE Sa, P); common_ (Sa, P)
   Matrix mask_;
+  Matrix bias_;  ///< (SE, 1) b of the selection, where it moves
 };
+
+/// Neurons with the experts of all blocks.
+template <class B>
+struct SiteBatch {
+  NeuronBatch<B> neurons;
+  std::vector<ExpertBatch<B>> experts;  ///< of every block
+  typename B::Matrix r;                 ///< (M, P) logits of explicit experts
+
+  SiteBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
+            StreamNumbers& streams);
+  void add_fields(BatchMeans& to);
+  void add_columns(int l, Stage stage, Index first, Index count, double weight, KernelSet& kernels);
+};
+
+/// Time step t of all batches, block by block up and down the stream. close(l, stage) after each of a block's stages.
+template <class B, class Close>
+void march(const std::vector<SiteBatch<B>*>& batches, Index t, const Close& close);
 
 /// Samples one batch of all kinds of sites. Deterministic in (seed, replica, iteration, batch). `interrupt` ends it between two steps,
 /// with empty means.
 template <class B>
-BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
+BatchMeans sample_batch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
                         StreamNumbers& streams, const std::atomic<bool>* interrupt = nullptr);
 
 /// The kernels that the same batches estimate from themselves, in one pass: all of them march together, and each stage of a step closes its

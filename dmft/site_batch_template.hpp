@@ -51,6 +51,11 @@ class OfBatch {
   OfBatch(const SiteProblem& problem, Index t) {
     if (!problem.learns.empty()) rows_ = &problem.learns[static_cast<std::size_t>(t)];
   }
+  /// A copy's columns, changed, to where they came from.
+  void give_back(typename B::View copy, typename B::View all) const {
+    for (Index p = 0; rows_ != nullptr && p < copy.cols; ++p)
+      B::copy(copy.columns(p, 1), all.columns((*rows_)[static_cast<std::size_t>(p)], 1));
+  }
   typename B::View operator()(typename B::View all) {
     if (rows_ == nullptr) return all;
     copies_.push_back(B::Matrix::uninitialized(all.rows, static_cast<Index>(rows_->size())));
@@ -212,13 +217,14 @@ std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
 
 /// Responses of step t's queries (n, P).
 template <class B>
-Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, const KernelSet& k, Kernel which, Index t) {
+Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, const KernelSet& k, int l, Kernel which,
+                         Index t) {
   const LimitConstants& c = problem.limit->block.constants;
   const Index P = problem.P();
   const auto by_parts = [&](typename B::Matrix& root, Kernel asked, bool equal_times) {
     const Index known = (equal_times ? t + 1 : t) * P;
     const typename B::View L = root;
-    return response_by_parts(k[which], B::download(L.row_range(0, known).columns(0, known)), k[asked], t, P,
+    return response_by_parts(k.of(l, which), B::download(L.row_range(0, known).columns(0, known)), k.of(l, asked), t, P,
                              equal_times);
   };
   switch (which) {
@@ -235,41 +241,30 @@ Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, cons
 }  // namespace detail
 
 template <class B>
-SiteKernels<B>::SiteKernels(const SiteProblem& problem, const SitePaths& paths)
-    : phi(detail::uploaded<B>(paths.phi)),
-      D(detail::uploaded<B>(paths.D)),
-      rho(detail::uploaded<B>(paths.rho)),
-      ghat(detail::uploaded<B>(paths.ghat)),
-      Gv(detail::uploaded<B>(paths.Gv)) {
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths, int l) : block_(l) {
   const BlockSpec& block = problem.limit->block;
   const Index n = problem.n();
+  if (!paths.blocks.empty()) {
+    const BlockPaths& of = paths.blocks[static_cast<std::size_t>(l)];
+    phi = detail::uploaded<B>(of.phi), D = detail::uploaded<B>(of.D);
+    rho = detail::uploaded<B>(of.rho), ghat = detail::uploaded<B>(of.ghat), Gv = detail::uploaded<B>(of.Gv);
+  }
   for (Matrix* memory : {&u_of_ghat, &zeta_of_Gv, &y_of_D, &xi_of_phi}) *memory = Matrix(n, n);
   if (block.constants.expert_in_shared) u_of_shared = Matrix(n, n);
   if (block.constants.expert_out_shared) zeta_of_shared = Matrix(n, n);
   if (block.experts_sampled) r_of_rho = Matrix(n, n);
-}
-
-template <class B>
-SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths)
-    : SiteKernels(problem, paths) {
-  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
-    *of.root = detail::uploaded<B>(causal_root(k[of.kernel], root_cutoff));
-  for (Index t = 0; t < problem.steps; ++t)
+  const bool known = k.of(l, Kernel::phi).size() > 0;
+  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, block))
+    *of.root = known ? detail::uploaded<B>(causal_root(k.of(l, of.kernel))) : Matrix(n, n);
+  for (Index t = 0; known && t < problem.steps; ++t)
     for (const Stage stage : all_stages) remember(problem, k, stage, t);
-}
-
-template <class B>
-SiteKernels<B>::SiteKernels(const SiteProblem& problem)
-    : SiteKernels(problem, zero_paths(*problem.limit, problem.n())) {
-  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
-    *of.root = Matrix(problem.n(), problem.n());
 }
 
 template <class B>
 void SiteKernels<B>::close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t) {
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
     if (of.stage == stage)
-      detail::extend_root<B>(kernels[of.kernel], t * problem.P(), problem.P(), root_cutoff, *of.root);
+      detail::extend_root<B>(kernels.of(block_, of.kernel), t * problem.P(), problem.P(), root_cutoff, *of.root);
   remember(problem, kernels, stage, t);
 }
 
@@ -283,11 +278,12 @@ void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, St
                     of_B = Aggregation::of(block, c.expert_out_shared);
   // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
   const auto initial = [&](double variance, Kernel which, const UpdateRule& rule) {
-    if (k[which].size() == 0) return Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));
-    return Eigen::MatrixXd(variance * detail::left_of(rule, t) * detail::response<B>(problem, *this, k, which, t));
+    if (k.of(block_, which).size() == 0) return Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));
+    return Eigen::MatrixXd(variance * detail::left_of(rule, t) *
+                           detail::response<B>(problem, *this, k, block_, which, t));
   };
   const auto learned = [&](Kernel which, const UpdateRule& rule) {
-    return phi.empty() ? detail::learned_of_kernel(k[which], t, P, rule)
+    return phi.empty() ? detail::learned_of_kernel(k.of(block_, which), t, P, rule)
                        : Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));  // by pairs (T23)
   };
   const auto store = [&](const Eigen::MatrixXd& columns, Matrix& memory) {
@@ -330,20 +326,22 @@ void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, St
 }
 
 template <class B>
-NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index neurons, StreamNumbers& streams)
+NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, Index neurons,
+                            StreamNumbers& streams)
     : w_bar(neurons, problem.y.rows(), problem.limit->readout),
-      phi(neurons, problem.n()),
-      D(neurons, problem.n()),
       f(problem.y.rows(), problem.n()),
       problem_(problem),
       kernels_(kernels),
       S_(neurons),
       P_(problem.P()),
-      measured_(5, problem.steps),
+      measured_(
+          Eigen::MatrixXd::Zero(problem.limit->depth * static_cast<Index>(site_observables.size()), problem.steps)),
       h_(neurons, P_),
-      y_(neurons, P_),
+      phi_(neurons, P_),
       s_(neurons, P_),
       D0_(neurons, P_),
+      g_(neurons, P_),
+      norm_(problem.limit->layer.norm, neurons, P_),
       delta_(problem.y.rows(), P_) {
   const BlockSpec& block = problem.limit->block;
   const LimitConstants& c = block.constants;
@@ -354,131 +352,179 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   scale<B>(W_in.value(), static_cast<Real>(std::sqrt(c.input_var / D_in)));
   B::normal(w_bar.value(), streams.next());
   scale<B>(w_bar.value(), static_cast<Real>(std::sqrt(c.readout_var)));
-  if (!kernels.ghat.empty()) {
-    const Index experts = kernels.rho.rows();  // each has matrices of its own
-    dA_ = LearnedArray<B>(S_, kernels.ghat.rows(), block.expert_in, 1, {1, experts});
-    dB_ = LearnedArray<B>(S_, kernels.Gv.rows(), block.expert_out, 1, {1, experts});
-    if (block.experts_sampled) dQ_ = LearnedArray<B>(S_, kernels.rho.rows(), block.router);
-  }
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
-  chi_B = SiteField<B>(S_, kernels.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
-                       of_B.field, streams.next());
-  beta_A = SiteField<B>(S_, kernels.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
-                        of_A.field, streams.next());
-  if (block.experts_sampled) {
-    const double over_kappa = 1 / block.counts.kappa();
-    beta_Q = SiteField<B>(S_, kernels.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0, over_kappa,
-                          streams.next());
-  } else {
-    q = LearnedArray<B>(S_, block.counts.experts, block.router);
-    B::normal(q.value(), streams.next());
-    scale<B>(q.value(), static_cast<Real>(std::sqrt(c.explicit_router_var)));
+  blocks.reserve(kernels.size());
+  for (SiteKernels<B>& given : kernels) {
+    BlockOfNeurons<B>& own = blocks.emplace_back(S_, problem.n(), P_, problem.limit->layer.norm);
+    if (!given.ghat.empty()) {
+      const Index experts = given.rho.rows();  // each has matrices of its own
+      own.dA = LearnedArray<B>(S_, given.ghat.rows(), block.expert_in, 1, {1, experts});
+      own.dB = LearnedArray<B>(S_, given.Gv.rows(), block.expert_out, 1, {1, experts});
+      if (block.experts_sampled) own.dQ = LearnedArray<B>(S_, given.rho.rows(), block.router);
+    }
+    own.chi_B = SiteField<B>(S_, given.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
+                             of_B.field, streams.next());
+    own.beta_A = SiteField<B>(S_, given.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
+                              of_A.field, streams.next());
+    if (block.experts_sampled) {
+      const double over_kappa = 1 / block.counts.kappa();
+      own.beta_Q = SiteField<B>(S_, given.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0,
+                                over_kappa, streams.next());
+    } else {
+      own.q = LearnedArray<B>(S_, block.counts.experts, block.router);
+      B::normal(own.q.value(), streams.next());
+      scale<B>(own.q.value(), static_cast<Real>(std::sqrt(c.explicit_router_var)));
+    }
   }
+}
+
+template <class B>
+double& NeuronBatch<B>::measured(int l, const char* name, Index t) {
+  return measured_(row_of(l, name), t);
 }
 
 template <class B>
 void NeuronBatch<B>::features(Index t) {
   const BlockSpec& block = problem_.limit->block;
   B::gemm(Op::plain, Op::plain, 1, W_in.value(), x_, 0, h_);
-  activate<B>(block.activation, block.activation_scale, h_, phi.columns(t * P_, P_));
+  activate<B>(block.activation, block.activation_scale, h_, phi_);
+  stream_ = phi_;
+  detail::OfBatch<B> of_batch(problem_, t);
+  measured(0, "rms_h", t) = detail::mean_square<B>(of_batch(h_));
+  measured(0, "rms_phi", t) = detail::mean_square<B>(of_batch(phi_));
 }
 
 template <class B>
-void NeuronBatch<B>::logits(Index t, View r) {
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), q.value(), phi.columns(t * P_, P_), 0, r);
+void NeuronBatch<B>::read(int l, Index t) {
+  BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
+  B::copy(block.norm.forward(stream_), block.phi.columns(t * P_, P_));
+}
+
+template <class B>
+void NeuronBatch<B>::logits(int l, Index t, View r) {
+  BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), block.q.value(), block.phi.columns(t * P_, P_), 0,
+          r);
+}
+
+template <class B>
+void NeuronBatch<B>::write(int l, Index t) {
+  const LimitSpec& limit = *problem_.limit;
+  BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
+  SiteKernels<B>& given = kernels_[static_cast<std::size_t>(l)];
+  const double over_kappa = 1 / limit.block.counts.kappa();
+  detail::clear<B>(block.y);
+  block.chi_B.add_to(block.y, t * P_, detail::left_of(limit.block.expert_out, t));
+  detail::remember<B>(block.D, given.y_of_D, t, false, block.y);
+  block.dB.act(over_kappa / static_cast<double>(given.Gv.rows()), detail::now<B>(given.Gv, t, P_), block.y);
+  join<B>(limit.layer, limit.block.activation_scale, block.y, stream_, block.x);
+  stream_ = block.x;
+  detail::OfBatch<B> of_batch(problem_, t);
+  measured(l, "rms_y", t) = detail::mean_square<B>(of_batch(block.y));
 }
 
 template <class B>
 void NeuronBatch<B>::outputs(Index t) {
-  const LimitSpec& limit = *problem_.limit;
-  const Activation psi = limit.layer.post_activation;
-  const double b = limit.block.activation_scale;
-  const View y = y_, s = s_;
-  const BlockSpec& block = limit.block;
-  const double over_kappa = 1 / block.counts.kappa();
-  detail::clear<B>(y);
-  chi_B.add_to(y, t * P_, detail::left_of(block.expert_out, t));
-  detail::remember<B>(D, kernels_.y_of_D, t, false, y);
-  dB_.act(over_kappa / static_cast<double>(kernels_.Gv.rows()), detail::now<B>(kernels_.Gv, t, P_), y);
-  activate<B>(psi, b, y, s);
-  if (limit.layer.residual) accumulate<B>(phi.columns(t * P_, P_), Real(1), s);
+  B::copy(norm_.forward(stream_), s_);
   // f = <wbar s> of the running ensemble, which closes Delta (T20)
   Matrix f_now(f.rows(), P_);
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.value(), s, 0, f_now);
+  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.value(), s_, 0, f_now);
   f.middleCols(t * P_, P_) = B::download(f_now);
   B::upload(detail::delta_of(problem_, f.middleCols(t * P_, P_), t), delta_);
-  B::gemm(Op::plain, Op::plain, 1, w_bar.value(), delta_, 0, D0_);  // (T6)
-  times_slope<B>(psi, b, y, D0_, D.columns(t * P_, P_));
-  dB_.update(D.columns(t * P_, P_), detail::now<B>(kernels_.Gv, t, P_));
+  B::gemm(Op::plain, Op::plain, 1, w_bar.value(), delta_, 0, g_);  // (T6)
+  norm_.backward(g_);
 }
 
 template <class B>
-void NeuronBatch<B>::backward(Index t, View rho) {
+void NeuronBatch<B>::receive(int l, Index t) {
   const LimitSpec& limit = *problem_.limit;
-  const BlockSpec& block = limit.block;
-  Matrix xi(S_, P_), gradient(S_, P_);
-  const double over_kappa = 1 / block.counts.kappa();
-  const View phi_now = phi.columns(t * P_, P_);
-  beta_A.add_to(xi, t * P_, detail::left_of(block.expert_in, t));
-  beta_Q.add_to(xi, t * P_, detail::left_of(block.router, t));
-  detail::remember<B>(phi, kernels_.xi_of_phi, t, true, xi);
-  dA_.act(over_kappa / static_cast<double>(kernels_.ghat.rows()), detail::now<B>(kernels_.ghat, t, P_), xi);
-  dA_.update(phi_now, detail::now<B>(kernels_.ghat, t, P_));
-  dQ_.act(over_kappa / static_cast<double>(kernels_.rho.rows()), detail::now<B>(kernels_.rho, t, P_), xi);
-  dQ_.update(phi_now, detail::now<B>(kernels_.rho, t, P_));
-  if (!block.experts_sampled) {
-    q.act(1.0 / static_cast<double>(block.counts.active), rho, xi);
-    q.update(phi_now, rho);
-  }
-  if (limit.layer.residual) accumulate<B>(D0_, Real(1), xi);
+  BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
+  const View D = block.D.columns(t * P_, P_);
+  times_slope<B>(limit.layer.post_activation, limit.block.activation_scale, block.y, g_, D);
+  if (limit.layer.branch != 1) scale<B>(D, static_cast<Real>(limit.layer.branch));
+  block.dB.update(D, detail::now<B>(kernels_[static_cast<std::size_t>(l)].Gv, t, P_));
   detail::OfBatch<B> of_batch(problem_, t);
-  measured_.col(t) << detail::mean_square<B>(of_batch(h_)), detail::mean_square<B>(of_batch(phi_now)),
-      detail::mean_square<B>(of_batch(y_)), detail::mean_square<B>(of_batch(D.columns(t * P_, P_))),
-      detail::mean_square<B>(of_batch(xi));
+  measured(l, "rms_D", t) = detail::mean_square<B>(of_batch(D));
+}
+
+template <class B>
+void NeuronBatch<B>::send(int l, Index t, View rho) {
+  const LimitSpec& limit = *problem_.limit;
+  const BlockSpec& spec = limit.block;
+  BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
+  SiteKernels<B>& given = kernels_[static_cast<std::size_t>(l)];
+  Matrix xi(S_, P_);
+  const double over_kappa = 1 / spec.counts.kappa();
+  const View phi = block.phi.columns(t * P_, P_);
+  block.beta_A.add_to(xi, t * P_, detail::left_of(spec.expert_in, t));
+  block.beta_Q.add_to(xi, t * P_, detail::left_of(spec.router, t));
+  detail::remember<B>(block.phi, given.xi_of_phi, t, true, xi);
+  block.dA.act(over_kappa / static_cast<double>(given.ghat.rows()), detail::now<B>(given.ghat, t, P_), xi);
+  block.dA.update(phi, detail::now<B>(given.ghat, t, P_));
+  block.dQ.act(over_kappa / static_cast<double>(given.rho.rows()), detail::now<B>(given.rho, t, P_), xi);
+  block.dQ.update(phi, detail::now<B>(given.rho, t, P_));
+  if (!spec.experts_sampled) {
+    const View q = block.q.value();
+    B::gemm(Op::plain, Op::plain, 1.0 / static_cast<double>(spec.counts.active), q, rho, 1, xi);
+    block.q.update(phi, rho);
+  }
+  block.norm.backward(xi);
+  if (limit.layer.residual) accumulate<B>(g_, Real(1), xi);
+  std::swap(g_, xi);
+}
+
+template <class B>
+void NeuronBatch<B>::learn(Index t) {
+  const BlockSpec& block = problem_.limit->block;
+  detail::OfBatch<B> of_batch(problem_, t);
+  measured(0, "rms_xi", t) = detail::mean_square<B>(of_batch(g_));
   w_bar.update(s_, delta_);  // (T20)
-  times_slope<B>(block.activation, block.activation_scale, h_, xi, gradient);
-  W_in.update(gradient, x_);  // (T21)
+  times_slope<B>(block.activation, block.activation_scale, h_, g_, g_);
+  W_in.update(g_, x_);  // (T21)
 }
 
 template <class B>
 void NeuronBatch<B>::add_fields(BatchMeans& to) {
   to.f = f;
-  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
-  to.fields.topRows(measured_.rows()) = measured_;
-  if (!dB_.empty()) to.paths.phi = B::download(phi), to.paths.D = B::download(D);
+  to.fields += measured_;
+  for (std::size_t l = 0; l < to.paths.blocks.size(); ++l) {
+    to.paths.blocks[l].phi = B::download(blocks[l].phi);
+    to.paths.blocks[l].D = B::download(blocks[l].D);
+  }
 }
 
 template <class B>
-void NeuronBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
-  const BlockSpec& block = problem_.limit->block;
-  const LimitConstants& c = block.constants;
-  const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
-                    of_B = Aggregation::of(block, c.expert_out_shared);
+void NeuronBatch<B>::add_columns(int l, Stage stage, Index first, Index count, double weight, KernelSet& k) {
+  const BlockSpec& spec = problem_.limit->block;
+  const LimitConstants& c = spec.constants;
+  const Aggregation of_A = Aggregation::of(spec, c.expert_in_shared), of_B = Aggregation::of(spec, c.expert_out_shared);
+  BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
   if (stage == Stage::features) {
-    detail::add_correlation<B>(phi, first, count, weight, k[Kernel::phi]);
-    detail::add_response<B>(beta_A, phi, first, count, P_, weight * of_A.response, k[Kernel::A_x]);
-    detail::add_response<B>(beta_Q, phi, first, count, P_, weight, k[Kernel::router_x]);
+    detail::add_correlation<B>(block.phi, first, count, weight, k.of(l, Kernel::phi));
+    detail::add_response<B>(block.beta_A, block.phi, first, count, P_, weight * of_A.response, k.of(l, Kernel::A_x));
+    detail::add_response<B>(block.beta_Q, block.phi, first, count, P_, weight, k.of(l, Kernel::router_x));
   } else if (stage == Stage::outputs) {
-    detail::add_correlation<B>(D, first, count, weight, k[Kernel::D]);
-    detail::add_response<B>(chi_B, D, first, count, P_, weight * of_B.response, k[Kernel::B_z]);
+    detail::add_correlation<B>(block.D, first, count, weight, k.of(l, Kernel::D));
+    detail::add_response<B>(block.chi_B, block.D, first, count, P_, weight * of_B.response, k.of(l, Kernel::B_z));
   }
 }
 
 template <class B>
 ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden,
-                            StreamNumbers& streams)
+                            StreamNumbers& streams, int l)
     : rho(experts, problem.n()),
       ghat(experts * hidden, problem.n()),
       Gv(experts * hidden, problem.n()),
       problem_(problem),
       kernels_(kernels),
+      l_(l),
       SE_(experts),
       Sa_(hidden),
       P_(problem.P()),
       kappa_(problem.limit->block.counts.kappa()),
       explicit_(!problem.limit->block.experts_sampled),
-      measured_(static_cast<Index>(site_observables.size()) - 5, problem.steps),
+      measured_(static_cast<Index>(site_observables.size()) - row_of(0, "rms_r"), problem.steps),
       gate_(problem.limit->block.gate),
       r_(experts, P_),
       G_(experts, P_),
@@ -487,7 +533,8 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
       v_(experts * hidden, P_),
       zeta_(experts * hidden, P_),
       common_(hidden, P_),
-      mask_(experts, P_) {
+      mask_(experts, P_),
+      bias_(experts, gate_.has_bias() ? 1 : 0) {
   gate_.active = std::max<Index>(1, std::lround(kappa_ * static_cast<double>(experts)));
   const LimitConstants& c = problem.limit->block.constants;
   const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
@@ -523,7 +570,7 @@ void ExpertBatch<B>::forward(Index t, View logits) {
     detail::remember<B>(rho, kernels_.r_of_rho, t, false, r);
     dQ_.act(over_neurons, phi, r);
   }
-  apply_gate<B>(gate_, r, {}, mask_, G_);
+  apply_gate<B>(gate_, r, bias_, mask_, G_);
   if (block.constants.expert_in_shared) {
     detail::clear<B>(common_);
     chi_A.add_to(common_, t * P_, detail::left_of(block.expert_in, t));
@@ -559,29 +606,34 @@ void ExpertBatch<B>::backward(Index t) {
   dB_.update(Gv.columns(t * P_, P_), D);
   detail::mean_products_over_hidden<B>(v_, zeta, s);
   gate_backward<B>(gate_, mask_, G_, s, rho.columns(t * P_, P_));
+  detail::OfBatch<B> of_batch(problem_, t);
+  const View mask = of_batch(mask_), rho_of = of_batch(rho.columns(t * P_, P_));
+  if (gate_.has_balance_loss()) {
+    balance_backward<B>(gate_, of_batch(r_), mask, rho_of);
+    of_batch.give_back(rho_of, rho.columns(t * P_, P_));
+  }
+  if (gate_.has_bias()) move_bias<B>(gate_, mask, bias_);
   times_slope<B>(block.activation, block.activation_scale, u_, zeta, ghat_now);
   detail::times_gate<B>(G_, ghat_now, Sa_, ghat_now);
   if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
   dA_.update(ghat_now, phi);
   dQ_.update(rho.columns(t * P_, P_), phi);
-  detail::OfBatch<B> of_batch(problem_, t);
-  const View mask = of_batch(mask_), u_of = of_batch(u_), v_of = of_batch(v_);
+  const View u_of = of_batch(u_), v_of = of_batch(v_);
   measured_.col(t) << detail::mean_square<B>(of_batch(r_)), detail::mean_square_of_active<B>(u_of, mask),
       detail::mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
-      detail::mean_square<B>(of_batch(zeta_)), detail::mean_square<B>(of_batch(rho.columns(t * P_, P_))),
+      detail::mean_square<B>(of_batch(zeta_)), detail::mean_square<B>(rho_of),
       detail::effective_experts<B>(of_batch(Gv.columns(t * P_, P_)), Sa_),
       detail::effective_experts<B>(of_batch(ghat_now), Sa_), detail::router_entropy<B>(of_batch(G_), gate_.active);
 }
 
 template <class B>
 void ExpertBatch<B>::add_fields(BatchMeans& to) {
-  to.fields.conservativeResize(static_cast<Index>(site_observables.size()), problem_.steps);
-  to.fields.bottomRows(measured_.rows()) = measured_;
-  if (!dB_.empty()) {
-    to.paths.rho = B::download(rho);
-    to.paths.ghat = B::download(ghat);
-    to.paths.Gv = B::download(Gv);
-  }
+  to.fields.middleRows(row_of(l_, "rms_r"), measured_.rows()) += measured_;
+  if (to.paths.blocks.empty()) return;
+  BlockPaths& paths = to.paths.blocks[static_cast<std::size_t>(l_)];
+  paths.rho = B::download(rho);
+  paths.ghat = B::download(ghat);
+  paths.Gv = B::download(Gv);
 }
 
 template <class B>
@@ -589,106 +641,132 @@ void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double w
   const LimitConstants& c = problem_.limit->block.constants;
   if (stage == Stage::forward) {
     Matrix& asked = c.expert_out_shared ? shared_Gv : Gv;
-    detail::add_correlation<B>(Gv, first, count, weight, k[Kernel::Gv]);
-    if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv, first, count, weight, k[Kernel::shared_Gv]);
-    detail::add_response<B>(beta_B, asked, first, count, P_, weight, k[Kernel::B_x]);
+    detail::add_correlation<B>(Gv, first, count, weight, k.of(l_, Kernel::Gv));
+    if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv, first, count, weight, k.of(l_, Kernel::shared_Gv));
+    detail::add_response<B>(beta_B, asked, first, count, P_, weight, k.of(l_, Kernel::B_x));
   } else if (stage == Stage::backward) {
     Matrix& asked = c.expert_in_shared ? shared_ghat : ghat;
-    detail::add_correlation<B>(ghat, first, count, weight, k[Kernel::ghat]);
-    if (!explicit_) detail::add_correlation<B>(rho, first, count, weight, k[Kernel::rho]);
-    if (c.expert_in_shared) detail::add_correlation<B>(shared_ghat, first, count, weight, k[Kernel::shared_ghat]);
-    detail::add_response<B>(chi_Q, rho, first, count, P_, weight, k[Kernel::router_z]);
-    detail::add_response<B>(chi_A, asked, first, count, P_, weight, k[Kernel::A_z]);
+    detail::add_correlation<B>(ghat, first, count, weight, k.of(l_, Kernel::ghat));
+    if (!explicit_) detail::add_correlation<B>(rho, first, count, weight, k.of(l_, Kernel::rho));
+    if (c.expert_in_shared)
+      detail::add_correlation<B>(shared_ghat, first, count, weight, k.of(l_, Kernel::shared_ghat));
+    detail::add_response<B>(chi_Q, rho, first, count, P_, weight, k.of(l_, Kernel::router_z));
+    detail::add_response<B>(chi_A, asked, first, count, P_, weight, k.of(l_, Kernel::A_z));
   }
 }
 
 template <class B>
-BatchMeans sample_batch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
-                        StreamNumbers& streams, const std::atomic<bool>* interrupt) {
-  BatchMeans means;
-  NeuronBatch<B> neurons(problem, kernels, counts.neurons, streams);
-  ExpertBatch<B> experts(problem, kernels, counts.experts, counts.hidden, streams);
-  const bool together = !problem.limit->block.experts_sampled;
-  typename B::Matrix r(counts.experts, problem.P());
-  for (Index t = 0; t < problem.steps; ++t) {
-    if (interrupt != nullptr && *interrupt) return means;
-    neurons.features(t);
-    if (together) neurons.logits(t, r);
-    experts.forward(t, r);
-    neurons.outputs(t);
-    experts.backward(t);
-    neurons.backward(t, experts.rho_now());
+SiteBatch<B>::SiteBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
+                        StreamNumbers& streams)
+    : neurons(problem, kernels, counts.neurons, streams), r(counts.experts, problem.P()) {
+  experts.reserve(kernels.size());
+  for (std::size_t l = 0; l < kernels.size(); ++l)
+    experts.emplace_back(problem, kernels[l], counts.experts, counts.hidden, streams, static_cast<int>(l));
+}
+
+template <class B>
+void SiteBatch<B>::add_fields(BatchMeans& to) {
+  neurons.add_fields(to);
+  for (ExpertBatch<B>& of_block : experts) of_block.add_fields(to);
+}
+
+template <class B>
+void SiteBatch<B>::add_columns(int l, Stage stage, Index first, Index count, double weight, KernelSet& kernels) {
+  neurons.add_columns(l, stage, first, count, weight, kernels);
+  experts[static_cast<std::size_t>(l)].add_columns(stage, first, count, weight, kernels);
+}
+
+template <class B, class Close>
+void march(const std::vector<SiteBatch<B>*>& batches, Index t, const Close& close) {
+  const auto all = [&](const auto& part) {
+    for (SiteBatch<B>* batch : batches) part(*batch);
+  };
+  const auto depth = static_cast<int>(batches[0]->experts.size());
+  const bool explicit_experts = !batches[0]->neurons.blocks[0].q.empty();
+  all([&](auto& batch) { batch.neurons.features(t); });
+  for (int l = 0; l < depth; ++l) {
+    all([&](auto& batch) { batch.neurons.read(l, t); });
+    close(l, Stage::features);
+    all([&](auto& batch) {
+      if (explicit_experts) batch.neurons.logits(l, t, batch.r);
+      batch.experts[static_cast<std::size_t>(l)].forward(t, batch.r);
+    });
+    close(l, Stage::forward);
+    all([&](auto& batch) { batch.neurons.write(l, t); });
   }
-  neurons.add_fields(means);
-  experts.add_fields(means);
+  all([&](auto& batch) { batch.neurons.outputs(t); });
+  for (int l = depth; l-- > 0;) {
+    all([&](auto& batch) { batch.neurons.receive(l, t); });
+    close(l, Stage::outputs);
+    all([&](auto& batch) { batch.experts[static_cast<std::size_t>(l)].backward(t); });
+    close(l, Stage::backward);
+    all([&](auto& batch) { batch.neurons.send(l, t, batch.experts[static_cast<std::size_t>(l)].rho_now()); });
+  }
+  all([&](auto& batch) { batch.neurons.learn(t); });
+}
+
+template <class B>
+BatchMeans sample_batch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
+                        StreamNumbers& streams, const std::atomic<bool>* interrupt) {
+  SiteBatch<B> batch(problem, kernels, counts, streams);
+  for (Index t = 0; t < problem.steps; ++t) {
+    if (interrupt != nullptr && *interrupt) return {};
+    march<B>({&batch}, t, [](int, Stage) {});
+  }
+  BatchMeans means = zero_means(*problem.limit, problem.steps);
+  batch.add_fields(means);
   means.kernels = zero_kernels(*problem.limit, problem.n());
   // By some steps at a time: half of a kernel mirrors the other, or is zero.
   const Index n = problem.n(), some = problem.P() * std::max<Index>(1, detail::columns_at_once / problem.P());
   for (Index first = 0; first < n; first += some)
-    for (const Stage stage : all_stages) {
-      neurons.add_columns(stage, first, std::min(some, n - first), 1, means.kernels);
-      experts.add_columns(stage, first, std::min(some, n - first), 1, means.kernels);
-    }
+    for (int l = 0; l < problem.limit->depth; ++l)
+      for (const Stage stage : all_stages)
+        batch.add_columns(l, stage, first, std::min(some, n - first), 1, means.kernels);
   return means;
 }
 
 template <class B>
 BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, std::vector<StreamNumbers> streams,
                        KernelSet offset, const std::atomic<bool>* interrupt) {
-  struct Batch {
-    NeuronBatch<B> neurons;
-    ExpertBatch<B> experts;
-    Batch(const SiteProblem& p, SiteKernels<B>& given, const BatchCounts& c, StreamNumbers& s)
-        : neurons(p, given, c.neurons, s), experts(p, given, c.experts, c.hidden, s) {}
-  };
-  SiteKernels<B> given(problem);
-  BatchMeans means;
+  const int depth = problem.limit->depth;
+  const SitePaths no_paths = zero_paths(*problem.limit, problem.n());
+  std::vector<SiteKernels<B>> given;
+  given.reserve(static_cast<std::size_t>(depth));
+  for (int l = 0; l < depth; ++l) given.emplace_back(problem, KernelSet(depth), no_paths, l);
   KernelSet kernels = std::move(offset);  // averages are added to it
-  std::vector<std::unique_ptr<Batch>> batches;
-  batches.reserve(streams.size());
-  for (StreamNumbers& own : streams) batches.push_back(std::make_unique<Batch>(problem, given, counts, own));
+  std::vector<std::unique_ptr<SiteBatch<B>>> held;
+  std::vector<SiteBatch<B>*> batches;
+  for (StreamNumbers& own : streams) {
+    held.push_back(std::make_unique<SiteBatch<B>>(problem, given, counts, own));
+    batches.push_back(held.back().get());
+  }
   const Index P = problem.P();
   const double weight = 1 / static_cast<double>(batches.size());
   // Learned parts by pairs run over the paths of the first batch (T23).
   const auto follow = [&](typename B::Matrix& path, typename B::Matrix& own, Index t) {
     if (!path.empty()) B::copy(own.columns(t * P, P), path.columns(t * P, P));
   };
-  const auto close = [&](Stage stage, Index t) {
-    for (const auto& batch : batches) {
-      batch->neurons.add_columns(stage, t * P, P, weight, kernels);
-      batch->experts.add_columns(stage, t * P, P, weight, kernels);
-    }
-    given.close(problem, kernels, stage, t);
-    Batch& first = *batches[0];
-    switch (stage) {
-      case Stage::features: return follow(given.phi, first.neurons.phi, t);
-      case Stage::forward: return follow(given.Gv, first.experts.Gv, t);
-      case Stage::outputs: return follow(given.D, first.neurons.D, t);
-      case Stage::backward: return follow(given.ghat, first.experts.ghat, t), follow(given.rho, first.experts.rho, t);
-    }
-  };
-  const bool together = !problem.limit->block.experts_sampled;
-  typename B::Matrix r(counts.experts, P);
   for (Index t = 0; t < problem.steps; ++t) {
     if (interrupt != nullptr && *interrupt) return {};
-    for (const auto& batch : batches) batch->neurons.features(t);
-    close(Stage::features, t);
-    for (const auto& batch : batches) {
-      if (together) batch->neurons.logits(t, r);
-      batch->experts.forward(t, r);
-    }
-    close(Stage::forward, t);
-    for (const auto& batch : batches) batch->neurons.outputs(t);
-    close(Stage::outputs, t);
-    for (const auto& batch : batches) batch->experts.backward(t);
-    close(Stage::backward, t);
-    for (const auto& batch : batches) batch->neurons.backward(t, batch->experts.rho_now());
+    march<B>(batches, t, [&](int l, Stage stage) {
+      for (SiteBatch<B>* batch : batches) batch->add_columns(l, stage, t * P, P, weight, kernels);
+      SiteKernels<B>& of_block = given[static_cast<std::size_t>(l)];
+      of_block.close(problem, kernels, stage, t);
+      BlockOfNeurons<B>& neurons = batches[0]->neurons.blocks[static_cast<std::size_t>(l)];
+      ExpertBatch<B>& experts = batches[0]->experts[static_cast<std::size_t>(l)];
+      switch (stage) {
+        case Stage::features: return follow(of_block.phi, neurons.phi, t);
+        case Stage::forward: return follow(of_block.Gv, experts.Gv, t);
+        case Stage::outputs: return follow(of_block.D, neurons.D, t);
+        case Stage::backward: return follow(of_block.ghat, experts.ghat, t), follow(of_block.rho, experts.rho, t);
+      }
+    });
   }
-  for (std::size_t b = 0; b < batches.size(); ++b) {
-    BatchMeans of_batch;
-    batches[b]->neurons.add_fields(of_batch);
-    batches[b]->experts.add_fields(of_batch);
-    if (b == 0) {
+  BatchMeans means;
+  for (SiteBatch<B>* batch : batches) {
+    BatchMeans of_batch = zero_means(*problem.limit, problem.steps);
+    batch->add_fields(of_batch);
+    if (batch == batches[0]) {
       means = std::move(of_batch);
     } else {
       means.f += of_batch.f;
@@ -706,15 +784,17 @@ namespace detail {
 template <class B>
 class SamplerOn : public ReplicaSampler {
  public:
-  SamplerOn(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths)
-      : problem_(problem), given_(problem, kernels, paths) {}
+  SamplerOn(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths) : problem_(problem) {
+    given_.reserve(static_cast<std::size_t>(problem.limit->depth));
+    for (int l = 0; l < problem.limit->depth; ++l) given_.emplace_back(problem, kernels, paths, l);
+  }
   BatchMeans sample(const BatchCounts& counts, StreamNumbers& streams, const std::atomic<bool>* interrupt) override {
     return sample_batch<B>(problem_, given_, counts, streams, interrupt);
   }
 
  private:
   const SiteProblem& problem_;
-  SiteKernels<B> given_;
+  std::vector<SiteKernels<B>> given_;
 };
 
 template <class B>

@@ -180,10 +180,7 @@ void warn(const Plan& plan, LimitResult& result) {
                       "may be far from this limit (docs/theory.md, section 6)",
                       name, ess, result.counts.active));
   }
-  if (result.random_limit)
-    result.warnings.emplace_back(
-        "regime I with top-K: the limit is a random variable (docs/theory.md, section 6); errors are over "
-        "realisations");
+  if (result.random_limit) result.warnings.emplace_back(random_limit_warning);
 }
 
 /// Matched and plain draws that mix in the first step bias backward fields.
@@ -275,8 +272,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
 
   result.counts = plan.limit.block.counts;
   result.constants = plan.limit.block.constants;
-  result.random_limit = !plan.limit.block.experts_sampled && plan.limit.block.gate.topk &&
-                        plan.limit.block.gate.active < result.counts.experts;
+  result.random_limit = is_random(plan.limit);
   bool matching = spec.sampling.matching != Matching::off;
   if (spec.sampling.matching == Matching::automatic) {
     if (result.random_limit) matching = false;

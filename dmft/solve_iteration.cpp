@@ -58,22 +58,23 @@ void record(const IterationReport& report, LimitResult& result) {
     result.diagnostics["iteration_last_loss"].push_back(last);
   }
   for (const char* name : kernel_names) {
-    const auto found = std::find_if(report.residuals.begin(), report.residuals.end(),
-                                    [&](const KernelResidual& r) { return r.name == name; });
-    const bool has = found != report.residuals.end();
-    result.diagnostics["kernel_residual"].push_back(has ? found->value : std::nan(""));
-    result.diagnostics["kernel_residual_noise"].push_back(has ? found->noise : std::nan(""));
+    KernelResidual largest{name, std::nan(""), std::nan("")};  // over blocks
+    for (const KernelResidual& one : report.residuals)
+      if (one.name == name && !(one.value <= largest.value)) largest = one;
+    result.diagnostics["kernel_residual"].push_back(largest.value);
+    result.diagnostics["kernel_residual_noise"].push_back(largest.noise);
   }
   result.summary["iteration_floor"] = report.floor_at;
   result.summary["iteration_draws"] = report.draws;
 }
 
 void warn_of_few_experts(const LimitSpec& limit, int active, LimitResult& result) {
-  for (const char* name : {"ess_forward", "ess_backward"}) {
+  for (const std::string name : {"ess_forward", "ess_backward"}) {
     double smallest = HUGE_VAL;
-    for (const double v : result.observables.at(name).mean) smallest = v > 0 ? std::min(smallest, v) : smallest;
+    for (const Recorded& one : recorded(name, limit.depth))
+      for (const double v : result.observables.at(one.key).mean) smallest = v > 0 ? std::min(smallest, v) : smallest;
     if (!std::isfinite(smallest)) continue;
-    result.summary[std::string("smallest_") + name] = smallest;
+    result.summary["smallest_" + name] = smallest;
     if (limit.block.experts_sampled && smallest < 0.05 * active)
       result.warnings.push_back(
           fmt::format("{}: a token's average over experts rests on {:.1f} effective samples of {} active ones in a "
@@ -125,8 +126,9 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   // With an entrywise rule: paths of the sites that learned parts run over; per pair of sites, from both of its sides, what has been
   // learned through A, B and Q with its moments.
   const UpdateRule& rule = limit.input;
-  const double path = rule.linear() ? 0 : memory.queries * (2 * neurons + experts + 2 * units);
-  const double pairs = rule.linear() ? 0 : (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
+  const double depth = limit.depth;
+  const double path = rule.linear() ? 0 : depth * memory.queries * (2 * neurons + experts + 2 * units);
+  const double pairs = rule.linear() ? 0 : depth * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
   // Kernels of every replica, of several draws, or in a certificate, a sum over replicas, and in that the sum of what fresh numbers
   // change; what batches that a pass does not hold change.
   const auto some = [&](int passed) { return passed > 0 && passed < o.batches; };
@@ -147,13 +149,14 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   };
   const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.host}; };
   // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6.
-  const double paths = element(spec) * (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
-                                        step.samples * (10 * neurons + 10 * experts + 6 * units));
+  const double paths = depth * element(spec) *
+                       (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
+                        step.samples * (10 * neurons + 10 * experts + 6 * units));
   // A batch's means; what it adds to a kernel at once is little.
   const Bytes means{0, square * memory.arrays + sizeof(double) * path};
   const Bytes batch = Bytes{paths + element(spec) * pairs, 0} + means;
   // Roots and memories of a replica, and what they are made from.
-  const Bytes given{squares * 12 * element(spec) + element(spec) * path, 4 * square};
+  const Bytes given{depth * squares * 12 * element(spec) + element(spec) * path, 4 * square};
   const auto sampling = [&](int samplers) {
     const double replicas = std::min(R, std::floor((samplers - 1 + batches - 1) / batches) + 1);
     return times(samplers, batch) + times(replicas, given);
@@ -277,6 +280,8 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   result.counts = r.counts;
   result.constants = limit.block.constants;
   result.matching = false;
+  result.random_limit = is_random(limit);
+  if (result.random_limit) result.warnings.emplace_back(random_limit_warning);
   result.replicas = options.replicas;
   result.interrupted = r.interrupted;
   record(r.report, result);
@@ -307,25 +312,25 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
       row.push_back(loss_value(limit.loss, f_at(f, t)(Eigen::all, batch(t)), data.y(Eigen::all, batch(t))));
     result.batch_loss_per_replica.push_back(std::move(row));
   }
-  for (std::size_t k = 0; k < site_observables.size(); ++k) {
-    const std::string name = site_observables[k];
-    result.observables[name] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
-      const double value = r.fields[replica](static_cast<Index>(k), t);
-      return name.starts_with("rms_") ? std::sqrt(value) : value;
-    });
-  }
+  for (const char* const name : site_observables)
+    for (const Recorded& one : recorded(name, limit.depth))
+      result.observables[one.key] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
+        const double value = r.fields[replica](row_of(one.block, name), t);
+        return one.name.starts_with("rms_") ? std::sqrt(value) : value;
+      });
   result.observables["rms_f"] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
     return std::sqrt(f_at(r.f_per_replica[replica], t).array().square().mean());
   });
   for (const int t : result.kernel_steps)
-    for (const auto& [name, kernel] : stored_kernels) {
-      const MatrixXd all = r.kernels[kernel].block(t * P, t * P, P, P);
-      result.kernels[name].emplace_back(spec.training.batch > 0 ? MatrixXd(all(batch(t), batch(t))) : all);
-    }
+    for (const auto& [name, kernel] : stored_kernels)
+      for (const Recorded& one : recorded(name, limit.depth)) {
+        const MatrixXd all = r.kernels.of(one.block, kernel).block(t * P, t * P, P, P);
+        result.kernels[one.key].emplace_back(spec.training.batch > 0 ? MatrixXd(all(batch(t), batch(t))) : all);
+      }
 
   std::vector<std::string> missing;
   for (const std::string& name : selected_observables(spec))
-    if (!result.observables.contains(name)) missing.push_back(name);
+    if (!result.observables.contains(recorded(name, limit.depth)[0].key)) missing.push_back(name);
   if (!missing.empty())
     result.warnings.push_back(
         fmt::format("output.observables: kernel iteration leaves out {}", fmt::join(missing, ", ")));

@@ -25,7 +25,8 @@ struct Case {
   moe::Gate gate = moe::Gate::sigmoid;
   moe::Activation activation = moe::Activation::tanh, post_activation = moe::Activation::identity;
   bool residual = false;
-  int mini_batch = 0;
+  int mini_batch = 0, depth = 1;
+  double balance = 0;
 };
 using enum moe::OptimizerKind;
 // No softmax where experts start equal (III MSSP): rho is rounding at t = 0 there, and which numbers of a draw its direction meets differs
@@ -48,6 +49,8 @@ const std::vector<Case> cases = {
     {"III", "mup", adam, moe::Routing::soft, moe::Gate::softmax, moe::Activation::gelu, moe::Activation::gelu, true},
     {"I", "mup", sgd, moe::Routing::soft, moe::Gate::sigmoid, moe::Activation::relu},
     {"II", "mssp", signsgd},
+    {"II", "mssp", sgd, moe::Routing::topk, moe::Gate::sigmoid, moe::Activation::tanh, moe::Activation::identity, true,
+     3, 2, 0.2},
     {"III", "mssp", adam, moe::Routing::soft, moe::Gate::sigmoid, moe::Activation::relu, moe::Activation::relu, true},
 };
 constexpr int steps = 4, samples = 5;
@@ -61,6 +64,9 @@ moe::RunSpec spec_of(const Case& c) {
   s.model.post_activation = c.post_activation;
   s.model.residual = c.residual;
   s.model.router_temperature = 0.8;
+  s.model.depth = c.depth;
+  s.model.norm = c.depth > 1 ? moe::Norm::rms : moe::Norm::none;
+  s.model.balance_loss = s.model.balance_bias = c.balance;
   s.optimizer.momentum = 0.6;
   s.optimizer.weight_decay = 0.3;
   s.training.batch = c.mini_batch;
@@ -136,7 +142,8 @@ TEST_CASE(
       CHECK(std::isfinite(size));
       CHECK(allowed <= 1e-6 * (1 + size));
     }
-    const MatrixXd& f = cpu[moe::num_kernels + 5];
+    const std::size_t paths = moe::is_linear(c.optimizer) ? 0 : 5;
+    const MatrixXd& f = cpu[static_cast<std::size_t>(c.depth) * (moe::num_kernels + paths)];
     CHECK(largest(f.rightCols(samples) - f.leftCols(samples)) > 0.02);  // it has learned
   }
 }

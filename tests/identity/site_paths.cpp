@@ -26,6 +26,9 @@ struct Case {
   bool residual;
   moe::OptimizerKind optimizer = moe::OptimizerKind::sgd;
   bool topk = false;
+  int depth = 1;
+  moe::Norm norm = moe::Norm::none;
+  double balance = 0;
   bool steps_in_it() const {
     return topk || activation == moe::Activation::relu || post == moe::Activation::relu ||
            optimizer == moe::OptimizerKind::signsgd;
@@ -53,48 +56,56 @@ const std::vector<Case> cases = {
     {"II mssp relu", "II", "mssp", relu, identity, sigmoid, 1, false},
     {"II mssp top-K", "II", "mssp", tanh, identity, softmax, 1, false, moe::OptimizerKind::sgd, true},
     {"II mup top-K relu", "II", "mup", relu, tanh, sigmoid, 1, true, moe::OptimizerKind::momentum, true},
+    {"II mssp norm", "II", "mssp", tanh, tanh, sigmoid, 1, true, moe::OptimizerKind::sgd, false, 1, moe::Norm::rms},
+    {"I mup two blocks", "I", "mup", tanh, identity, sigmoid, 1, true, moe::OptimizerKind::sgd, false, 2,
+     moe::Norm::rms},
+    {"III mssp two blocks", "III", "mssp", tanh, tanh, sigmoid, 1, true, moe::OptimizerKind::sgd, false, 2,
+     moe::Norm::rms},
+    {"II mssp adam two blocks, balancing", "II", "mssp", tanh, identity, softmax, 1, true, moe::OptimizerKind::adam,
+     true, 2, moe::Norm::rms, 0.1},
     {"II mssp signSGD", "II", "mssp", tanh, identity, sigmoid, 1, false, moe::OptimizerKind::signsgd},
 };
 
-/// A small or a large number of sites marched through time; `moved` fields' white numbers along directions of their own by `by`.
+/// Sites marched through time, of every block; white numbers moved along directions of their own by `by`.
 struct Sampled {
-  moe::NeuronBatch<B> neurons;
-  moe::ExpertBatch<B> experts;
+  moe::SiteBatch<B> batch;
+  std::vector<moe::HostMatrix<double>> directions;  ///< of fields(0), fields(1), ...
 
-  Sampled(const moe::SiteProblem& problem, moe::SiteKernels<B>& kernels, moe::BatchCounts counts,
+  Sampled(const moe::SiteProblem& problem, std::vector<moe::SiteKernels<B>>& kernels, moe::BatchCounts counts,
           moe::StreamNumbers streams, double by = 0)
-      : neurons(problem, kernels, counts.neurons, streams),
-        experts(problem, kernels, counts.experts, counts.hidden, streams) {
+      : batch(problem, kernels, counts, streams) {
     std::uint32_t draw = 0;
-    for (moe::SiteField<B>* field : fields()) {
-      directions.emplace_back(field->white().rows, field->white().cols);
-      B::normal(directions.back(), {77, 0, draw++, 0});
-      moe::accumulate<B>(directions.back(), by, field->white());
-    }
-    moe::HostMatrix<double> r(counts.experts, P);
-    for (Index t = 0; t < problem.steps; ++t) {
-      neurons.features(t);
-      if (!problem.limit->block.experts_sampled) neurons.logits(t, r);
-      experts.forward(t, r);
-      neurons.outputs(t);
-      experts.backward(t);
-      neurons.backward(t, experts.rho_now());
-    }
+    for (int l = 0; l < problem.limit->depth; ++l)
+      for (moe::SiteField<B>* field : fields(l)) {
+        directions.emplace_back(field->white().rows, field->white().cols);
+        B::normal(directions.back(), {77, 0, draw++, 0});
+        moe::accumulate<B>(directions.back(), by, field->white());
+      }
+    for (Index t = 0; t < problem.steps; ++t) moe::march<B>({&batch}, t, [](int, moe::Stage) {});
   }
-  std::array<moe::SiteField<B>*, 6> fields() {
-    return {&neurons.chi_B, &neurons.beta_A, &neurons.beta_Q, &experts.chi_Q, &experts.chi_A, &experts.beta_B};
+  moe::BlockOfNeurons<B>& neurons(int l = 0) { return batch.neurons.blocks[static_cast<std::size_t>(l)]; }
+  moe::ExpertBatch<B>& experts(int l = 0) { return batch.experts[static_cast<std::size_t>(l)]; }
+  std::array<moe::SiteField<B>*, 6> fields(int l) {
+    return {&neurons(l).chi_B, &neurons(l).beta_A, &neurons(l).beta_Q,
+            &experts(l).chi_Q, &experts(l).chi_A,  &experts(l).beta_B};
   }
   /// What each field's matrix is asked.
-  std::array<moe::HostMatrix<double>*, 6> asked(const moe::LimitConstants& c) {
-    return {&neurons.D,
-            &neurons.phi,
-            &neurons.phi,
-            &experts.rho,
-            c.expert_in_shared ? &experts.shared_ghat : &experts.ghat,
-            c.expert_out_shared ? &experts.shared_Gv : &experts.Gv};
+  std::array<moe::HostMatrix<double>*, 6> asked(int l, const moe::LimitConstants& c) {
+    return {&neurons(l).D,
+            &neurons(l).phi,
+            &neurons(l).phi,
+            &experts(l).rho,
+            c.expert_in_shared ? &experts(l).shared_ghat : &experts(l).ghat,
+            c.expert_out_shared ? &experts(l).shared_Gv : &experts(l).Gv};
   }
-  std::vector<moe::HostMatrix<double>> directions;
 };
+
+std::vector<moe::SiteKernels<B>> kernels_of(const moe::SiteProblem& problem, const moe::KernelSet& kernels,
+                                            const moe::SitePaths& paths) {
+  std::vector<moe::SiteKernels<B>> given;
+  for (int l = 0; l < problem.limit->depth; ++l) given.emplace_back(problem, kernels, paths, l);
+  return given;
+}
 
 moe::LimitSpec limit_of(const moe::RunSpec& s, const moe::Dataset& data) {
   moe::Faults faults;
@@ -113,6 +124,9 @@ moe::RunSpec spec_of(const Case& c) {
   s.model.residual = c.residual;
   if (c.topk) s.model.routing = moe::Routing::topk, s.model.active_fraction = 0.4;
   s.optimizer.weight_decay = 0.1;  // of AdamW
+  s.model.depth = c.depth;
+  s.model.norm = c.norm;
+  s.model.balance_loss = s.model.balance_bias = c.balance;
   return s;
 }
 
@@ -121,7 +135,7 @@ moe::RunSpec spec_of(const Case& c) {
 TEST_CASE(
     "kernel iteration: white numbers meet of a query what moving them moves of it [regime x parameterization x gate x "
     "psi "
-    "x rule; relu, top-K]") {
+    "x rule; relu, top-K, blocks, norm, balancing]") {
   // <Z x> = <dx/dZ> (Stein), the derivative as half the difference of whole paths along +-by of random directions; steps, which have
   // point masses for derivatives, take directions so long that some sites cross them: errors of by^2 times a third derivative.
   for (const Case& c : cases) {
@@ -133,7 +147,7 @@ TEST_CASE(
     const moe::IterationResult solved = moe::iterate_kernels(s, data, options);
     const moe::LimitSpec limit = limit_of(s, data);
     const moe::SiteProblem problem{&limit, data.x, data.y, T};
-    moe::SiteKernels<B> given(problem, solved.kernels, solved.paths);
+    std::vector<moe::SiteKernels<B>> given = kernels_of(problem, solved.kernels, solved.paths);
     const moe::StreamNumbers streams(5, 0);
     const bool sampled = limit.block.experts_sampled, shared = limit.block.constants.expert_in_shared;
     const Index hidden = sampled && !shared ? limit.block.counts.hidden : 2000;
@@ -144,11 +158,13 @@ TEST_CASE(
     INFO(std::string(c.name));
     double total = 0, worst = 0;
     int entries = 0;
-    for (std::size_t k = 0; k < at.fields().size(); ++k) {
-      if (!at.fields()[k]->present()) continue;
-      const auto Z = at.fields()[k]->white(), p = at.directions[k].view();
-      const auto up = plus.asked(limit.block.constants)[k]->view(),
-                 down = minus.asked(limit.block.constants)[k]->view(), x = at.asked(limit.block.constants)[k]->view();
+    for (std::size_t which = 0; which < at.directions.size(); ++which) {
+      const auto l = static_cast<int>(which / 6);
+      const std::size_t k = which % 6;
+      if (!at.fields(l)[k]->present()) continue;
+      const auto Z = at.fields(l)[k]->white(), p = at.directions[which].view();
+      const auto of = [&](Sampled& sites) { return sites.asked(l, limit.block.constants)[k]->view(); };
+      const auto up = of(plus), down = of(minus), x = of(at);
       REQUIRE(x.rows == Z.rows);
       // Units of one expert are not independent, units of explicit or shared experts are.
       const Index together = sampled && !shared && k > 3 ? hidden : 1, samples = Z.rows / together;
@@ -181,7 +197,7 @@ TEST_CASE(
     "[regime; "
     "momentum]") {
   for (const Case& c : cases) {
-    if (!moe::is_linear(c.optimizer) || c.steps_in_it()) continue;
+    if (!moe::is_linear(c.optimizer) || c.steps_in_it() || c.depth > 1) continue;
     const moe::RunSpec s = spec_of(c);
     const moe::Dataset data = limit_fixture::data(P, 4, 2);
     const moe::LimitSpec limit = limit_of(s, data);
@@ -189,17 +205,17 @@ TEST_CASE(
     const bool sampled = limit.block.experts_sampled;
     const moe::BatchCounts counts{40, sampled ? 6 : limit.block.counts.experts, sampled ? 4 : 6};
     moe::BatchMeans means{moe::zero_kernels(limit, problem.n()), {}, {}, {}};
-    moe::SiteKernels<B> zero(problem, means.kernels, {});
+    std::vector<moe::SiteKernels<B>> zero = kernels_of(problem, means.kernels, {});
     const moe::StreamNumbers streams(5, 0);
     Sampled first(problem, zero, counts, streams);
     for (const moe::Stage stage : moe::all_stages) {
-      first.neurons.add_columns(stage, 0, problem.n(), 1, means.kernels);
-      first.experts.add_columns(stage, 0, problem.n(), 1, means.kernels);
+      first.batch.add_columns(0, stage, 0, problem.n(), 1, means.kernels);
     }
-    const moe::SitePaths paths{B::download(first.neurons.phi), B::download(first.neurons.D),
-                               B::download(first.experts.rho), B::download(first.experts.ghat),
-                               B::download(first.experts.Gv)};
-    moe::SiteKernels<B> of_kernels(problem, means.kernels, {}), of_paths(problem, means.kernels, paths);
+    const moe::SitePaths paths{
+        {{B::download(first.neurons().phi), B::download(first.neurons().D), B::download(first.experts().rho),
+          B::download(first.experts().ghat), B::download(first.experts().Gv)}}};
+    std::vector<moe::SiteKernels<B>> of_kernels = kernels_of(problem, means.kernels, {}),
+                                     of_paths = kernels_of(problem, means.kernels, paths);
     Sampled by_kernels(problem, of_kernels, counts, streams), by_pairs(problem, of_paths, counts, streams);
     const auto same = [&](moe::HostMatrix<double>& a, moe::HostMatrix<double>& b) {
       const Eigen::MatrixXd values = B::download(a);
@@ -207,11 +223,11 @@ TEST_CASE(
       CHECK(values.norm() > 0);
     };
     INFO(std::string(c.name));
-    same(by_kernels.neurons.phi, by_pairs.neurons.phi);
-    same(by_kernels.neurons.D, by_pairs.neurons.D);
-    same(by_kernels.experts.ghat, by_pairs.experts.ghat);
-    same(by_kernels.experts.Gv, by_pairs.experts.Gv);
-    if (limit.block.experts_sampled && c.gate != constant) same(by_kernels.experts.rho, by_pairs.experts.rho);
+    same(by_kernels.neurons().phi, by_pairs.neurons().phi);
+    same(by_kernels.neurons().D, by_pairs.neurons().D);
+    same(by_kernels.experts().ghat, by_pairs.experts().ghat);
+    same(by_kernels.experts().Gv, by_pairs.experts().Gv);
+    if (limit.block.experts_sampled && c.gate != constant) same(by_kernels.experts().rho, by_pairs.experts().rho);
   }
 }
 
@@ -273,9 +289,7 @@ TEST_CASE("kernel iteration: what it does not solve is refused by name, all at o
   moe::RunSpec s = limit_fixture::spec("I", "mssp", moe::OptimizerKind::adam, 0.7, 2);
   s.optimizer.eps = 1e-8;
   s.model.routing = moe::Routing::topk;
-  s.model.depth = 2;
-  s.model.norm = moe::Norm::rms;
-  s.model.balance_loss = s.model.balance_bias = 0.1;
+  s.sampling.site_batches = s.sampling.draws = 2;
   moe::IterationOptions options;
   options.replicas = 2;
   const auto refusal = [&] {
@@ -287,12 +301,8 @@ TEST_CASE("kernel iteration: what it does not solve is refused by name, all at o
     return std::string();
   };
   const std::string message = refusal();
-  for (const char* key : {"optimizer.eps", "model.routing", "model.depth", "model.norm", "model.balance_loss",
-                          "model.balance_bias", "sampling.replicas"})
+  for (const char* key : {"optimizer.eps", "sampling.site_batches", "sampling.draws", "sampling.replicas"})
     CHECK_MESSAGE(message.find(key) != std::string::npos, key, " in ", message);
-  s.model.routing = moe::Routing::soft;  // which does not balance: as everywhere, what is not used is ignored
-  CHECK(refusal().find("model.depth") != std::string::npos);
-  CHECK(refusal().find("balance") == std::string::npos);
 }
 
 TEST_CASE("kernel iteration: a diverging iteration ends with the step and what diverged") {
