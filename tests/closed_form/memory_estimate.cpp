@@ -109,7 +109,7 @@ TEST_CASE("memory estimate against the peak of dmft_solve, 0.8 to 2 times [regim
 }
 
 TEST_CASE(
-    "what kernel iteration says that it needs, against the peak of dmft_solve, 0.9 to 1.3 times [start, draws, "
+    "what kernel iteration says that it needs, against the peak of dmft_solve, 1 to 1.5 times [start, draws, "
     "batches, acceleration] [slow]") {
   if (sanitized) return;
   // 640 queries, whose kernels are most of it.
@@ -128,6 +128,9 @@ TEST_CASE(
     const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, warnings);
     return moe::iteration_memory(spec, limit, moe::iteration_step(spec, data), 2).total();
   };
+  // Arrays of a few MiB go back to the system when they are freed, as those of large runs do: what the allocator keeps of them differs by a
+  // third from one run to the next.
+  ::setenv("MALLOC_MMAP_THRESHOLD_", "262144", 1);
   const std::string tiny = text(1, "replicas = 3\n");
   const double base = measured("dmft_solve", tiny, 2) - said(tiny);
   for (const Case& c : {Case{"pass", "replicas = 8\n"},
@@ -138,9 +141,10 @@ TEST_CASE(
     MESSAGE(fmt::format("{}: {} said, {} measured, ratio {:.2f}", c.name, bytes_text(needs), bytes_text(took),
                         needs / took));
     CHECK(took > 100e6);
-    CHECK(needs > 0.9 * took);
-    CHECK(needs < 1.3 * took);
+    CHECK(needs > took);
+    CHECK(needs < 1.5 * took);
   }
+  ::unsetenv("MALLOC_MMAP_THRESHOLD_");
 }
 
 TEST_CASE("kernel iteration where memory is short: kernels wait in a file, the result is the same [slow]") {
