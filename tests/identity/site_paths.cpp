@@ -135,7 +135,7 @@ moe::RunSpec spec_of(const Case& c) {
 TEST_CASE(
     "kernel iteration: white numbers meet of a query what moving them moves of it [regime x parameterization x gate x "
     "psi "
-    "x rule; relu, top-K, blocks, norm, balancing]") {
+    "x rule; relu, top-K, blocks, norm, balancing] [slow]") {
   // <Z x> = <dx/dZ> (Stein), the derivative as half the difference of whole paths along +-by of random directions; steps, which have
   // point masses for derivatives, take directions so long that some sites cross them: errors of by^2 times a third derivative.
   for (const Case& c : cases) {

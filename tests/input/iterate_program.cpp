@@ -109,8 +109,10 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
     for (const std::string& piece : pieces) CHECK_MESSAGE(contains(run.text, piece), piece);
     CHECK(folder.file_count() == 0);
   };
-  refused({"--optimizer", "adam", "--eps", "1e-8", "--routing", "topk", "--regime", "I"},
-          {"optimizer.eps", "below 0.01", "model.routing", "--eps"});
+  refused({"--optimizer", "adam", "--eps", "1e-8", "--routing", "topk", "--regime", "I", "--site-batches", "2",
+           "--draws", "3", "--set", "training.stop_at_loss=0.1"},
+          {"optimizer.eps", "below 0.01", "--eps", "sampling.site_batches = 2", "sampling.draws = 3",
+           "this random limit", "training.stop_at_loss"});
   refused({"--replicas", "2"}, {"sampling.replicas = 2", "at least 3"});
   refused({"--checkpoint-every", "1s"}, {"--checkpoint-every", "--checkpoint FILE"});
   refused({"--site-batches", "0", "--draws", "-1"}, {"sampling.site_batches", "sampling.draws", "in [1, "});
