@@ -47,17 +47,11 @@ struct Products<Cpu<Real>> {
 
   /// out_ia(pair) = scale sum_n W(n, ia) X(n, token).
   static void answer(const Dispatch& d, View W, Real scale, View X, View out) {
-    if (d.dense())
-      answer_by_token(W, scale, X, of_all(d, out), nothing);
-    else
-      answer_by_expert(d, W, scale, X, out, nothing);
+    answer_then(d, W, scale, X, out, nothing);
   }
   /// Y(n, token) = scale sum_ia W(n, ia) C_ia(pair).
   static void collect(const Dispatch& d, View W, Real scale, View C, View Y) {
-    if (d.dense())
-      collect_by_token(W, scale, of_all(d, C), 0, Y, nothing);
-    else
-      collect_by_expert(d, W, scale, C, Y, nothing);
+    collect_then(d, W, scale, C, Y, nothing);
   }
   /// One update of an expert matrix from its gradient scale sum_token L(n, token) C_ia(pair).
   static void learn(const Dispatch& d, const Update<B>& update, Real scale, View L, View C) {
@@ -95,34 +89,16 @@ struct Products<Cpu<Real>> {
   // once for both. Bit for bit what answer() or collect() and then learn() make.
   static constexpr bool learns_on_the_way = true;
   static void answer_and_learn(const Dispatch& d, const Update<B>& update, Real scale, View X, View C, View out) {
-    const Rule<Real>& rule = update.rule;
-    const Slot<B>& slot = update.slot;
-    if (rule.factored()) {
-      answer(d, slot.value, scale, X, out);
-      learn(d, update, scale, X, C);
-    } else if (d.dense()) {
-      const Real* const packed = packed_rows(X, slot.value);
-      answer_by_token(slot.value, scale, X, of_all(d, out),
-                      [&](const Part& part) { entrywise(rule, slot, scale, packed, of_all(d, C), part); });
-    } else {
-      answer_by_expert(d, slot.value, scale, X, out,
-                       [&](const Part& part) { learn_part(d, update, scale, X, C, part); });
-    }
+    if (!update.rule.factored())
+      return answer_then(d, update.slot.value, scale, X, out, learner(d, update, scale, X, C));
+    answer(d, update.slot.value, scale, X, out);
+    learn(d, update, scale, X, C);
   }
   static void collect_and_learn(const Dispatch& d, const Update<B>& update, Real scale, View C, View X, View Y) {
-    const Rule<Real>& rule = update.rule;
-    const Slot<B>& slot = update.slot;
-    if (rule.factored()) {
-      collect(d, slot.value, scale, C, Y);
-      learn(d, update, scale, X, C);
-    } else if (d.dense()) {
-      const Real* const packed = packed_rows(X, slot.value);
-      collect_by_token(slot.value, scale, of_all(d, C), 0, Y,
-                       [&](const Part& part) { entrywise(rule, slot, scale, packed, of_all(d, C), part); });
-    } else {
-      collect_by_expert(d, slot.value, scale, C, Y,
-                        [&](const Part& part) { learn_part(d, update, scale, X, C, part); });
-    }
+    if (!update.rule.factored())
+      return collect_then(d, update.slot.value, scale, C, Y, learner(d, update, scale, X, C));
+    collect(d, update.slot.value, scale, C, Y);
+    learn(d, update, scale, X, C);
   }
 
  private:
@@ -131,6 +107,31 @@ struct Products<Cpu<Real>> {
     Index expert, first, count;
   };
   static constexpr auto nothing = [](const Part&) {};
+
+  template <class Then>
+  static void answer_then(const Dispatch& d, View W, Real scale, View X, View out, const Then& then) {
+    if (d.dense())
+      answer_by_token(W, scale, X, of_all(d, out), then);
+    else
+      answer_by_expert(d, W, scale, X, out, then);
+  }
+  template <class Then>
+  static void collect_then(const Dispatch& d, View W, Real scale, View C, View Y, const Then& then) {
+    if (d.dense())
+      collect_by_token(W, scale, of_all(d, C), 0, Y, then);
+    else
+      collect_by_expert(d, W, scale, C, Y, then);
+  }
+  /// Updates the part that it is given, entry by entry.
+  static auto learner(const Dispatch& d, const Update<B>& update, Real scale, View X, View C) {
+    const Real* const packed = d.dense() ? packed_rows(X, update.slot.value) : nullptr;
+    return [&d, &update, scale, X, C, packed](const Part& part) {
+      if (packed != nullptr)
+        entrywise(update.rule, update.slot, scale, packed, of_all(d, C), part);
+      else
+        learn_part(d, update, scale, X, C, part);
+    };
+  }
 
   template <class Then>
   static void answer_by_expert(const Dispatch& d, View W, Real scale, View X, View out, const Then& then) {
