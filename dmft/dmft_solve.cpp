@@ -132,11 +132,11 @@ std::string start_text(const moe::SamplingSpec& s, const moe::IterationMemory& m
 }
 
 /// Where kernels are, and what they need.
-std::string kernels_text(const moe::RunSpec& spec, const moe::IterationMemory& memory, const std::string& scratch) {
+std::string kernels_text(const moe::RunSpec& spec, const moe::IterationMemory& memory,
+                         const moe::AvailableMemory& available, const std::string& scratch) {
   const std::string kernels = fmt::format("{} kernels of {:.0f} x {:.0f} in {} replicas", memory.arrays, memory.queries,
                                           memory.queries, spec.sampling.replicas);
   if (memory.scratch == 0) return fmt::format("{} need about {}", kernels, moe::bytes_text(memory.kernels));
-  const moe::AvailableMemory available = moe::available_memory();
   return fmt::format(
       "{} wait in a file in {}, which will have about {}, as of the {} that are available ({}) they would leave too "
       "little to sample, or a pass less than half of its batches; those at work need about {}",
@@ -152,22 +152,23 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   std::vector<std::string> warnings;  // solve_limit reports them
   const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
   if (spec.sampling.method == moe::Method::iterate)
-    for (const std::string& fault : moe::iteration_faults(spec)) faults.add(fault);
+    for (const std::string& fault : moe::iteration_faults(spec, limit)) faults.add(fault);
   if (const std::string fault = moe::device_fault(options.device); !fault.empty()) faults.add(fault);
   faults.throw_if_any();
   if (spec.sampling.method == moe::Method::iterate) {
     const bool on_gpu = options.device == moe::Device::cuda;
-    const moe::IterationMemory memory = moe::iteration_memory(
-        spec, limit, moe::iteration_step(spec, data), options.threads, moe::available_memory().bytes,
-        on_gpu ? std::optional(moe::gpu_memory().bytes) : std::nullopt);
+    const moe::AvailableMemory available = moe::available_memory();
+    const moe::IterationMemory memory =
+        moe::iteration_memory(spec, limit, moe::iteration_step(spec, data), options.threads, available.bytes,
+                              on_gpu ? std::optional(moe::gpu_memory().bytes) : std::nullopt);
     if (!options.quiet)
       fmt::print(stderr, "dmft_solve: {}; sampling {}{}, {} batch{} at once; {:.3g} sites per iteration. Start: {}\n",
-                 kernels_text(spec, memory, scratch), moe::bytes_text(memory.sampling),
+                 kernels_text(spec, memory, available, scratch), moe::bytes_text(memory.sampling),
                  on_gpu ? " and " + moe::bytes_text(memory.card) + " on the GPU" : "", memory.samplers,
                  memory.samplers > 1 ? "es" : "", memory.sites, start_text(spec.sampling, memory));
     if (const std::string& file = options.checkpoint.file; !file.empty())
       moe::require_disk(memory.checkpoint, file, "a checkpoint", "--checkpoint FILE");
-    if (memory.total() <= moe::available_memory().bytes)  // else solve_limit says what would fit
+    if (memory.total() <= available.bytes)  // else solve_limit says what would fit
       moe::require_disk(memory.scratch, scratch + "/kernels", "kernels that do not fit into memory",
                         "--scratch FOLDER");
     return {};

@@ -92,6 +92,11 @@ void KeptKernels::add(std::size_t k, const MatrixXd& kernel) {
   change(k, [&](MatrixXd& sum) { sum += kernel; });
 }
 
+void KeptKernels::add(const KeptKernels& other) {
+  for (std::size_t k = 0; k < other.size(); ++k)
+    if (other.has(k)) other.with(k, [&](const MatrixXd& kernel) { add(k, kernel); });
+}
+
 void KeptKernels::transfer(Archive& a) {
   std::size_t count = size();
   a("count", count);

@@ -68,6 +68,7 @@ class KeptKernels {
   void put_all(KernelSet kernels);
   /// += kernel, where nothing stands for zero.
   void add(std::size_t k, const Eigen::MatrixXd& kernel);
+  void add(const KeptKernels& other);
   void clear() { put_all({}); }
 
   void transfer(Archive& a);

@@ -263,15 +263,7 @@ Curve mean_of_losses(const std::vector<MatrixXd>& f, const Losses& losses) {
   std::vector<std::vector<double>> rows;
   rows.reserve(f.size());
   for (const MatrixXd& one : f) rows.push_back(losses(one));
-  const auto R = static_cast<double>(f.size());
-  Curve curve;
-  curve.mean = mean_of(rows);
-  for (std::size_t t = 0; t < curve.mean.size(); ++t) {
-    double square = 0;
-    for (const auto& row : rows) square += std::pow(row[t] - curve.mean[t], 2);
-    curve.sem.push_back(std::sqrt(square / (R - 1) / R));
-  }
-  return curve;
+  return curve_of(rows, rows[0].size());
 }
 
 /// f(k) for k = 0 .. count - 1, handed out in this order to `at_once` workers that share the threads.
@@ -318,11 +310,10 @@ class SamplerOfReplica {
 void add_over_ranks(const SiteProblem& problem, BatchMeans& means) {
   std::vector<std::span<double>> sums;
   const auto sum = [&](MatrixXd& m) { sums.emplace_back(m.data(), static_cast<std::size_t>(m.size())); };
-  if (means.f.size() == 0)  // no batch of this replica was this rank's
-    means = {zero_kernels(*problem.limit, problem.n()),
-             zero_means(*problem.limit, problem.steps).fields,
-             MatrixXd::Zero(problem.y.rows(), problem.n()),
-             {}};
+  if (means.f.size() == 0) {  // no batch of this replica was this rank's
+    means = zero_means(problem);
+    means.kernels = zero_kernels(*problem.limit, problem.n());
+  }
   if (!means.paths.has_any()) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
   for (MatrixXd& kernel : means.kernels.all())
     if (kernel.size() > 0) sum(kernel);
@@ -548,22 +539,7 @@ std::vector<KernelResidual> residuals_of(const Certificate& certificate, const K
 
 }  // namespace
 
-bool is_random(const LimitSpec& limit) {
-  const BlockSpec& block = limit.block;
-  return !block.experts_sampled && block.gate.topk && block.gate.active < block.counts.experts;
-}
-
-/// False where there is no such limit, whose faults are found elsewhere.
-static bool has_vanishing_gradients(const RunSpec& spec) {
-  Faults elsewhere;
-  const Regime& regime = regime_named(spec.model.regime);
-  const Parameterization param = load_parameterization(spec, elsewhere);
-  if (!elsewhere.empty()) return false;
-  const LimitConstants constants = limit_constants(spec, param, regime, 1, elsewhere);
-  return elsewhere.empty() && !vanishing_gradients(spec, regime, constants).empty();
-}
-
-std::vector<std::string> iteration_faults(const RunSpec& spec) {
+std::vector<std::string> iteration_faults(const RunSpec& spec, const LimitSpec& limit) {
   std::vector<std::string> faults;
   const auto refuse = [&](bool unsolved, const std::string& key, const std::string& value, const std::string& why) {
     if (unsolved)
@@ -573,7 +549,7 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw ||
                            spec.optimizer.name == OptimizerKind::adafactor;
   refuse(
-      has_moments && spec.optimizer.eps < smallest_eps && has_vanishing_gradients(spec), "optimizer.eps",
+      has_moments && spec.optimizer.eps < smallest_eps && !limit.vanishing.empty(), "optimizer.eps",
       fmt::format("{:g}", spec.optimizer.eps),
       fmt::format("draws sites plainly, and below {:g} the noise of gradients that vanish at t = 0 in this limit moves "
                   "weights (docs/theory.md, section 5)",
@@ -581,8 +557,7 @@ std::vector<std::string> iteration_faults(const RunSpec& spec) {
   refuse(spec.training.dynamics == Dynamics::flow, "training.dynamics", "\"flow\"", "has gradient descent only");
   refuse(spec.training.stop_at_loss > 0, "training.stop_at_loss", fmt::format("{:g}", spec.training.stop_at_loss),
          "solves all steps at once");
-  // What explicit experts are chosen by at vanishing logits are fluctuations of averages over sites: every replica is a realisation.
-  const bool random = spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled;
+  const bool random = has_random_limit(spec);
   const std::string realisation = "takes a replica's batch for one realisation of this random limit (regime I, top-K)";
   refuse(random && spec.sampling.site_batches > 1, "sampling.site_batches", std::to_string(spec.sampling.site_batches),
          realisation);
@@ -596,7 +571,14 @@ int most_iterations(const RunSpec& spec) {
 
 IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const IterationOptions& options) {
   Faults faults;
-  for (const std::string& fault : iteration_faults(spec)) faults.add(fault);
+  std::vector<std::string> warnings;
+  RunSpec of_batch =
+      spec;  // a batch's sites stand for the population: thresholds and the share of active experts are its own
+  of_batch.sampling.neurons = static_cast<int>(options.batch.neurons);
+  of_batch.sampling.experts = static_cast<int>(options.batch.experts);
+  of_batch.sampling.hidden = static_cast<int>(options.batch.hidden);
+  const LimitSpec limit = limit_spec(of_batch, step_shape(spec, data), faults, warnings);
+  for (const std::string& fault : iteration_faults(spec, limit)) faults.add(fault);
   if (options.replicas < 3)
     faults.add(
         fmt::format("sampling.replicas = {} ({}): kernel iteration tells noise from change by the scatter of "
@@ -607,15 +589,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
         fmt::format("sampling.anderson = {} ({}): combines kernels, and under optimizer.name = \"{}\" paths of sites "
                     "are unknowns beside them. Use 0; sampling.damping and sampling.window do for every rule",
                     options.anderson, spec.place("sampling.anderson"), to_string(spec.optimizer.name)));
-  std::vector<std::string> warnings;
-  IterationOptions sizes = options;
-  RunSpec of_batch =
-      spec;  // a batch's sites stand for the population: thresholds and the share of active experts are its own
-  of_batch.sampling.neurons = static_cast<int>(options.batch.neurons);
-  of_batch.sampling.experts = static_cast<int>(options.batch.experts);
-  of_batch.sampling.hidden = static_cast<int>(options.batch.hidden);
-  const LimitSpec limit = limit_spec(of_batch, step_shape(spec, data), faults, warnings);
   faults.throw_if_any();
+  IterationOptions sizes = options;
   SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
   if (spec.training.batch > 0)
     for (int t = 0; t <= spec.training.steps; ++t)
@@ -639,7 +614,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   const auto first_steps = [&] {
     return state.passed > 0 || options.window == 0 ? all_steps : std::min<Index>(options.window, all_steps);
   };
-  const MatrixXd no_fields = zero_means(limit, problem.steps).fields;
+  const MatrixXd no_fields = zero_means(problem).fields;
   for (std::size_t r = 0; r < R; ++r)
     state.chains.push_back({kept(zero_kernels(limit, problem.n())),
                             kept(KernelSet(limit.depth)),
@@ -734,9 +709,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
           chain.fields_sum += chain.fields;
           chain.mixing.forget();
           if (report.draws == options.draws) continue;  // the certificate adds the last
-          for (std::size_t k = 0; k < chain.kernels.size(); ++k)
-            if (chain.kernels.has(k))
-              chain.kernels.with(k, [&](const MatrixXd& kernel) { state.kernels_sum.add(k, kernel); });
+          state.kernels_sum.add(chain.kernels);
         }
         // Another map follows. That its first horizon is short pays, that it starts near its solution does not.
         if (report.draws < options.draws && first_steps() < all_steps) set_horizon(problem, first_steps(), state);
@@ -763,7 +736,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     compare(means, chains[r], state.certificate, state.kernels_sum);
   };
   // In a random limit fresh numbers are another realisation, and compare with nothing.
-  const bool random = is_random(limit);
+  const bool random = has_random_limit(limit);
   result.interrupted = report.draws < options.draws || (!random && !sample_all(false, against_fresh));
   if (result.interrupted) keep(true);
   problem.steps = all_steps;
@@ -773,12 +746,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                     report.changes.size() + 1));
 
   if (report.draws == options.draws)  // those that an interrupt has left
-    for (Chain& chain : chains)
-      for (std::size_t k = 0; k < chain.kernels.size(); ++k) {
-        if (!chain.kernels.has(k)) continue;
-        chain.kernels.with(k, [&](const MatrixXd& at_rest) { state.kernels_sum.add(k, at_rest); });
-        chain.kernels.put(k, {});
-      }
+    for (Chain& chain : chains) state.kernels_sum.add(chain.kernels), chain.kernels.clear();
   result.kernels = state.kernels_sum.all();
   state.kernels_sum.clear();
   for (MatrixXd& kernel : result.kernels.all()) kernel /= static_cast<double>(R) * report.draws;

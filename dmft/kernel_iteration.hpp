@@ -41,8 +41,8 @@ struct IterationOptions {
 
 struct IterationResult {
   SampleCounts counts;  ///< of a batch
-  Curve
-      loss;  ///< [step] of f, averaged over draws and replicas, jackknife errors over replicas; of a random limit mean over replicas of their own
+  /// [step] of f, averaged over draws and replicas, jackknife errors over replicas; of a random limit mean over replicas of their own.
+  Curve loss;
   Curve batch_loss;   ///< [step < T] the same of the step's own mini-batch; empty under full batches
   Eigen::MatrixXd f;  ///< (C, n), the average
   std::vector<Eigen::MatrixXd> f_per_replica;
@@ -59,13 +59,7 @@ struct IterationInterrupted : Error {
 };
 
 /// Sentences that name what kernel iteration does not solve; empty: it solves this.
-std::vector<std::string> iteration_faults(const RunSpec& spec);
-
-/// Regime I with top-K: which experts are chosen at vanishing logits is decided by fluctuations of averages over sites, and every replica is
-/// a realisation (docs/theory.md, 6.4).
-bool is_random(const LimitSpec& limit);
-inline constexpr const char* random_limit_warning =
-    "regime I with top-K: the limit is a random variable (docs/theory.md, section 6); errors are over realisations";
+std::vector<std::string> iteration_faults(const RunSpec& spec, const LimitSpec& limit);
 
 /// IterationOptions::most of a run: sampling.iterations, or 40 + 4 T.
 int most_iterations(const RunSpec& spec);

@@ -38,6 +38,15 @@ StepShape step_shape(const RunSpec& spec, const Dataset& data) {
   return {static_cast<int>(data.x.rows()), static_cast<int>(data.y.rows()), P};
 }
 
+bool has_random_limit(const RunSpec& spec) {
+  return spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled;
+}
+
+bool has_random_limit(const LimitSpec& limit) {
+  const BlockSpec& block = limit.block;
+  return !block.experts_sampled && block.gate.topk && block.gate.active < block.counts.experts;
+}
+
 LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings) {
   const Regime& regime = regime_named(spec.model.regime);
   LimitSpec limit;

@@ -94,9 +94,11 @@ Index row_of(int l, std::string_view observable) {
   return l * static_cast<Index>(site_observables.size()) + (found - site_observables.begin());
 }
 
-BatchMeans zero_means(const LimitSpec& limit, Index steps) {
+BatchMeans zero_means(const SiteProblem& problem) {
+  const LimitSpec& limit = *problem.limit;
   BatchMeans means;
-  means.fields = MatrixXd::Zero(limit.depth * static_cast<Index>(site_observables.size()), steps);
+  means.f = MatrixXd::Zero(problem.y.rows(), problem.n());
+  means.fields = MatrixXd::Zero(limit.depth * static_cast<Index>(site_observables.size()), problem.steps);
   if (!limit.input.linear()) means.paths.blocks.resize(static_cast<std::size_t>(limit.depth));
   return means;
 }

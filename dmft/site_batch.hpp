@@ -124,8 +124,8 @@ struct BatchMeans {
   void scale(double factor);
 };
 
-/// Fields of zeros, and of every block where the rule has paths room for them.
-BatchMeans zero_means(const LimitSpec& limit, Index steps);
+/// f and fields of zeros, and of every block where the rule has paths room for them; no kernels.
+BatchMeans zero_means(const SiteProblem& problem);
 
 /// What a neuron has of one block: the block's fields on it, what it reads and sends back.
 template <class B>
@@ -162,7 +162,7 @@ class NeuronBatch {
   void send(int l, Index t,
             View rho);              ///< xi of block l, and what goes on below it (T10); rho (M, P) of explicit experts
   void learn(Index t);              ///< (T20), (T21)
-  void add_fields(BatchMeans& to);  ///< all of it but the kernels
+  void add_fields(BatchMeans& to);  ///< f, and what is measured
   /// `weight` times columns first .. first + count, of whole steps, of this stage's kernels of block l.
   void add_columns(int l, Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
@@ -177,10 +177,10 @@ class NeuronBatch {
   const SiteProblem& problem_;
   std::vector<SiteKernels<B>>& kernels_;
   Index S_, P_;
-  Eigen::MatrixXd measured_;     ///< BatchMeans::fields, of which experts have the other rows
-  Matrix h_, phi_, s_, D0_, g_;  ///< (S, P); g_ the backward field of the stream
+  Eigen::MatrixXd measured_;  ///< BatchMeans::fields, of which experts have the other rows
+  Matrix h_, phi_, g_;        ///< (S, P); g_ the backward field of the stream
   StreamNorm<B> norm_;
-  View stream_;
+  View stream_, s_;   ///< of the present step; s_ what the readout reads
   Matrix x_, delta_;  ///< (inputs, P), (C, P)
 };
 
@@ -199,7 +199,7 @@ class ExpertBatch {
   void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16), (T32)
   void backward(Index t);                       ///< (T7)-(T9), (T18), (T31)
   View rho_now() { return rho.columns(step_ * P_, P_); }
-  void add_fields(BatchMeans& to);
+  void add_fields(BatchMeans& to);  ///< what is measured
   void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
   /// For tests.
@@ -231,7 +231,7 @@ struct SiteBatch {
 
   SiteBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
             StreamNumbers& streams);
-  void add_fields(BatchMeans& to);
+  void add_fields(BatchMeans& to);  ///< all of it but the kernels; paths of the first that adds
   void add_columns(int l, Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 };
 

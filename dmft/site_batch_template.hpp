@@ -338,8 +338,6 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<
           Eigen::MatrixXd::Zero(problem.limit->depth * static_cast<Index>(site_observables.size()), problem.steps)),
       h_(neurons, P_),
       phi_(neurons, P_),
-      s_(neurons, P_),
-      D0_(neurons, P_),
       g_(neurons, P_),
       norm_(problem.limit->layer.norm, neurons, P_),
       delta_(problem.y.rows(), P_) {
@@ -426,7 +424,7 @@ void NeuronBatch<B>::write(int l, Index t) {
 
 template <class B>
 void NeuronBatch<B>::outputs(Index t) {
-  B::copy(norm_.forward(stream_), s_);
+  s_ = norm_.forward(stream_);
   // f = <wbar s> of the running ensemble, which closes Delta (T20)
   Matrix f_now(f.rows(), P_);
   B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(S_), w_bar.value(), s_, 0, f_now);
@@ -465,8 +463,7 @@ void NeuronBatch<B>::send(int l, Index t, View rho) {
   block.dQ.act(over_kappa / static_cast<double>(given.rho.rows()), detail::now<B>(given.rho, t, P_), xi);
   block.dQ.update(phi, detail::now<B>(given.rho, t, P_));
   if (!spec.experts_sampled) {
-    const View q = block.q.value();
-    B::gemm(Op::plain, Op::plain, 1.0 / static_cast<double>(spec.counts.active), q, rho, 1, xi);
+    block.q.act(1.0 / static_cast<double>(spec.counts.active), rho, xi);
     block.q.update(phi, rho);
   }
   block.norm.backward(xi);
@@ -486,12 +483,8 @@ void NeuronBatch<B>::learn(Index t) {
 
 template <class B>
 void NeuronBatch<B>::add_fields(BatchMeans& to) {
-  to.f = f;
+  to.f += f;
   to.fields += measured_;
-  for (std::size_t l = 0; l < to.paths.blocks.size(); ++l) {
-    to.paths.blocks[l].phi = B::download(blocks[l].phi);
-    to.paths.blocks[l].D = B::download(blocks[l].D);
-  }
 }
 
 template <class B>
@@ -629,11 +622,6 @@ void ExpertBatch<B>::backward(Index t) {
 template <class B>
 void ExpertBatch<B>::add_fields(BatchMeans& to) {
   to.fields.middleRows(row_of(l_, "rms_r"), measured_.rows()) += measured_;
-  if (to.paths.blocks.empty()) return;
-  BlockPaths& paths = to.paths.blocks[static_cast<std::size_t>(l_)];
-  paths.rho = B::download(rho);
-  paths.ghat = B::download(ghat);
-  paths.Gv = B::download(Gv);
 }
 
 template <class B>
@@ -668,6 +656,10 @@ template <class B>
 void SiteBatch<B>::add_fields(BatchMeans& to) {
   neurons.add_fields(to);
   for (ExpertBatch<B>& of_block : experts) of_block.add_fields(to);
+  if (to.paths.has_any()) return;
+  for (std::size_t l = 0; l < to.paths.blocks.size(); ++l)
+    to.paths.blocks[l] = {B::download(neurons.blocks[l].phi), B::download(neurons.blocks[l].D),
+                          B::download(experts[l].rho), B::download(experts[l].ghat), B::download(experts[l].Gv)};
 }
 
 template <class B>
@@ -713,7 +705,7 @@ BatchMeans sample_batch(const SiteProblem& problem, std::vector<SiteKernels<B>>&
     if (interrupt != nullptr && *interrupt) return {};
     march<B>({&batch}, t, [](int, Stage) {});
   }
-  BatchMeans means = zero_means(*problem.limit, problem.steps);
+  BatchMeans means = zero_means(problem);
   batch.add_fields(means);
   means.kernels = zero_kernels(*problem.limit, problem.n());
   // By some steps at a time: half of a kernel mirrors the other, or is zero.
@@ -762,17 +754,8 @@ BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, st
       }
     });
   }
-  BatchMeans means;
-  for (SiteBatch<B>* batch : batches) {
-    BatchMeans of_batch = zero_means(*problem.limit, problem.steps);
-    batch->add_fields(of_batch);
-    if (batch == batches[0]) {
-      means = std::move(of_batch);
-    } else {
-      means.f += of_batch.f;
-      means.fields += of_batch.fields;
-    }
-  }
+  BatchMeans means = zero_means(problem);
+  for (SiteBatch<B>* batch : batches) batch->add_fields(means);
   means.f *= weight;
   means.fields *= weight;
   means.kernels = std::move(kernels);

@@ -1,7 +1,6 @@
 /// Gaussian fields of single sites in kernel iteration (theory section 6), along time.
 #pragma once
 
-#include "dmft/pointwise.hpp"
 #include "support/cpu.hpp"
 
 namespace moe {

@@ -28,19 +28,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-Curve statistics(const std::vector<std::vector<double>>& rows, std::size_t length) {
-  Curve curve;
-  const auto n = static_cast<double>(rows.size());
-  for (std::size_t t = 0; t < length; ++t) {
-    double mean = 0, square = 0;
-    for (const auto& row : rows) mean += row[t] / n;
-    for (const auto& row : rows) square += (row[t] - mean) * (row[t] - mean);
-    curve.mean.push_back(mean);
-    curve.sem.push_back(rows.size() > 1 ? std::sqrt(square / (n - 1) / n) : std::nan(""));
-  }
-  return curve;
-}
-
 template <class Get>
 Curve statistics_of(const std::vector<Record>& records, Get get) {
   std::vector<std::vector<double>> rows;
@@ -49,7 +36,7 @@ Curve statistics_of(const std::vector<Record>& records, Get get) {
     rows.push_back(get(r));
     length = std::min(length, rows.back().size());
   }
-  return statistics(rows, length);
+  return curve_of(rows, length);
 }
 
 std::vector<Eigen::MatrixXd> mean_matrices(const std::vector<const std::vector<Eigen::MatrixXd>*>& lists) {
@@ -200,6 +187,19 @@ void warn_of_short_lists(const RunSpec& spec, const LimitSpec& limit, const Step
 
 }  // namespace
 
+Curve curve_of(const std::vector<std::vector<double>>& rows, std::size_t length) {
+  Curve curve;
+  const auto n = static_cast<double>(rows.size());
+  for (std::size_t t = 0; t < length; ++t) {
+    double mean = 0, square = 0;
+    for (const auto& row : rows) mean += row[t] / n;
+    for (const auto& row : rows) square += (row[t] - mean) * (row[t] - mean);
+    curve.mean.push_back(mean);
+    curve.sem.push_back(rows.size() > 1 ? std::sqrt(square / (n - 1) / n) : std::nan(""));
+  }
+  return curve;
+}
+
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program) {
   Faults faults;
   std::vector<std::string> warnings;
@@ -272,7 +272,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
 
   result.counts = plan.limit.block.counts;
   result.constants = plan.limit.block.constants;
-  result.random_limit = is_random(plan.limit);
+  result.random_limit = has_random_limit(plan.limit);
   bool matching = spec.sampling.matching != Matching::off;
   if (spec.sampling.matching == Matching::automatic) {
     if (result.random_limit) matching = false;

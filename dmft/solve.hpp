@@ -24,6 +24,8 @@ namespace moe {
 struct Curve {
   std::vector<double> mean, sem;
 };
+/// Of rows of at least `length` values, one of each replica.
+Curve curve_of(const std::vector<std::vector<double>>& rows, std::size_t length);
 
 /// Everything one solve produced. Step lists say at which t the curves have values (t = 0: initialisation).
 struct LimitResult {
@@ -67,6 +69,13 @@ StepShape step_shape(const RunSpec& spec, const Dataset& data);
 /// The units in which a replica works, out of description, parameterization and shape of a step. Faults: tables without a limit,
 /// combinations that cannot run.
 LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings);
+
+/// Regime I with top-K: which experts are chosen at vanishing logits is decided by fluctuations of averages over neurons, and the limit is a
+/// random variable, every replica a realisation of it (docs/theory.md, 6.4). Of a description with all experts active still true.
+bool has_random_limit(const RunSpec& spec);
+bool has_random_limit(const LimitSpec& limit);
+inline constexpr const char* random_limit_warning =
+    "regime I with top-K: the limit is a random variable (docs/theory.md, section 6); errors are over realisations";
 
 /// Why a solve cannot run on the GPU though the run is a good one; empty if it can, and for other devices.
 std::string device_fault(Device device);

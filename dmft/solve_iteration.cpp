@@ -30,16 +30,10 @@ double element(const RunSpec& spec) { return spec.sampling.precision == Precisio
 /// Mean over replicas and its standard error of values(replica), [step].
 template <class Values>
 Curve over_replicas(std::size_t replicas, const std::vector<int>& steps, const Values& values) {
-  Curve curve;
-  const auto R = static_cast<double>(replicas);
-  for (const int t : steps) {
-    double mean = 0, square = 0;
-    for (std::size_t r = 0; r < replicas; ++r) mean += values(r, t) / R;
-    for (std::size_t r = 0; r < replicas; ++r) square += std::pow(values(r, t) - mean, 2);
-    curve.mean.push_back(mean);
-    curve.sem.push_back(std::sqrt(square / (R - 1) / R));
-  }
-  return curve;
+  std::vector<std::vector<double>> rows(replicas);
+  for (std::size_t r = 0; r < replicas; ++r)
+    for (const int t : steps) rows[r].push_back(values(r, t));
+  return curve_of(rows, steps.size());
 }
 
 /// Which kernel of file is which of ours.
@@ -232,8 +226,8 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   const auto start = std::chrono::steady_clock::now();
   LimitResult result;
   Faults faults;
-  for (const std::string& fault : iteration_faults(spec)) faults.add(fault);
   const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
+  for (const std::string& fault : iteration_faults(spec, limit)) faults.add(fault);
   faults.throw_if_any();
   const AvailableMemory available = available_memory();
   const bool on_gpu = solve.device == Device::cuda;
@@ -280,7 +274,7 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   result.counts = r.counts;
   result.constants = limit.block.constants;
   result.matching = false;
-  result.random_limit = is_random(limit);
+  result.random_limit = has_random_limit(limit);
   if (result.random_limit) result.warnings.emplace_back(random_limit_warning);
   result.replicas = options.replicas;
   result.interrupted = r.interrupted;

@@ -107,10 +107,6 @@ void on_signals() {
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
 }
 
-bool has_random_limit(const RunSpec& spec) {
-  return spec.model.routing == Routing::topk && !regime_named(spec.model.regime).experts_sampled;
-}
-
 std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data) {
   if (has_random_limit(spec)) return std::nullopt;
   const LimitSpec limit = limit_of(spec, data);

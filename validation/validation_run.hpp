@@ -19,9 +19,6 @@ namespace moe {
 extern std::atomic<bool> interrupted;
 void on_signals();
 
-/// True where the limit is a random variable: experts that do not grow, chosen by rank (theory section 6).
-bool has_random_limit(const RunSpec& spec);
-
 /// The same limit from fewer samples, drawn anew: the difference measures its bias. Half as many; more where lists of draws would not
 /// hold the first step's, whose bias is of another kind; none where less than a fifth could be saved, and none where the limit is
 /// random: networks of as many neurons are compared with that.
