@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <vector>
 
 #include "dmft/expert_matrix.hpp"
+#include "dmft/expert_measures.hpp"
 #include "dmft/gating.hpp"
 #include "dmft/pointwise.hpp"
 
@@ -60,23 +60,6 @@ void times_gate(typename B::View G, typename B::View w, Index hidden, typename B
   B::each(hidden, G.rows * G.cols, [=] MOE_HD(Index a, Index k) {
     const Index p = k / G.rows, i = k % G.rows;
     out(i * hidden + a, p) = G(i, p) * w(i * hidden + a, p);
-  });
-}
-/// s_i = <v_ia zeta_ia>_a; zero where the terms cancel to within their rounding, as matched samples make them do at t = 0. Rounding
-/// errors would else be queries like others, and enter the basis at full size.
-template <class B>
-void mean_products_over_hidden(typename B::View v, typename B::View zeta, typename B::View s) {
-  using Real = typename B::Real;
-  const Index hidden = v.rows / s.rows;
-  B::each(s.rows, s.cols, [=] MOE_HD(Index i, Index p) {
-    double sum = 0, size = 0;
-    for (Index a = 0; a < hidden; ++a) {
-      const double term = static_cast<double>(v(i * hidden + a, p)) * static_cast<double>(zeta(i * hidden + a, p));
-      sum += term;
-      size += std::abs(term);
-    }
-    const bool cancels = std::abs(sum) <= 8 * static_cast<double>(std::numeric_limits<Real>::epsilon()) * size;
-    s(i, p) = cancels ? Real(0) : static_cast<Real>(sum / static_cast<double>(hidden));
   });
 }
 }  // namespace detail

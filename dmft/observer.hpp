@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "dmft/expert_measures.hpp"
 #include "dmft/replica.hpp"
 #include "support/distribution.hpp"
 #include "support/observable.hpp"
@@ -20,43 +21,6 @@ struct Loads {
   double q99 = 0, max = 0;
 };
 Loads expert_loads(const Eigen::MatrixXd& mask, double kappa);
-
-namespace detail {
-/// Sum of a_ia^2 over active (expert, token) pairs and their hidden units.
-template <class B>
-double sum_of_active_squares(typename B::View a, typename B::View mask, Index hidden) {
-  return B::sum(mask.rows, mask.cols, [=] MOE_HD(Index i, Index p) {
-    double s = 0;
-    for (Index k = 0; k < hidden; ++k)
-      s += static_cast<double>(a(i * hidden + k, p)) * static_cast<double>(a(i * hidden + k, p));
-    return s * static_cast<double>(mask(i, p));
-  });
-}
-/// c_i = sum_a w_ia^2
-template <class B>
-void squares_over_hidden(typename B::View w, typename B::View c) {
-  using Real = typename B::Real;
-  const Index hidden = w.rows / c.rows;
-  B::each(c.rows, c.cols, [=] MOE_HD(Index i, Index p) {
-    double s = 0;
-    for (Index a = 0; a < hidden; ++a)
-      s += static_cast<double>(w(i * hidden + a, p)) * static_cast<double>(w(i * hidden + a, p));
-    c(i, p) = static_cast<Real>(s);
-  });
-}
-/// out (1, P): entropy of the shares G_i / total.
-template <class B>
-void column_entropies(typename B::View G, typename B::View total, typename B::View out) {
-  using Real = typename B::Real;
-  B::column_sums(
-      G.rows, G.cols,
-      [=] MOE_HD(Index i, Index p) {
-        const Real share = G(i, p) / total(0, p);
-        return share > Real(0) ? -share * std::log(share) : Real(0);
-      },
-      out);
-}
-}  // namespace detail
 
 /// Measures after forward() and backward() of a step, on the samples of that step; the first time at t = 0. With a fixed batch the
 /// fields at t = 0 are kept for what compares with them. Under mini-batches the samples differ from step to step: change_* are not
@@ -113,37 +77,8 @@ class Observer {
   static double rms_difference(View a, View b) {
     return std::sqrt(sum_of_squared_differences<B>(a, b) / static_cast<double>(a.size()));
   }
-  /// Over active (expert, token) pairs and their hidden units.
-  double rms_active(View a) const {
-    const View mask = fields().mask;
-    const Index Sa = block().shape().hidden;
-    return std::sqrt(detail::sum_of_active_squares<B>(a, mask, Sa) / (sum<B>(mask) * static_cast<double>(Sa)));
-  }
-  /// Effective number of experts (sum c)^2 / sum c^2, c_i = sum_a w_ia^2, smallest over tokens; 0 where nothing flows.
-  double effective_sample_size(View w) const {
-    const Index SE = block().shape().experts, P = w.cols;
-    auto weights = Matrix::uninitialized(SE, P);
-    auto sums = Matrix::uninitialized(1, P);
-    auto squares = Matrix::uninitialized(1, P);
-    detail::squares_over_hidden<B>(w, weights);
-    column_sums<B>(weights, sums);
-    column_sums_of_products<B>(weights, weights, squares);
-    const Eigen::ArrayXXd first = B::download(sums).array(), second = B::download(squares).array();
-    auto smallest = static_cast<double>(SE);
-    for (Index p = 0; p < P; ++p)
-      smallest = std::min(smallest, second(0, p) > 0 ? first(0, p) * first(0, p) / second(0, p) : 0.0);
-    return smallest;
-  }
-  /// exp(H)/K, H the entropy of G_i / sum G, mean over tokens.
-  double router_entropy() const {
-    const View G = fields().G;
-    auto totals = Matrix::uninitialized(1, G.cols);
-    auto sums = Matrix::uninitialized(1, G.cols);
-    column_sums<B>(G, totals);
-    detail::column_entropies<B>(G, totals, sums);
-    const double K = block().shape().kappa * static_cast<double>(G.rows);
-    return B::download(sums).array().exp().mean() / K;
-  }
+  double rms_active(View w) const { return std::sqrt(mean_square_of_active<B>(w, fields().mask)); }
+  double effective_sample_size(View w) const { return effective_experts<B>(w, block().shape().hidden); }
 
   Block<B>& block() const { return layer_->block(); }
   BlockFields<B>& fields() const { return block().fields(); }
@@ -204,7 +139,8 @@ class Observer {
     if (name == "rms_xi_A_effective") return rms(f.xi_A_parts.learned);
     if (name == "rms_xi_Q_init") return rms(f.xi_Q_parts.init);
     if (name == "rms_xi_Q_effective") return rms(f.xi_Q_parts.learned);
-    if (name == "router_entropy") return router_entropy();
+    if (name == "router_entropy")
+      return router_entropy<B>(fields().G, block().shape().kappa * static_cast<double>(block().shape().experts));
     if (name == "ess_forward") return effective_sample_size(f.Gv);
     if (name == "ess_backward") return effective_sample_size(f.ghat);
     if (name.starts_with("change_")) {

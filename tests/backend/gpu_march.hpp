@@ -15,6 +15,8 @@
 namespace gpu_march {
 inline namespace MOE_DEVICE_SPACE {
 
+using moe::Index;
+
 struct Case {
   const char *regime, *param;
   moe::OptimizerKind optimizer;
@@ -120,6 +122,58 @@ inline const std::vector<Case> cases = {
     {"II", "mssp", moe::OptimizerKind::sgd, moe::Routing::topk, moe::Gate::softmax, moe::Loss::mse,
      moe::Activation::tanh, 1, 0.1}};
 
+/// Sums over an expert's units: of few by a thread each, of many by reductions; the last expert's products cancel.
+template <class Real>
+void check_measures() {
+  constexpr Index experts = 5, tokens = 3;
+  for (const Index hidden : {7, 64, 65, 3000}) {
+    Eigen::MatrixXd v(experts * hidden, tokens), zeta(experts * hidden, tokens), mask(experts, tokens);
+    for (Index p = 0; p < tokens; ++p)
+      for (Index i = 0; i < experts; ++i) {
+        mask(i, p) = (i + p) % 2 == 0 ? 0 : 1;
+        for (Index a = 0; a < hidden; ++a) {
+          const Index k = i * hidden + a;
+          v(k, p) = static_cast<double>((7 * k + 3 * p) % 11 - 5) / 8;
+          zeta(k, p) = static_cast<double>((5 * k + p) % 13 - 6) / 8 + 0.25;
+        }
+        if (i + 1 == experts && hidden % 2 == 0)
+          for (Index a = 0; a < hidden; a += 2) {  // to within a rounding of the first
+            const Index k = i * hidden + a;
+            v(k, p) = v(k + 1, p) = a == 0 ? 1 + std::numeric_limits<Real>::epsilon() : 1;
+            zeta(k, p) = 1, zeta(k + 1, p) = a == 0 ? -1 + std::numeric_limits<Real>::epsilon() : -1;
+          }
+      }
+    Eigen::MatrixXd s(experts, tokens), weights(experts, tokens);
+    double squares = 0;
+    for (Index p = 0; p < tokens; ++p)
+      for (Index i = 0; i < experts; ++i) {
+        const auto units = v.col(p).segment(i * hidden, hidden);
+        s(i, p) = units.dot(zeta.col(p).segment(i * hidden, hidden)) / static_cast<double>(hidden);
+        weights(i, p) = units.squaredNorm();
+        squares += mask(i, p) * units.squaredNorm();
+      }
+    if (hidden % 2 == 0) s.row(experts - 1).setZero();
+    const double effective =
+        (weights.colwise().sum().array().square() / weights.colwise().squaredNorm().array()).minCoeff();
+    using B = moe::Cuda<Real>;
+    const auto on = [](const Eigen::MatrixXd& m) {
+      auto matrix = B::Matrix::uninitialized(m.rows(), m.cols());
+      B::upload(m, matrix);
+      return matrix;
+    };
+    auto v_on = on(v), zeta_on = on(zeta), mask_on = on(mask), s_on = on(Eigen::MatrixXd::Constant(experts, tokens, 9));
+    moe::detail::mean_products_over_hidden<B>(v_on, zeta_on, s_on);
+    const Eigen::MatrixXd is = B::download(s_on);
+    INFO("hidden units ", hidden, ": is\n", is, "\nexpected\n", s);
+    const double eps = std::numeric_limits<Real>::epsilon();
+    CHECK(largest(is - s) <= 4 * eps * largest(s));  // products are exact and sums in double: a rounding of each result
+    if (hidden % 2 == 0) CHECK(is.row(experts - 1).isZero(0));
+    CHECK(std::abs(moe::mean_square_of_active<B>(v_on, mask_on) -
+                   squares / (mask.sum() * static_cast<double>(hidden))) <= 4 * eps * squares);
+    CHECK(std::abs(moe::effective_experts<B>(v_on, hidden) - effective) <= 16 * eps * effective);
+  }
+}
+
 }  // namespace MOE_DEVICE_SPACE
 }  // namespace gpu_march
 
@@ -127,4 +181,8 @@ TEST_CASE(MOE_DEVICE_NAME ": twenty steps are the CPU's within their rounding [f
   on_device([] {
     for (const gpu_march::Case& c : gpu_march::cases) gpu_march::check<double>(c);
   });
+}
+
+TEST_CASE(MOE_DEVICE_NAME ": sums over the units of experts, few and many [float32; float64]") {
+  on_device([] { gpu_march::check_measures<float>(), gpu_march::check_measures<double>(); });
 }
