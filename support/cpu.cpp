@@ -13,6 +13,10 @@ void keep_freed_memory() {
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 }
 
+void hand_back_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // also keeps the library from raising it
+}
+
 void set_operation_threads(int threads) { omp_set_num_threads(threads); }
 
 namespace detail {

@@ -11,7 +11,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <new>
 #include <optional>
+
+#include "support/resources.hpp"
 
 namespace moe {
 
@@ -55,6 +58,13 @@ int status_of(const std::exception_ptr& error, std::string& text) {
   } catch (const ConfigError& e) {
     text = e.what();
     return 2;
+  } catch (const std::bad_alloc&) {
+    const AvailableMemory left = available_memory();
+    text = fmt::format(
+        "memory: the system refused an array, {} being left ({}). Take fewer --threads, or smaller batches or fewer "
+        "samples (sampling, network); what a checkpoint has kept can be continued",
+        bytes_text(left.bytes), left.source);
+    return 1;
   } catch (const std::exception& e) {
     text = e.what();
     return 1;
