@@ -137,11 +137,13 @@ std::string kernels_text(const moe::RunSpec& spec, const moe::IterationMemory& m
   const std::string kernels = fmt::format("{} kernels of {:.0f} x {:.0f} in {} replicas", memory.arrays, memory.queries,
                                           memory.queries, spec.sampling.replicas);
   if (memory.scratch == 0) return fmt::format("{} need about {}", kernels, moe::bytes_text(memory.kernels));
+  const std::string beside =
+      memory.kernels > 0 ? fmt::format("; paths of sites need about {}", moe::bytes_text(memory.kernels)) : "";
   return fmt::format(
-      "{} wait in a file in {}, which will have about {}, as of the {} that are available ({}) they would leave too "
-      "little to sample, or a pass less than half of its batches; those at work need about {}",
-      kernels, scratch, moe::bytes_text(memory.scratch), moe::bytes_text(available.bytes), available.source,
-      moe::bytes_text(memory.kernels));
+      "{} are kept in a file in {}, which will have about {}, as of the {} that are available ({}) they would leave "
+      "too "
+      "little to sample, or a pass less than half of its batches{}",
+      kernels, scratch, moe::bytes_text(memory.scratch), moe::bytes_text(available.bytes), available.source, beside);
 }
 
 /// Refuses what this machine cannot hold, in memory or in the folders of the result and of kernels.

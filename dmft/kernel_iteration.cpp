@@ -13,7 +13,6 @@
 #include <thread>
 #include <utility>
 
-#include "dmft/kept_kernels.hpp"
 #include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
@@ -46,8 +45,8 @@ struct Estimate {
 
 /// One replica's chain of iterates with one set of random numbers after the other.
 struct Chain {
-  KeptKernels kernels;
-  KeptKernels others;          ///< what all batches estimate from them, less what those that a pass holds do
+  KernelSet kernels;
+  KernelSet others;            ///< what all batches estimate from them, less what those that a pass holds do
   MatrixXd others_f;           ///< the same of f; empty: nothing is known of them yet
   SitePaths paths;             ///< of its first batch
   MatrixXd f, f_before;        ///< (C, n) of the last iteration and of the one before
@@ -72,7 +71,7 @@ struct Chain {
 
 /// What fresh random numbers change of kernels at rest, over the replicas that have been compared: d = F(k) - k.
 struct Certificate {
-  KeptKernels sum;              ///< of d
+  KernelSet sum;                ///< of d
   std::vector<double> squares;  ///< [kernel] sum of |d|^2
   void transfer(Archive& a) {
     a("sum", sum);
@@ -91,7 +90,7 @@ struct IterationState {
   int of_draw = 0;               ///< iterations done of the draw under way
   int horizon = 0;               ///< steps that kernels have
   int of_horizon = 0;            ///< iterations done with it
-  KeptKernels kernels_sum;       ///< over draws, of replicas at rest: of the last draw once they are compared
+  KernelSet kernels_sum;         ///< over draws, of replicas at rest: of the last draw once they are compared
   Certificate certificate;
   IterationReport report;
   void transfer(Archive& a) {
@@ -130,12 +129,11 @@ std::vector<double> batch_loss_of(const LimitSpec& limit, const SiteProblem& pro
 /// Why an iterate is no longer of use: f first, then the kernel that goes at the earliest step.
 std::optional<NumericsError> divergence(const LimitSpec& limit, const SiteProblem& problem, const BatchMeans& means,
                                         int iteration) {
-  const Index P = problem.P();
   const std::vector<double> loss = loss_of(limit, problem, means.f);
   for (Index t = 0; t < problem.steps; ++t) {
     for (std::size_t k = 0; k < means.kernels.size(); ++k) {
-      const MatrixXd& kernel = means.kernels.all()[k];
-      if (kernel.size() == 0 || kernel.middleCols(t * P, P).topRows((t + 1) * P).allFinite()) continue;
+      const CausalMatrix& kernel = means.kernels.all()[k];
+      if (kernel.empty() || kernel.step(t).allFinite()) continue;
       return NumericsError(static_cast<int>(t),
                            fmt::format("kernel {} of iteration {}", means.kernels.name(k), iteration),
                            "is not finite any more. Lower optimizer.lr, or use sampling.method = \"sweep\"");
@@ -149,18 +147,17 @@ std::optional<NumericsError> divergence(const LimitSpec& limit, const SiteProble
   return {};
 }
 
-/// Sum over replicas of |kernel - mean over replicas|^2, by differences from the first: each is looked at once.
+/// Sum over replicas of |kernel - mean over replicas|^2, by differences from the first: each is looked at twice.
 double scatter(const std::vector<Chain>& chains, std::size_t k) {
-  return chains[0].kernels.with(k, [&](const MatrixXd& first) {
-    MatrixXd sum = MatrixXd::Zero(first.rows(), first.cols());
-    double squares = 0;
-    for (const Chain& chain : std::span(chains).subspan(1))
-      chain.kernels.with(k, [&](const MatrixXd& kernel) {
-        squares += (kernel - first).squaredNorm();
-        sum += kernel - first;
-      });
-    return std::max(0.0, squares - sum.squaredNorm() / static_cast<double>(chains.size()));
-  });
+  const CausalMatrix& first = chains[0].kernels.all()[k];
+  CausalMatrix sum(first.shape(), first.file());
+  double squares = 0;
+  for (const Chain& chain : std::span(chains).subspan(1)) {
+    const CausalMatrix& kernel = chain.kernels.all()[k];
+    squares += squared_distance(kernel, first);
+    sum.change([](auto sum_of, const auto& one, const auto& from) { sum_of += one - from; }, kernel, first);
+  }
+  return std::max(0.0, squares - sum.squared_norm() / static_cast<double>(chains.size()));
 }
 
 /// What the last iteration has changed.
@@ -182,11 +179,11 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<st
     change.loss = std::max(change.loss, relative(squares, scattered, rounding * loss[0][0]));
   }
   for (std::size_t k = 0; k < chains[0].kernels.size(); ++k) {
-    if (!chains[0].kernels.has(k)) continue;
+    const CausalMatrix& first = chains[0].kernels.all()[k];
+    if (first.empty()) continue;
     double squares = 0;
     for (const Chain& chain : chains) squares += chain.change[k];
-    const double norm = chains[0].kernels.with(k, [](const MatrixXd& kernel) { return kernel.norm(); });
-    const double size = relative(squares, scatter(chains, k), rounding * norm);
+    const double size = relative(squares, scatter(chains, k), rounding * first.norm());
     if (size > change.kernels) {
       change.kernels = size;
       change.largest = static_cast<int>(k);
@@ -199,34 +196,30 @@ IterationChange change_of(const std::vector<Chain>& chains, const std::vector<st
 void take(BatchMeans& next, double damping, bool mixes, Chain& chain) {
   chain.change.resize(chain.kernels.size());
   for (std::size_t k = 0; k < chain.kernels.size(); ++k)
-    chain.change[k] =
-        chain.kernels.with(k, [&](const MatrixXd& now) { return (next.kernels.all()[k] - now).squaredNorm(); });
+    chain.change[k] = squared_distance(next.kernels.all()[k], chain.kernels.all()[k]);
   if (mixes) {
-    chain.kernels.with_all([&](const KernelSet& now) { chain.mixing.mix(now, next.kernels); });
+    chain.mixing.mix(chain.kernels, next.kernels);
     for (std::size_t k = 0; k < next.paths.all().size(); ++k)
       if (next.paths.all()[k]->size() > 0)
         *next.paths.all()[k] += damping * (*chain.paths.all()[k] - *next.paths.all()[k]);
   }
-  chain.kernels.put_all(std::move(next.kernels));
+  chain.kernels = std::move(next.kernels);
   chain.paths = std::move(next.paths);
   chain.f_before = std::exchange(chain.f, std::move(next.f));
   chain.fields = std::move(next.fields);
 }
 
 /// A replica at rest, against what fresh numbers estimate from its kernels, which go to the sum of the result.
-void compare(BatchMeans& next, Chain& chain, Certificate& certificate, KeptKernels& kernels_sum) {
+void compare(BatchMeans& next, Chain& chain, Certificate& certificate, KernelSet& kernels_sum) {
   certificate.squares.resize(chain.kernels.size(), 0);
   for (std::size_t k = 0; k < chain.kernels.size(); ++k) {
-    if (!chain.kernels.has(k)) continue;
-    MatrixXd& fresh = next.kernels.all()[k];
-    chain.kernels.with(k, [&](const MatrixXd& at_rest) {
-      fresh -= at_rest;
-      kernels_sum.add(k, at_rest);
-    });
-    chain.kernels.put(k, {});
-    certificate.squares[k] += fresh.squaredNorm();
+    CausalMatrix &at_rest = chain.kernels.all()[k], &fresh = next.kernels.all()[k];
+    fresh -= at_rest;
+    kernels_sum.add(k, at_rest);
+    at_rest.clear();
+    certificate.squares[k] += fresh.squared_norm();
     certificate.sum.add(k, fresh);
-    fresh.resize(0, 0);
+    fresh.clear();
   }
 }
 
@@ -295,8 +288,7 @@ class SamplerOfReplica {
  public:
   ReplicaSampler& get(const SiteBackend& sites, const SiteProblem& problem, const Chain& chain) {
     const std::lock_guard lock(mutex_);
-    if (!made_)
-      made_ = chain.kernels.with_all([&](const KernelSet& k) { return sites.sampler(problem, k, chain.paths); });
+    if (!made_) made_ = sites.sampler(problem, chain.kernels, chain.paths);
     return *made_;
   }
   void drop() { made_.reset(); }
@@ -306,29 +298,30 @@ class SamplerOfReplica {
   std::unique_ptr<ReplicaSampler> made_;
 };
 
-/// Sum over ranks of what each has sampled of a replica: one reduction of each large kernel, one of all small arrays.
-void add_over_ranks(const SiteProblem& problem, BatchMeans& means) {
+/// Sums over ranks: kernels by their stretches, all small arrays at once.
+void add_over_ranks(KernelSet& kernels, const std::vector<MatrixXd*>& small) {
+  const auto span_of = [](auto& m) { return std::span<double>(m.data(), static_cast<std::size_t>(m.size())); };
+  for (CausalMatrix& kernel : kernels.all()) kernel.change([&](auto numbers) { ranks().sum({span_of(numbers)}); });
   std::vector<std::span<double>> sums;
-  const auto sum = [&](MatrixXd& m) { sums.emplace_back(m.data(), static_cast<std::size_t>(m.size())); };
-  if (means.f.size() == 0) {  // no batch of this replica was this rank's
-    means = zero_means(problem);
-    means.kernels = zero_kernels(*problem.limit, problem.n());
-  }
-  if (!means.paths.has_any()) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
-  for (MatrixXd& kernel : means.kernels.all())
-    if (kernel.size() > 0) sum(kernel);
-  for (MatrixXd* path : means.paths.all())
-    if (path->size() > 0) sum(*path);
-  sum(means.fields);
-  sum(means.f);
+  for (MatrixXd* m : small)
+    if (m->size() > 0) sums.push_back(span_of(*m));
   ranks().sum(sums);
 }
-void add_over_ranks(const SiteProblem& problem, Estimate& sum) {
+/// Sum over ranks of what each has sampled of a replica.
+void add_over_ranks(const SiteProblem& problem, const std::shared_ptr<ScratchFile>& file, BatchMeans& means) {
+  if (means.f.size() == 0) {  // no batch of this replica was this rank's
+    means = zero_means(problem);
+    means.kernels = zero_kernels(*problem.limit, problem.shape(), file);
+  }
+  if (!means.paths.has_any()) means.paths = zero_paths(*problem.limit, problem.n());  // its first batch was not
+  std::vector<MatrixXd*> small = means.paths.all();
+  small.insert(small.end(), {&means.fields, &means.f});
+  add_over_ranks(means.kernels, small);
+}
+void add_over_ranks(const SiteProblem& problem, const std::shared_ptr<ScratchFile>& file, Estimate& sum) {
   if (sum.f.size() == 0)
-    sum = {zero_kernels(*problem.limit, problem.n()), MatrixXd::Zero(problem.y.rows(), problem.n())};
-  std::vector<std::span<double>> sums = {{sum.f.data(), static_cast<std::size_t>(sum.f.size())}};
-  for (MatrixXd& kernel : sum.kernels.all()) sums.emplace_back(kernel.data(), static_cast<std::size_t>(kernel.size()));
-  ranks().sum(sums);
+    sum = {zero_kernels(*problem.limit, problem.shape(), file), MatrixXd::Zero(problem.y.rows(), problem.n())};
+  add_over_ranks(sum.kernels, {&sum.f});
 }
 
 /// Does a draw go on by passes, which hold some of a replica's batches, and know what the others change?
@@ -347,7 +340,7 @@ using Use = std::function<void(std::size_t replica, BatchMeans means)>;
 /// Hands over `weight` times the sum of a replica whose batches are all there, over all ranks.
 void hand_over(const SiteProblem& problem, double weight, IterationState& state, std::size_t r, const Use& use) {
   BatchMeans means = std::exchange(state.next[r], BatchMeans());
-  if (ranks().several()) add_over_ranks(problem, means);
+  if (ranks().several()) add_over_ranks(problem, state.chains[r].kernels.file(), means);
   means.scale(weight);
   use(r, std::move(means));
 }
@@ -357,12 +350,15 @@ void finish_sampling(const SiteProblem& problem, const IterationOptions& options
                      const Use& use) {
   if (!corrects(options, state)) return hand_over(problem, 1.0 / options.batches, state, r, use);
   Estimate others = std::exchange(state.held[r], Estimate());
-  if (ranks().several()) add_over_ranks(problem, others);
+  if (ranks().several()) add_over_ranks(problem, state.chains[r].kernels.file(), others);
   hand_over(problem, 1.0 / options.batches, state, r, [&](std::size_t, BatchMeans means) {
     Chain& chain = state.chains[r];
+    const double over_held = 1.0 / state.passed;
     for (std::size_t k = 0; k < means.kernels.size(); ++k) {
-      MatrixXd& held = others.kernels.all()[k];
-      chain.others.put(k, means.kernels.all()[k] - std::exchange(held, MatrixXd()) / state.passed);
+      chain.others.all()[k] = means.kernels.all()[k];
+      chain.others.all()[k].change([over_held](auto of_all, const auto& held) { of_all -= over_held * held; },
+                                   others.kernels.all()[k]);
+      others.kernels.all()[k].clear();
     }
     chain.others_f = means.f - others.f / state.passed;
     use(r, std::move(means));
@@ -391,12 +387,11 @@ std::uint32_t stream_of(const IterationOptions& options, const IterationState& s
                                     static_cast<std::uint32_t>(batch));
 }
 
-/// Columns, and rows of a square, of a matrix over queries, or zeros.
-void resize_queries(MatrixXd& m, Index rows, Index columns) {
-  const Index known = m.cols(), known_rows = m.rows();
-  m.conservativeResize(rows, columns);
+/// Columns of a matrix over queries, or zeros.
+void resize_queries(MatrixXd& m, Index columns) {
+  const Index known = m.cols();
+  m.conservativeResize(Eigen::NoChange, columns);
   if (columns > known) m.rightCols(columns - known).setZero();
-  if (rows > known_rows) m.bottomRows(rows - known_rows).setZero();
 }
 
 /// Gives every chain kernels, paths and f of so many steps: zero for those that are new.
@@ -406,11 +401,10 @@ void set_horizon(SiteProblem& problem, Index steps, IterationState& state) {
   state.of_horizon = 0;
   const Index n = problem.n();
   for (Chain& chain : state.chains) {
-    for (std::size_t k = 0; k < chain.kernels.size(); ++k)
-      if (chain.kernels.has(k)) chain.kernels.change(k, [&](MatrixXd& kernel) { resize_queries(kernel, n, n); });
+    for (CausalMatrix& kernel : chain.kernels.all()) kernel.resize(steps);
     for (MatrixXd* path : chain.paths.all())
-      if (path->size() > 0) resize_queries(*path, path->rows(), n);
-    resize_queries(chain.f, chain.f.rows(), n);
+      if (path->size() > 0) resize_queries(*path, n);
+    resize_queries(chain.f, n);
     chain.mixing.forget();
   }
 }
@@ -499,9 +493,9 @@ bool pass_replicas(const SiteProblem& problem, const IterationOptions& options, 
     for (int b = 0; b < state.passed; ++b) streams.emplace_back(problem.limit->seed, stream_of(options, state, r, b));
     Chain& chain = state.chains[r];
     const bool known = chain.others_f.size() > 0;
-    BatchMeans means =
-        options.sites.pass(problem, options.batch, std::move(streams),
-                           known ? chain.others.all() : zero_kernels(*problem.limit, problem.n()), options.interrupt);
+    BatchMeans means = options.sites.pass(
+        problem, options.batch, std::move(streams),
+        known ? chain.others : zero_kernels(*problem.limit, problem.shape(), chain.kernels.file()), options.interrupt);
     if (means.f.size() == 0) {
       stopped = true;
       return;
@@ -527,9 +521,8 @@ std::vector<KernelResidual> residuals_of(const Certificate& certificate, const K
   std::vector<KernelResidual> residuals;
   const auto R = static_cast<double>(replicas);
   for (std::size_t k = 0; k < kernels.size(); ++k) {
-    if (kernels.all()[k].size() == 0) continue;
-    const double size = kernels.all()[k].norm(),
-                 change = certificate.sum.with(k, [](const MatrixXd&sum) { return sum.norm(); }) / R,
+    if (kernels.all()[k].empty()) continue;
+    const double size = kernels.all()[k].norm(), change = certificate.sum.all()[k].norm() / R,
                  square = std::max(0.0, certificate.squares[k] - R * change * change);
     residuals.push_back({kernel_names[k % num_kernels], size > 0 ? change / size : 0,
                          size > 0 ? std::sqrt(square / (R - 1) / R) / size : 0});
@@ -602,11 +595,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 
   const auto R = static_cast<std::size_t>(options.replicas);
   const MatrixXd no_f = MatrixXd::Zero(data.y.rows(), problem.n());
-  std::optional<ScratchFile> file;
-  if (!options.scratch.empty()) file.emplace(options.scratch);
-  const auto kept = [&](KernelSet kernels) {
-    return KeptKernels(file ? &*file : nullptr, problem.n(), std::move(kernels));
-  };
+  const auto file = options.scratch.empty() ? nullptr : std::make_shared<ScratchFile>(options.scratch);
+  const KernelSet no_kernels(limit.depth, file);
   IterationState state;
   const Index all_steps = problem.steps;
   const int passed = options.passed > 0 ? std::min(options.passed, options.batches) : options.batches;
@@ -616,8 +606,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   };
   const MatrixXd no_fields = zero_means(problem).fields;
   for (std::size_t r = 0; r < R; ++r)
-    state.chains.push_back({kept(zero_kernels(limit, problem.n())),
-                            kept(KernelSet(limit.depth)),
+    state.chains.push_back({zero_kernels(limit, problem.shape(), file),
+                            no_kernels,
                             {},
                             zero_paths(limit, problem.n()),
                             no_f,
@@ -626,10 +616,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                             {},
                             no_f,
                             no_fields,
-                            KernelMixing(options.damping, options.anderson)});
-  state.kernels_sum = kept(KernelSet(limit.depth)), state.certificate.sum = kept(KernelSet(limit.depth));
-  state.next.resize(R);
-  state.held.resize(R);
+                            KernelMixing(options.damping, options.anderson, no_kernels)});
+  state.kernels_sum = state.certificate.sum = no_kernels;
+  state.next.assign(R, {no_kernels, {}, {}, {}});
+  state.held.assign(R, {no_kernels, {}});
   state.sampled.assign(R, 0);
   std::vector<Chain>& chains = state.chains;
   set_horizon(problem, first_steps(), state);
@@ -637,8 +627,8 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   // A rank has batches of its own: with several of them no part of a replica is kept.
   const auto forget_batches = [&] {
     for (const std::size_t r : open_replicas(options, state)) {
-      state.next[r] = {};
-      state.held[r] = {};
+      state.next[r] = BatchMeans();
+      state.held[r] = Estimate();
       state.sampled[r] = 0;
     }
   };
@@ -683,7 +673,10 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
       const bool by_pass = passes_next(options, state);
       const auto use = [&](std::size_t r, BatchMeans means) {
         if (const auto diverged = divergence(limit, problem, means, iteration)) {
-          if (by_pass && state.of_draw > 0) return;  // a correction too far: what all batches have estimated stays
+          if (by_pass && state.of_draw > 0) {  // a correction too far: what all batches have estimated stays
+            ++report.passes_left_out;
+            return;
+          }
           throw NumericsError(*diverged);
         }
         take(means, options.damping, state.passed == 0 && chains[r].mixing.active(), chains[r]);
@@ -709,7 +702,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
           chain.fields_sum += chain.fields;
           chain.mixing.forget();
           if (report.draws == options.draws) continue;  // the certificate adds the last
-          state.kernels_sum.add(chain.kernels);
+          state.kernels_sum += chain.kernels;
         }
         // Another map follows. That its first horizon is short pays, that it starts near its solution does not.
         if (report.draws < options.draws && first_steps() < all_steps) set_horizon(problem, first_steps(), state);
@@ -746,10 +739,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                     report.changes.size() + 1));
 
   if (report.draws == options.draws)  // those that an interrupt has left
-    for (Chain& chain : chains) state.kernels_sum.add(chain.kernels), chain.kernels.clear();
-  result.kernels = state.kernels_sum.all();
-  state.kernels_sum.clear();
-  for (MatrixXd& kernel : result.kernels.all()) kernel /= static_cast<double>(R) * report.draws;
+    for (Chain& chain : chains) state.kernels_sum += chain.kernels, chain.kernels.clear();
+  result.kernels = std::move(state.kernels_sum);
+  result.kernels *= 1 / (static_cast<double>(R) * report.draws);
   if (!result.interrupted && !random) report.residuals = residuals_of(state.certificate, result.kernels, R);
   result.f = no_f;
   for (const Chain& chain : chains) {

@@ -29,7 +29,7 @@ struct IterationOptions {
       0;  ///< from zero: steps by which the horizon grows, at the floor or after two iterations for each; 0: all at once
   double damping = 0;        ///< of kernels and paths, from zero
   int anderson = 0;          ///< past iterates, from zero; kernels only
-  std::string scratch = {};  ///< folder of a file in which kernels wait for their turn; empty: they are in memory
+  std::string scratch = {};  ///< folder of a file in which kernels are, and what fields are made of; empty: in memory
   int draws = 1;             ///< sets of random numbers, one after the other, that each replica averages over
   int threads = 0;           ///< 0: all cores
   SiteBackend sites = {};    ///< where sites are sampled; nothing: on the CPU, in the run's precision
@@ -79,19 +79,19 @@ StepShape iteration_step(const RunSpec& spec, const Dataset& data);
 
 /// Bytes: kernels of all replicas and the arrays of the batches that are sampled at once, some of them on a GPU if there they are sampled.
 struct IterationMemory {
-  double kernels = 0, sampling = 0;
-  double card = 0;   ///< beside these, on the GPU
+  double kernels = 0, sampling = 0;  ///< kernels in a file are not among them
+  double card = 0;                   ///< beside these, on the GPU
   int passed = 0;    ///< batches of a replica in a pass; 0: not asked for or none fits, and iterations start from zero
   int holders = 0;   ///< replicas in a pass at once
   int samplers = 1;  ///< batches at once: one per thread, fewer where memory is short
   double sites = 0;  ///< neurons, experts and their hidden units in an iteration, all replicas
   double checkpoint = 0;  ///< on disk, at most
-  double scratch = 0;     ///< on disk, of kernels that wait there; 0: all are in memory
+  double scratch = 0;     ///< on disk, of kernels in a file, roots and memories; 0: all are in memory
   int arrays = 0;         ///< kernels of (T P)^2 entries in each replica
   double queries = 0;     ///< T P
   double total() const { return kernels + sampling; }
 };
-/// Kernels wait on disk where memory does not hold them, or where it holds, without them, twice the batches in a pass. `card`: bytes of the
+/// Kernels are on disk where memory does not hold them, or where it holds, without them, twice the batches in a pass. `card`: bytes of the
 /// GPU that samples, if one does.
 IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, int threads,
                                  double available = available_memory().bytes, std::optional<double> card = {});

@@ -8,12 +8,9 @@ namespace {
 
 using Eigen::MatrixXd;
 
-void scale(KernelSet& k, double factor) {
-  for (MatrixXd& kernel : k.all()) kernel *= factor;
-}
 void add(const KernelSet& k, double factor, KernelSet& to) {
   for (std::size_t i = 0; i < k.size(); ++i)
-    if (k.all()[i].size() > 0) to.all()[i] += factor * k.all()[i];
+    to.all()[i].change([factor](auto sum, const auto& numbers) { sum += factor * numbers; }, k.all()[i]);
 }
 
 }  // namespace
@@ -30,27 +27,34 @@ void KernelMixing::mix(const KernelSet& iterate, KernelSet& estimate) {
     MatrixXd products = MatrixXd::Zero(m, m);
     Eigen::VectorXd with_last = Eigen::VectorXd::Zero(m);
     for (std::size_t k = 0; k < estimate.size(); ++k) {
-      const double norm = estimate.all()[k].squaredNorm();
+      const double norm = estimate.all()[k].squared_norm();
       if (norm == 0) continue;
-      const auto change = [&](Index j) -> MatrixXd {
+      const auto change = [&](Index j) {
         const Past& p = past_[static_cast<std::size_t>(j)];
-        return p.estimate.all()[k] - p.iterate.all()[k];
+        CausalMatrix difference = p.estimate.all()[k];
+        return difference -= p.iterate.all()[k];
       };
-      const MatrixXd last = change(m);
-      std::vector<MatrixXd> differences;
-      for (Index j = 0; j < m; ++j) differences.push_back(last - change(j));
+      const CausalMatrix last = change(m);
+      std::vector<CausalMatrix> differences;
       for (Index j = 0; j < m; ++j) {
-        with_last[j] += differences[static_cast<std::size_t>(j)].cwiseProduct(last).sum() / norm;
-        for (Index i = 0; i <= j; ++i)
-          products(i, j) +=
-              differences[static_cast<std::size_t>(i)].cwiseProduct(differences[static_cast<std::size_t>(j)]).sum() /
-              norm;
+        differences.push_back(last);
+        differences.back() -= change(j);
+      }
+      const auto product = [&](const CausalMatrix& a, const CausalMatrix& b) {
+        double sum = 0;
+        for_stretches([&](const auto& x, const auto& y) { sum += (x * y).sum(); }, a, b);
+        return sum / norm;
+      };
+      for (Index j = 0; j < m; ++j) {
+        const CausalMatrix& one = differences[static_cast<std::size_t>(j)];
+        with_last[j] += product(one, last);
+        for (Index i = 0; i <= j; ++i) products(i, j) += product(differences[static_cast<std::size_t>(i)], one);
       }
     }
     products.triangularView<Eigen::StrictlyLower>() = products.transpose();
     weights = products.completeOrthogonalDecomposition().solve(with_last);
   }
-  scale(estimate, (1 - damping_) * (1 - weights.sum()));
+  estimate *= (1 - damping_) * (1 - weights.sum());
   add(iterate, damping_ * (1 - weights.sum()), estimate);
   for (Index j = 0; j < m; ++j) {
     const Past& p = past_[static_cast<std::size_t>(j)];
@@ -62,7 +66,7 @@ void KernelMixing::mix(const KernelSet& iterate, KernelSet& estimate) {
 void KernelMixing::transfer(Archive& a) {
   auto count = static_cast<std::int64_t>(past_.size());
   a("count", count);
-  past_.resize(static_cast<std::size_t>(count));
+  if (a.loading()) past_.assign(static_cast<std::size_t>(count), {empty_, empty_});
   for (std::size_t j = 0; j < past_.size(); ++j) {
     a(fmt::format("iterate{}", j), past_[j].iterate);
     a(fmt::format("estimate{}", j), past_[j].estimate);

@@ -1,6 +1,7 @@
 /// Which kernels an iteration goes on from: the last estimates, or a mixture with those before.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "dmft/kernel_set.hpp"
@@ -12,7 +13,9 @@ namespace moe {
 /// are one vector, each in units of its own norm. Both have the fixed points of F.
 class KernelMixing {
  public:
-  KernelMixing(double damping, int memory) : damping_(damping), memory_(memory) {}
+  /// `empty`: a set without kernels, like those that will be mixed.
+  KernelMixing(double damping, int memory, KernelSet empty)
+      : damping_(damping), memory_(memory), empty_(std::move(empty)) {}
 
   bool active() const { return damping_ > 0 || memory_ > 0; }
   void mix(const KernelSet& iterate, KernelSet& estimate);
@@ -29,6 +32,7 @@ class KernelMixing {
   };
   double damping_;
   int memory_;
+  KernelSet empty_;
   std::vector<Past> past_;  ///< oldest first
 };
 

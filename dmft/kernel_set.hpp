@@ -5,9 +5,12 @@
 
 #include <Eigen/Core>
 #include <array>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "dmft/causal_matrix.hpp"
 #include "dmft/replica.hpp"
 
 namespace moe {
@@ -35,34 +38,54 @@ inline constexpr std::array<const char*, num_kernels> kernel_names = {
     "phi phi",     "D D",           "rho rho",     "ghat ghat",      "Gv Gv",      "shared ghat ghat", "shared Gv Gv",
     "d phi/d b_Q", "d rho/d chi_Q", "d phi/d b_A", "d ghat/d chi_A", "d Gv/d b_B", "d D/d chi_B"};
 
-/// Matrices (n, n) over queries (step, sample) of every block, n = steps * P, sample fastest. In the place of a response, products <Z x> of
-/// white numbers, as rows, up to the step of the query, their column (detail::response_by_parts). What a regime lacks is empty.
+/// Over queries (step, sample) of every block, sample fastest. In the place of a response, products <Z x> of white numbers, as rows, with what
+/// is asked, the columns (detail::response_by_parts). What a regime lacks is empty.
 class KernelSet {
  public:
-  using Matrices = std::vector<Eigen::MatrixXd>;
+  using Matrices = std::vector<CausalMatrix>;
 
   KernelSet() : KernelSet(1) {}
-  explicit KernelSet(int blocks) : kernels_(num_kernels * static_cast<std::size_t>(blocks)) {}
+  /// Empty kernels, which will be in memory where there is no file.
+  explicit KernelSet(int blocks, std::shared_ptr<ScratchFile> file = nullptr)
+      : kernels_(num_kernels * static_cast<std::size_t>(blocks), CausalMatrix(std::move(file))) {}
   /// Of the first block, or of block l.
-  Eigen::MatrixXd& operator[](Kernel k) { return of(0, k); }
-  const Eigen::MatrixXd& operator[](Kernel k) const { return of(0, k); }
-  Eigen::MatrixXd& of(int l, Kernel k) { return kernels_[place(l, k)]; }
-  const Eigen::MatrixXd& of(int l, Kernel k) const { return kernels_[place(l, k)]; }
+  CausalMatrix& operator[](Kernel k) { return of(0, k); }
+  const CausalMatrix& operator[](Kernel k) const { return of(0, k); }
+  CausalMatrix& of(int l, Kernel k) { return kernels_[place(l, k)]; }
+  const CausalMatrix& of(int l, Kernel k) const { return kernels_[place(l, k)]; }
   /// Block after block, in the order of Kernel.
   Matrices& all() { return kernels_; }
   const Matrices& all() const { return kernels_; }
   std::size_t size() const { return kernels_.size(); }
+  const std::shared_ptr<ScratchFile>& file() const { return kernels_[0].file(); }
   /// Of all()[k].
   std::string name(std::size_t k) const {
     const std::string kernel = kernel_names[k % num_kernels];
     return size() == num_kernels ? kernel : kernel + fmt::format(" of block {}", k / num_kernels + 1);
   }
 
+  KernelSet& operator+=(const KernelSet& other) {
+    for (std::size_t k = 0; k < size(); ++k) add(k, other.kernels_[k]);
+    return *this;
+  }
+  /// all()[k] += kernel, nothing being zero.
+  void add(std::size_t k, const CausalMatrix& kernel) {
+    if (kernel.empty()) return;
+    if (kernels_[k].empty())
+      kernels_[k] = kernel;
+    else
+      kernels_[k] += kernel;
+  }
+  KernelSet& operator*=(double factor) {
+    for (CausalMatrix& kernel : kernels_) kernel *= factor;
+    return *this;
+  }
+  void clear() {
+    for (CausalMatrix& kernel : kernels_) kernel.clear();
+  }
+
   void transfer(Archive& a) {
-    std::size_t count = size();
-    a("count", count);
-    kernels_.resize(count);
-    for (std::size_t k = 0; k < count; ++k) a(fmt::format("kernel{}", k), kernels_[k]);
+    for (std::size_t k = 0; k < size(); ++k) a(fmt::format("kernel{}", k), kernels_[k]);
   }
 
  private:
@@ -73,13 +96,10 @@ class KernelSet {
 };
 
 /// Zeros for everything that this limit has.
-KernelSet zero_kernels(const LimitSpec& limit, Index n);
+KernelSet zero_kernels(const LimitSpec& limit, const CausalShape& shape, std::shared_ptr<ScratchFile> file = nullptr);
 
 /// Of a query's mean square, what it has to add to those before it: less is left out of a root. Noise of products <Z x> is divided by
 /// the root of this (docs/theory.md, 6.2).
 inline constexpr double root_cutoff = 1e-3;
-
-/// Lower triangular L with L L^T = kernel: paths L Z of given numbers Z up to a time move only with correlations up to that time.
-Eigen::MatrixXd causal_root(const Eigen::MatrixXd& kernel, double cutoff = root_cutoff);
 
 }  // namespace moe

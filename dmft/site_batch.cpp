@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "dmft/loss.hpp"
 #include "dmft/site_batch_gpu.hpp"
@@ -13,17 +14,35 @@ using Eigen::MatrixXd;
 
 namespace detail {
 
-MatrixXd learned_of_kernel(const MatrixXd& kernel, Index t, Index P, const UpdateRule& rule) {
-  MatrixXd result = MatrixXd::Zero(kernel.rows(), P);
+MatrixXd learned_of_kernel(const MatrixXd& correlation, Index t, const UpdateRule& rule) {
+  const Index P = correlation.cols();
+  MatrixXd result = MatrixXd::Zero(correlation.rows(), P);
   const double m = rule.has_velocity() ? rule.momentum : 0;
   double weight = 0;
   for (Index s = t - 1; s >= 0; --s) {
     weight = rule.lr + m * weight;
-    result.middleRows(s * P, P) = weight * kernel.block(s * P, t * P, P, P);
+    result.middleRows(s * P, P) = weight * correlation.middleRows(s * P, P);
   }
   return result;
 }
 
+namespace {
+
+/// The last rows of a root's block, L^T of a step's own queries, in a form that can be solved with: what was left out has zeros, to which any
+/// diagonal does nothing.
+MatrixXd solvable(const MatrixXd& block) {
+  MatrixXd own = block.bottomRows(block.cols());
+  for (Index j = 0; j < own.cols(); ++j)
+    if (own(j, j) == 0) own(j, j) = 1;
+  return own;
+}
+/// Zeros in the rows of what was left out.
+void leave_out(const MatrixXd& block, Eigen::Ref<MatrixXd> rows) {
+  for (Index j = 0; j < block.cols(); ++j)
+    if (block(block.rows() - block.cols() + j, j) == 0) rows.row(j).setZero();
+}
+
+/// Lower L with L L^T = rest (P, P), where `diagonal` is what it has with what earlier queries hold of it.
 MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal, double cutoff) {
   MatrixXd L = MatrixXd::Zero(rest.rows(), rest.cols());
   for (Index k = 0; k < rest.cols(); ++k) {
@@ -35,22 +54,49 @@ MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal, doubl
   return L;
 }
 
-MatrixXd next_rows(const MatrixXd& kernel, const MatrixXd& before, Index count, double cutoff) {
-  const Index first = before.rows();
-  MatrixXd rows(count, first + count);
-  if (first > 0) {
-    // Columns that were left out are zero: with any diagonal they change nothing but their own entry.
-    MatrixXd solvable = before;
-    for (Index j = 0; j < first; ++j)
-      if (before(j, j) == 0) solvable(j, j) = 1;
-    rows.leftCols(first) =
-        solvable.triangularView<Eigen::Lower>().solve(MatrixXd(kernel.block(0, first, first, count))).transpose();
-    for (Index j = 0; j < first; ++j)
-      if (before(j, j) == 0) rows.col(j).setZero();
+}  // namespace
+
+MatrixXd next_of_root(const MatrixXd& correlation, const std::function<MatrixXd(Index)>& root, double cutoff) {
+  const Index P = correlation.cols(), t = correlation.rows() / P - 1;
+  MatrixXd next(correlation.rows(), P);  // L_before next = correlation, by rows of L_before
+  for (Index s = 0; s < t; ++s) {
+    const MatrixXd block = root(s);
+    MatrixXd rows = correlation.middleRows(s * P, P);
+    rows.noalias() -= block.topRows(s * P).transpose() * next.topRows(s * P);
+    solvable(block).triangularView<Eigen::Upper>().transpose().solveInPlace(rows);
+    leave_out(block, rows);
+    next.middleRows(s * P, P) = rows;
   }
-  const MatrixXd known = rows.leftCols(first), now = kernel.block(first, first, count, count);
-  rows.rightCols(count) = lower_root(now - known * known.transpose(), now.diagonal(), cutoff);
-  return rows;
+  const MatrixXd now = correlation.bottomRows(P);
+  MatrixXd rest = now;
+  rest.noalias() -= next.topRows(t * P).transpose() * next.topRows(t * P);
+  next.bottomRows(P) = lower_root(rest, now.diagonal(), cutoff).transpose();
+  return next;
+}
+
+MatrixXd response_by_parts(const CausalMatrix& products, const std::function<MatrixXd(Index)>& root,
+                           const CausalMatrix* asked, Index t, Index known) {
+  const Index P = products.shape().P;
+  MatrixXd response = products.step(t);  // first the products, then, from the last step back, what they say
+  response.bottomRows((t + 1 - known) * P).setZero();
+  if (asked != nullptr) {
+    const MatrixXd now = asked->step(t);
+    for (Index s = 0; s < known; ++s) {
+      const MatrixXd before = products.at_equal_time(s);
+      const Eigen::VectorXd square = asked->at_equal_time(s).diagonal();
+      for (Index p = 0; p < P; ++p)
+        if (square[p] > 0) response.col(p).segment(s * P, P) -= now(s * P + p, p) / square[p] * before.col(p);
+    }
+  }
+  for (Index s = known; s-- > 0;) {
+    const MatrixXd block = root(s);
+    MatrixXd rows = response.middleRows(s * P, P);
+    leave_out(block, rows);  // what was left out moves nothing
+    solvable(block).triangularView<Eigen::Upper>().solveInPlace(rows);
+    response.middleRows(s * P, P) = rows;
+    response.topRows(s * P).noalias() -= block.topRows(s * P) * rows;
+  }
+  return response;
 }
 
 MatrixXd delta_of(const SiteProblem& problem, const MatrixXd& f, Index t) {
@@ -106,20 +152,20 @@ BatchMeans zero_means(const SiteProblem& problem) {
 void BatchMeans::add(const BatchMeans& batch) {
   f += batch.f;
   fields += batch.fields;
-  for (std::size_t k = 0; k < kernels.size(); ++k) kernels.all()[k] += batch.kernels.all()[k];
+  kernels += batch.kernels;
 }
 
 void BatchMeans::scale(double factor) {
   f *= factor;
   fields *= factor;
-  for (MatrixXd& kernel : kernels.all()) kernel *= factor;
+  kernels *= factor;
 }
 
-KernelSet zero_kernels(const LimitSpec& limit, Index n) {
+KernelSet zero_kernels(const LimitSpec& limit, const CausalShape& shape, std::shared_ptr<ScratchFile> file) {
   const LimitConstants& c = limit.block.constants;
-  KernelSet k(limit.depth);
+  KernelSet k(limit.depth, std::move(file));
   const auto has = [&](Kernel which, bool present) {
-    for (int l = 0; present && l < limit.depth; ++l) k.of(l, which) = MatrixXd::Zero(n, n);
+    for (int l = 0; present && l < limit.depth; ++l) k.of(l, which) = CausalMatrix(shape, k.file());
   };
   for (const Kernel which : {Kernel::phi, Kernel::D, Kernel::ghat, Kernel::Gv}) has(which, true);
   const bool sampled = limit.block.experts_sampled;
@@ -142,18 +188,6 @@ SitePaths zero_paths(const LimitSpec& limit, Index n) {
   const auto zero = [n](Index sites) { return MatrixXd(MatrixXd::Zero(sites, n)); };
   return {std::vector<BlockPaths>(static_cast<std::size_t>(limit.depth),
                                   {zero(neurons), zero(neurons), zero(experts), zero(units), zero(units)})};
-}
-
-MatrixXd causal_root(const MatrixXd& kernel, double cutoff) {
-  constexpr Index panel = 48;  // columns that earlier ones are taken out of by one product
-  MatrixXd L = MatrixXd::Zero(kernel.rows(), kernel.cols());
-  for (Index first = 0; first < kernel.cols(); first += panel) {
-    const Index columns = std::min(panel, kernel.cols() - first), rows = kernel.rows() - first;
-    MatrixXd rest = kernel.block(first, first, rows, columns);
-    if (first > 0) rest.noalias() -= L.bottomLeftCorner(rows, first) * L.block(first, 0, columns, first).transpose();
-    L.block(first, first, rows, columns) = detail::lower_root(rest, kernel.diagonal().segment(first, columns), cutoff);
-  }
-  return L;
 }
 
 Aggregation Aggregation::of(const BlockSpec& block, bool shared) {

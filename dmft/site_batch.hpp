@@ -24,6 +24,7 @@ struct SiteProblem {
 
   Index P() const { return x.cols(); }
   Index n() const { return steps * x.cols(); }
+  CausalShape shape() const { return {x.cols(), steps}; }
   /// Of a matrix (rows, P) the columns of step t's samples.
   Eigen::MatrixXd of_batch(const Eigen::MatrixXd& all, Index t) const {
     return learns.empty() ? all : Eigen::MatrixXd(all(Eigen::all, learns[static_cast<std::size_t>(t)]));
@@ -85,18 +86,20 @@ inline constexpr std::array all_stages = {Stage::features, Stage::forward, Stage
 template <class B>
 struct SiteKernels {
   using Matrix = typename B::Matrix;
-  Matrix root_phi, root_D, root_rho, root_ghat, root_Gv;  ///< L with L L^T the queries' correlation
-  Matrix r_of_rho, u_of_ghat, u_of_shared, y_of_D, zeta_of_Gv, zeta_of_shared, xi_of_phi;
+  CausalArray<B> root_phi, root_D, root_rho, root_ghat, root_Gv;  ///< L^T with L L^T the queries' correlation
+  CausalArray<B> r_of_rho, u_of_ghat, u_of_shared, y_of_D, zeta_of_Gv, zeta_of_shared, xi_of_phi;
   Matrix phi, D, rho, ghat, Gv;  ///< paths that learned parts run over, or empty
-  /// Of block l. Kernels of no size: nothing is known yet, and close() makes it known, stage by stage.
+  /// Of block l, and where its kernels are, in memory or in a file. From empty kernels nothing is known yet, and close() makes it known,
+  /// stage by stage.
   SiteKernels(const SiteProblem& problem, const KernelSet& kernels, const SitePaths& paths, int l = 0);
   /// What the kernels of this stage of step t say, whose columns up to there are known.
   void close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t);
+  const std::shared_ptr<ScratchFile>& file() const { return file_; }
 
  private:
   int block_;
-  void remember(const SiteProblem& problem, const KernelSet& kernels, Stage stage,
-                Index t);  ///< memories' columns of step t
+  std::shared_ptr<ScratchFile> file_;
+  void remember(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t);  ///< memories of step t
 };
 
 /// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields, block after block; those of the
@@ -238,6 +241,9 @@ struct SiteBatch {
 /// Time step t of all batches, block by block up and down the stream. close(l, stage) after each of a block's stages.
 template <class B, class Close>
 void march(const std::vector<SiteBatch<B>*>& batches, Index t, const Close& close);
+
+/// Columns of a kernel that a batch adds at once: enough for a fast product.
+inline constexpr Index site_columns_at_once = 256;
 
 /// Samples one batch of all kinds of sites. Deterministic in (seed, replica, iteration, batch). `interrupt` ends it between two steps,
 /// with empty means.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <memory>
 
 #include "dmft/site_batch.hpp"
@@ -10,22 +11,20 @@ namespace moe {
 
 namespace detail {
 
-/// What a linear rule has learned by step t of the gradients of steps s < t, the columns of step t: correlations times
+/// What a linear rule has learned by step t of the gradients of steps s < t: `correlation` ((t + 1) P, P) of step t's queries, times
 /// lr sum_{k < t - s} m^k, m the momentum.
-Eigen::MatrixXd learned_of_kernel(const Eigen::MatrixXd& kernel, Index t, Index P, const UpdateRule& rule);
+Eigen::MatrixXd learned_of_kernel(const Eigen::MatrixXd& correlation, Index t, const UpdateRule& rule);
 
-/// Columns of a lower root, `rest` (rows, columns) the kernel from its diagonal down without what earlier
-/// columns hold of it, `diagonal` the kernel's own.
-Eigen::MatrixXd lower_root(const Eigen::MatrixXd& rest, const Eigen::VectorXd& diagonal, double cutoff);
+/// The block of step t of a root L^T, where `root` gives those before, and `correlation` ((t + 1) P, P) is that of step t's queries. What a
+/// query adds to those before by less than `cutoff` is left out.
+Eigen::MatrixXd next_of_root(const Eigen::MatrixXd& correlation, const std::function<Eigen::MatrixXd(Index)>& root,
+                             double cutoff);
 
-/// Rows of causal_root(kernel) that follow `before`, its rows so far.
-Eigen::MatrixXd next_rows(const Eigen::MatrixXd& kernel, const Eigen::MatrixXd& before, Index count, double cutoff);
-
-/// Responses (n, P) of step t's queries x to fields g = L Z that have been perturbed by then, with L their root:
-/// L^T R = <Z x> =: `products`. Z of a step is independent of what was asked before, so that x - c x' has the same product, with x' the
-/// same sample's last query before and c = <x x'>/<x' x'>, and less noise.
-Eigen::MatrixXd response_by_parts(const Eigen::MatrixXd& products, Eigen::MatrixXd L,
-                                  const Eigen::MatrixXd& correlation, Index t, Index P, bool equal_times);
+/// Responses ((t + 1) P, P) of step t's queries x to the first `known` steps of a field g = L Z: L^T R = <Z x> =: `products`. With forward
+/// queries, which are asked before Z of their step is drawn, x - c x' has the same products, with x' the same sample's query of Z's own step
+/// and c = <x x'>/<x' x'>, and less noise: `asked` is their correlation. Of backward queries, nothing.
+Eigen::MatrixXd response_by_parts(const CausalMatrix& products, const std::function<Eigen::MatrixXd(Index)>& root,
+                                  const CausalMatrix* asked, Index t, Index known);
 
 /// -dL/df (C, P) of step t's samples, zero for the others.
 Eigen::MatrixXd delta_of(const SiteProblem& problem, const Eigen::MatrixXd& f, Index t);
@@ -82,10 +81,11 @@ void clear(typename B::View a) {
 }
 /// out += sum_s source(s) W(s, t) over s < t, or s <= t: W is zero where causality says so.
 template <class B>
-void remember(typename B::Matrix& source, typename B::View W, Index t, bool through_now, typename B::View out) {
-  const Index P = out.cols, length = (through_now ? t + 1 : t) * P;
-  if (length == 0 || W.rows == 0) return;
-  B::gemm(Op::plain, Op::plain, 1, source.columns(0, length), W.row_range(0, length).columns(t * P, P), 1, out);
+void remember(typename B::Matrix& source, const CausalArray<B>& W, Index t, bool through_now, typename B::View out) {
+  const Index length = (through_now ? t + 1 : t) * out.cols;
+  if (length == 0 || W.empty()) return;
+  const auto of_step = W.step(t);
+  B::gemm(Op::plain, Op::plain, 1, source.columns(0, length), of_step.view.row_range(0, length), 1, out);
 }
 
 /// out_ia = from_a
@@ -117,89 +117,34 @@ Eigen::MatrixXd mean_product(typename B::View a, typename B::View b) {
   B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(a.rows), a, b, 0, product);
   return B::download(product);
 }
-/// Adds `weight` times columns first .. first + count of a correlation, and the rows that mirror them.
+/// Adds `factor` times the mean products of a and b at the queries first .. first + count of b, of whole steps, with all of a up to each.
 template <class B>
-void add_correlation(typename B::View a, Index first, Index count, double weight, Eigen::MatrixXd& to) {
-  const Eigen::MatrixXd columns = weight * mean_product<B>(a.columns(0, first + count), a.columns(first, count));
-  to.block(0, first, first + count, count) += columns;
-  to.block(first, 0, count, first) += columns.topRows(first).transpose();
+void add_products(typename B::View a, typename B::View b, Index first, Index count, double factor, CausalMatrix& to) {
+  const Index P = to.shape().P;
+  const Eigen::MatrixXd products = factor * mean_product<B>(a.columns(0, first + count), b.columns(first, count));
+  for (Index now = 0; now < count; now += P) to.add((first + now) / P, products.block(0, now, first + now + P, P));
 }
-/// Columns of a kernel that a batch adds at once: enough for a fast product.
-inline constexpr Index columns_at_once = 256;
-
+template <class B>
+void add_correlation(typename B::View a, Index first, Index count, double weight, CausalMatrix& to) {
+  add_products<B>(a, a, first, count, weight, to);
+}
 /// Products of the white numbers Z with what is asked, in units in which they are L^T R (response_by_parts): a step's queries know of none
 /// of later steps.
 template <class B>
-void add_response(SiteField<B>& field, typename B::Matrix& asked, Index first, Index count, Index P, double factor,
-                  Eigen::MatrixXd& to) {
-  if (!field.present()) return;
-  Eigen::MatrixXd products = factor * field.scale() / field.amplitude() *
-                             mean_product<B>(field.white().columns(0, first + count), asked.columns(first, count));
-  for (Index now = 0; now < count; now += P) products.middleCols(now, P).bottomRows(count - now - P).setZero();
-  to.block(0, first, first + count, count) += products;
+void add_response(SiteField<B>& field, typename B::Matrix& asked, Index first, Index count, double weight,
+                  CausalMatrix& to) {
+  if (field.present())
+    add_products<B>(field.white(), asked, first, count, weight * field.scale() / field.amplitude(), to);
 }
 
 template <class B>
 double mean_square(typename B::View a) {
   return sum_of_squares<B>(a) / static_cast<double>(a.size());
 }
-/// Over the pairs of expert and token that are active, of all an expert's units.
-template <class B>
-double mean_square_of_active(typename B::View a, typename B::View mask) {
-  const Index hidden = a.rows / mask.rows;
-  const double sum =
-      B::sum(a.rows, a.cols, [=] MOE_HD(Index k, Index p) { return mask(k / hidden, p) * a(k, p) * a(k, p); });
-  return sum / (moe::sum<B>(mask) * static_cast<double>(hidden));
-}
-
-/// (sum_i c_i)^2 / sum_i c_i^2, c_i = sum_a w_ia^2; smallest over tokens that any expert serves, 0 if there is none.
-template <class B>
-double effective_experts(typename B::View w, Index hidden) {
-  using Real = typename B::Real;
-  const Index experts = w.rows / hidden;
-  typename B::Matrix weights(experts, w.cols), sums(1, w.cols), squares(1, w.cols);
-  const typename B::View c = weights;
-  B::each(experts, w.cols, [=] MOE_HD(Index i, Index p) {
-    Real total = 0;
-    for (Index a = 0; a < hidden; ++a) total += w(i * hidden + a, p) * w(i * hidden + a, p);
-    c(i, p) = total;
-  });
-  column_sums<B>(c, sums);
-  column_sums_of_products<B>(c, c, squares);
-  const Eigen::MatrixXd first = B::download(sums), second = B::download(squares);
-  double smallest = HUGE_VAL;
-  for (Index p = 0; p < first.cols(); ++p)
-    if (second(0, p) > 0) smallest = std::min(smallest, first(0, p) * first(0, p) / second(0, p));
-  return std::isfinite(smallest) ? smallest : 0;
-}
-
-/// exp(H)/K with p_i = G_i / sum G, mean over tokens.
-template <class B>
-double router_entropy(typename B::View G, Index active) {
-  using Real = typename B::Real;
-  typename B::Matrix totals(1, G.cols), logs(1, G.cols);
-  column_sums<B>(G, totals);
-  B::column_sums(
-      G.rows, G.cols,
-      [=] MOE_HD(Index i, Index p) { return G(i, p) > Real(0) ? G(i, p) * std::log(G(i, p)) : Real(0); }, logs);
-  const Eigen::MatrixXd sum = B::download(totals), of_logs = B::download(logs);
-  const auto entropy = sum.array().log() - of_logs.array() / sum.array();
-  return entropy.exp().mean() / static_cast<double>(active);
-}
-
-/// Rows first .. first + count of causal_root(kernel), whose rows before are in L already.
-template <class B>
-void extend_root(const Eigen::MatrixXd& kernel, Index first, Index count, double cutoff, typename B::Matrix& L) {
-  const typename B::View known = L;
-  const Eigen::MatrixXd rows =
-      next_rows(kernel, B::download(known.row_range(0, first).columns(0, first)), count, cutoff);
-  B::upload(rows, known.row_range(first, count).columns(0, first + count));
-}
-
 /// A kernel's root and which it is of.
 template <class B>
 struct RootOf {
-  typename B::Matrix* root;
+  CausalArray<B>* root;
   Kernel kernel;
   Stage stage;
 };
@@ -215,25 +160,28 @@ std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
   return roots;
 }
 
-/// Responses of step t's queries (n, P).
 template <class B>
-Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, const KernelSet& k, int l, Kernel which,
+std::function<Eigen::MatrixXd(Index)> steps_of(const CausalArray<B>& root) {
+  return [&root](Index t) { return root.on_host(t); };
+}
+
+/// Responses of step t's queries ((t + 1) P, P).
+template <class B>
+Eigen::MatrixXd response(SiteKernels<B>& given, const BlockSpec& block, const KernelSet& k, int l, Kernel which,
                          Index t) {
-  const LimitConstants& c = problem.limit->block.constants;
-  const Index P = problem.P();
-  const auto by_parts = [&](typename B::Matrix& root, Kernel asked, bool equal_times) {
-    const Index known = (equal_times ? t + 1 : t) * P;
-    const typename B::View L = root;
-    return response_by_parts(k.of(l, which), B::download(L.row_range(0, known).columns(0, known)), k.of(l, asked), t, P,
-                             equal_times);
+  const auto forward = [&](CausalArray<B>& root, Kernel asked) {
+    return response_by_parts(k.of(l, which), steps_of(root), &k.of(l, asked), t, t);
+  };
+  const auto backward = [&](CausalArray<B>& root) {
+    return response_by_parts(k.of(l, which), steps_of(root), nullptr, t, t + 1);
   };
   switch (which) {
-    case Kernel::router_x: return by_parts(given.root_rho, Kernel::phi, false);
-    case Kernel::A_x: return by_parts(given.root_ghat, Kernel::phi, false);
-    case Kernel::B_x: return by_parts(given.root_D, c.expert_out_shared ? Kernel::shared_Gv : Kernel::Gv, false);
-    case Kernel::B_z: return by_parts(given.root_Gv, Kernel::D, true);
-    case Kernel::A_z: return by_parts(given.root_phi, c.expert_in_shared ? Kernel::shared_ghat : Kernel::ghat, true);
-    case Kernel::router_z: return by_parts(given.root_phi, Kernel::rho, true);
+    case Kernel::router_x: return forward(given.root_rho, Kernel::phi);
+    case Kernel::A_x: return forward(given.root_ghat, Kernel::phi);
+    case Kernel::B_x: return forward(given.root_D, block.constants.expert_out_shared ? Kernel::shared_Gv : Kernel::Gv);
+    case Kernel::B_z: return backward(given.root_Gv);
+    case Kernel::A_z:
+    case Kernel::router_z: return backward(given.root_phi);
     default: return {};  // correlations
   }
 }
@@ -241,30 +189,31 @@ Eigen::MatrixXd response(const SiteProblem& problem, SiteKernels<B>& given, cons
 }  // namespace detail
 
 template <class B>
-SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths, int l) : block_(l) {
+SiteKernels<B>::SiteKernels(const SiteProblem& problem, const KernelSet& k, const SitePaths& paths, int l)
+    : block_(l), file_(k.file()) {
   const BlockSpec& block = problem.limit->block;
-  const Index n = problem.n();
+  const auto room = [&] { return CausalArray<B>(problem.shape(), file_); };
   if (!paths.blocks.empty()) {
     const BlockPaths& of = paths.blocks[static_cast<std::size_t>(l)];
     phi = detail::uploaded<B>(of.phi), D = detail::uploaded<B>(of.D);
     rho = detail::uploaded<B>(of.rho), ghat = detail::uploaded<B>(of.ghat), Gv = detail::uploaded<B>(of.Gv);
   }
-  for (Matrix* memory : {&u_of_ghat, &zeta_of_Gv, &y_of_D, &xi_of_phi}) *memory = Matrix(n, n);
-  if (block.constants.expert_in_shared) u_of_shared = Matrix(n, n);
-  if (block.constants.expert_out_shared) zeta_of_shared = Matrix(n, n);
-  if (block.experts_sampled) r_of_rho = Matrix(n, n);
-  const bool known = k.of(l, Kernel::phi).size() > 0;
-  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, block))
-    *of.root = known ? detail::uploaded<B>(causal_root(k.of(l, of.kernel))) : Matrix(n, n);
-  for (Index t = 0; known && t < problem.steps; ++t)
-    for (const Stage stage : all_stages) remember(problem, k, stage, t);
+  for (CausalArray<B>* memory : {&u_of_ghat, &zeta_of_Gv, &y_of_D, &xi_of_phi}) *memory = room();
+  if (block.constants.expert_in_shared) u_of_shared = room();
+  if (block.constants.expert_out_shared) zeta_of_shared = room();
+  if (block.experts_sampled) r_of_rho = room();
+  for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, block)) *of.root = room();
+  if (k.of(l, Kernel::phi).empty()) return;
+  for (Index t = 0; t < problem.steps; ++t)
+    for (const Stage stage : all_stages) close(problem, k, stage, t);
 }
 
 template <class B>
 void SiteKernels<B>::close(const SiteProblem& problem, const KernelSet& kernels, Stage stage, Index t) {
   for (const detail::RootOf<B>& of : detail::roots_of<B>(*this, problem.limit->block))
     if (of.stage == stage)
-      detail::extend_root<B>(kernels.of(block_, of.kernel), t * problem.P(), problem.P(), root_cutoff, *of.root);
+      of.root->set(
+          t, detail::next_of_root(kernels.of(block_, of.kernel).step(t), detail::steps_of(*of.root), root_cutoff));
   remember(problem, kernels, stage, t);
 }
 
@@ -272,45 +221,41 @@ template <class B>
 void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, Stage stage, Index t) {
   const BlockSpec& block = problem.limit->block;
   const LimitConstants& c = block.constants;
-  const Index P = problem.P(), n = problem.n();
+  const CausalShape shape = problem.shape();
   const double kappa = block.counts.kappa();
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
+  const auto nothing = [&] { return Eigen::MatrixXd(Eigen::MatrixXd::Zero(shape.rows(t), shape.P)); };
   // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
   const auto initial = [&](double variance, Kernel which, const UpdateRule& rule) {
-    if (k.of(block_, which).size() == 0) return Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));
+    if (k.of(block_, which).empty()) return nothing();
     return Eigen::MatrixXd(variance * detail::left_of(rule, t) *
-                           detail::response<B>(problem, *this, k, block_, which, t));
+                           detail::response<B>(*this, block, k, block_, which, t));
   };
-  const auto learned = [&](Kernel which, const UpdateRule& rule) {
-    return phi.empty() ? detail::learned_of_kernel(k.of(block_, which), t, P, rule)
-                       : Eigen::MatrixXd(Eigen::MatrixXd::Zero(n, P));  // by pairs (T23)
-  };
-  const auto store = [&](const Eigen::MatrixXd& columns, Matrix& memory) {
-    B::upload(columns, memory.columns(t * P, P));
+  const auto learned = [&](Kernel which, const UpdateRule& rule) {  // by pairs where there are paths (T23)
+    return phi.empty() ? detail::learned_of_kernel(k.of(block_, which).step(t), t, rule) : nothing();
   };
   switch (stage) {
     case Stage::features: {
       // u = A F: initial responses act on the queries of A, what is learned on every expert's own ghat (T12), (T16).
       const Eigen::MatrixXd u_initial = initial(c.expert_in.beta2, Kernel::A_x, block.expert_in);
       const Eigen::MatrixXd u_learned = learned(Kernel::phi, block.expert_in);
-      if (of_A.shared) store(u_initial, u_of_shared);
-      store(of_A.shared ? u_learned : u_initial + u_learned, u_of_ghat);
+      if (of_A.shared) u_of_shared.set(t, u_initial);
+      u_of_ghat.set(t, of_A.shared ? u_learned : u_initial + u_learned);
       if (block.experts_sampled)
-        store(initial(c.router.beta2, Kernel::router_x, block.router) + learned(Kernel::phi, block.router),
-              r_of_rho);  // (T15)
+        r_of_rho.set(
+            t, initial(c.router.beta2, Kernel::router_x, block.router) + learned(Kernel::phi, block.router));  // (T15)
       return;
     }
     case Stage::forward:
-      store(of_B.memory * initial(c.expert_out.beta2, Kernel::B_x, block.expert_out) +
-                learned(Kernel::Gv, block.expert_out) / kappa,
-            y_of_D);  // (T12), (T17)
+      y_of_D.set(t, of_B.memory * initial(c.expert_out.beta2, Kernel::B_x, block.expert_out) +
+                        learned(Kernel::Gv, block.expert_out) / kappa);  // (T12), (T17)
       return;
     case Stage::outputs: {
       const Eigen::MatrixXd zeta_initial = initial(c.expert_out.chi2, Kernel::B_z, block.expert_out);  // (T13), (T18)
       const Eigen::MatrixXd zeta_learned = learned(Kernel::D, block.expert_out);
-      if (of_B.shared) store(zeta_initial, zeta_of_shared);
-      store(of_B.shared ? zeta_learned : zeta_initial + zeta_learned, zeta_of_Gv);
+      if (of_B.shared) zeta_of_shared.set(t, zeta_initial);
+      zeta_of_Gv.set(t, of_B.shared ? zeta_learned : zeta_initial + zeta_learned);
       return;
     }
     case Stage::backward: {
@@ -319,7 +264,7 @@ void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, St
       if (block.experts_sampled)
         xi +=
             initial(c.router.chi2, Kernel::router_z, block.router) / kappa + learned(Kernel::rho, block.router) / kappa;
-      store(xi, xi_of_phi);
+      xi_of_phi.set(t, xi);
       return;
     }
   }
@@ -413,7 +358,7 @@ void NeuronBatch<B>::write(int l, Index t) {
   SiteKernels<B>& given = kernels_[static_cast<std::size_t>(l)];
   const double over_kappa = 1 / limit.block.counts.kappa();
   detail::clear<B>(block.y);
-  block.chi_B.add_to(block.y, t * P_, detail::left_of(limit.block.expert_out, t));
+  block.chi_B.add_to(block.y, t, detail::left_of(limit.block.expert_out, t));
   detail::remember<B>(block.D, given.y_of_D, t, false, block.y);
   block.dB.act(over_kappa / static_cast<double>(given.Gv.rows()), detail::now<B>(given.Gv, t, P_), block.y);
   join<B>(limit.layer, limit.block.activation_scale, block.y, stream_, block.x);
@@ -455,8 +400,8 @@ void NeuronBatch<B>::send(int l, Index t, View rho) {
   Matrix xi(S_, P_);
   const double over_kappa = 1 / spec.counts.kappa();
   const View phi = block.phi.columns(t * P_, P_);
-  block.beta_A.add_to(xi, t * P_, detail::left_of(spec.expert_in, t));
-  block.beta_Q.add_to(xi, t * P_, detail::left_of(spec.router, t));
+  block.beta_A.add_to(xi, t, detail::left_of(spec.expert_in, t));
+  block.beta_Q.add_to(xi, t, detail::left_of(spec.router, t));
   detail::remember<B>(block.phi, given.xi_of_phi, t, true, xi);
   block.dA.act(over_kappa / static_cast<double>(given.ghat.rows()), detail::now<B>(given.ghat, t, P_), xi);
   block.dA.update(phi, detail::now<B>(given.ghat, t, P_));
@@ -495,11 +440,11 @@ void NeuronBatch<B>::add_columns(int l, Stage stage, Index first, Index count, d
   BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
   if (stage == Stage::features) {
     detail::add_correlation<B>(block.phi, first, count, weight, k.of(l, Kernel::phi));
-    detail::add_response<B>(block.beta_A, block.phi, first, count, P_, weight * of_A.response, k.of(l, Kernel::A_x));
-    detail::add_response<B>(block.beta_Q, block.phi, first, count, P_, weight, k.of(l, Kernel::router_x));
+    detail::add_response<B>(block.beta_A, block.phi, first, count, weight * of_A.response, k.of(l, Kernel::A_x));
+    detail::add_response<B>(block.beta_Q, block.phi, first, count, weight, k.of(l, Kernel::router_x));
   } else if (stage == Stage::outputs) {
     detail::add_correlation<B>(block.D, first, count, weight, k.of(l, Kernel::D));
-    detail::add_response<B>(block.chi_B, block.D, first, count, P_, weight * of_B.response, k.of(l, Kernel::B_z));
+    detail::add_response<B>(block.chi_B, block.D, first, count, weight * of_B.response, k.of(l, Kernel::B_z));
   }
 }
 
@@ -531,7 +476,7 @@ ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels,
   gate_.active = std::max<Index>(1, std::lround(kappa_ * static_cast<double>(experts)));
   const LimitConstants& c = problem.limit->block.constants;
   const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
-  const auto draw = [&](Index count, Matrix& root, double variance) {
+  const auto draw = [&](Index count, const CausalArray<B>& root, double variance) {
     return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next());
   };
   if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
@@ -559,19 +504,19 @@ void ExpertBatch<B>::forward(Index t, View logits) {
   if (explicit_) {
     B::copy(logits, r);
   } else {
-    chi_Q.add_to(r, t * P_, detail::left_of(block.router, t));
+    chi_Q.add_to(r, t, detail::left_of(block.router, t));
     detail::remember<B>(rho, kernels_.r_of_rho, t, false, r);
     dQ_.act(over_neurons, phi, r);
   }
   apply_gate<B>(gate_, r, bias_, mask_, G_);
   if (block.constants.expert_in_shared) {
     detail::clear<B>(common_);
-    chi_A.add_to(common_, t * P_, detail::left_of(block.expert_in, t));
+    chi_A.add_to(common_, t, detail::left_of(block.expert_in, t));
     detail::remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_);
     detail::for_all_experts<B>(common_, u);
   } else {
     detail::clear<B>(u);
-    chi_A.add_to(u, t * P_, detail::left_of(block.expert_in, t));
+    chi_A.add_to(u, t, detail::left_of(block.expert_in, t));
   }
   detail::remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
   dA_.act(over_neurons, phi, u);
@@ -587,12 +532,12 @@ void ExpertBatch<B>::backward(Index t) {
   const View phi = detail::now<B>(kernels_.phi, t, P_), D = detail::now<B>(kernels_.D, t, P_);
   if (block.constants.expert_out_shared) {
     detail::clear<B>(common_);
-    beta_B.add_to(common_, t * P_, detail::left_of(block.expert_out, t));
+    beta_B.add_to(common_, t, detail::left_of(block.expert_out, t));
     detail::remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_);
     detail::for_all_experts<B>(common_, zeta);
   } else {
     detail::clear<B>(zeta);
-    beta_B.add_to(zeta, t * P_, detail::left_of(block.expert_out, t));
+    beta_B.add_to(zeta, t, detail::left_of(block.expert_out, t));
   }
   detail::remember<B>(Gv, kernels_.zeta_of_Gv, t, true, zeta);
   dB_.act(1 / static_cast<double>(kernels_.D.rows()), D, zeta);
@@ -612,11 +557,11 @@ void ExpertBatch<B>::backward(Index t) {
   dA_.update(ghat_now, phi);
   dQ_.update(rho.columns(t * P_, P_), phi);
   const View u_of = of_batch(u_), v_of = of_batch(v_);
-  measured_.col(t) << detail::mean_square<B>(of_batch(r_)), detail::mean_square_of_active<B>(u_of, mask),
-      detail::mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
+  measured_.col(t) << detail::mean_square<B>(of_batch(r_)), mean_square_of_active<B>(u_of, mask),
+      mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
       detail::mean_square<B>(of_batch(zeta_)), detail::mean_square<B>(rho_of),
-      detail::effective_experts<B>(of_batch(Gv.columns(t * P_, P_)), Sa_),
-      detail::effective_experts<B>(of_batch(ghat_now), Sa_), detail::router_entropy<B>(of_batch(G_), gate_.active);
+      effective_experts<B>(of_batch(Gv.columns(t * P_, P_)), Sa_), effective_experts<B>(of_batch(ghat_now), Sa_),
+      router_entropy<B>(of_batch(G_), static_cast<double>(gate_.active));
 }
 
 template <class B>
@@ -631,15 +576,15 @@ void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double w
     Matrix& asked = c.expert_out_shared ? shared_Gv : Gv;
     detail::add_correlation<B>(Gv, first, count, weight, k.of(l_, Kernel::Gv));
     if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv, first, count, weight, k.of(l_, Kernel::shared_Gv));
-    detail::add_response<B>(beta_B, asked, first, count, P_, weight, k.of(l_, Kernel::B_x));
+    detail::add_response<B>(beta_B, asked, first, count, weight, k.of(l_, Kernel::B_x));
   } else if (stage == Stage::backward) {
     Matrix& asked = c.expert_in_shared ? shared_ghat : ghat;
     detail::add_correlation<B>(ghat, first, count, weight, k.of(l_, Kernel::ghat));
     if (!explicit_) detail::add_correlation<B>(rho, first, count, weight, k.of(l_, Kernel::rho));
     if (c.expert_in_shared)
       detail::add_correlation<B>(shared_ghat, first, count, weight, k.of(l_, Kernel::shared_ghat));
-    detail::add_response<B>(chi_Q, rho, first, count, P_, weight, k.of(l_, Kernel::router_z));
-    detail::add_response<B>(chi_A, asked, first, count, P_, weight, k.of(l_, Kernel::A_z));
+    detail::add_response<B>(chi_Q, rho, first, count, weight, k.of(l_, Kernel::router_z));
+    detail::add_response<B>(chi_A, asked, first, count, weight, k.of(l_, Kernel::A_z));
   }
 }
 
@@ -707,9 +652,9 @@ BatchMeans sample_batch(const SiteProblem& problem, std::vector<SiteKernels<B>>&
   }
   BatchMeans means = zero_means(problem);
   batch.add_fields(means);
-  means.kernels = zero_kernels(*problem.limit, problem.n());
-  // By some steps at a time: half of a kernel mirrors the other, or is zero.
-  const Index n = problem.n(), some = problem.P() * std::max<Index>(1, detail::columns_at_once / problem.P());
+  means.kernels = zero_kernels(*problem.limit, problem.shape(), kernels[0].file());
+  // By some steps at a time: what queries have with later ones is not asked.
+  const Index n = problem.n(), some = problem.P() * std::max<Index>(1, site_columns_at_once / problem.P());
   for (Index first = 0; first < n; first += some)
     for (int l = 0; l < problem.limit->depth; ++l)
       for (const Stage stage : all_stages)
@@ -724,7 +669,7 @@ BatchMeans causal_pass(const SiteProblem& problem, const BatchCounts& counts, st
   const SitePaths no_paths = zero_paths(*problem.limit, problem.n());
   std::vector<SiteKernels<B>> given;
   given.reserve(static_cast<std::size_t>(depth));
-  for (int l = 0; l < depth; ++l) given.emplace_back(problem, KernelSet(depth), no_paths, l);
+  for (int l = 0; l < depth; ++l) given.emplace_back(problem, KernelSet(depth, offset.file()), no_paths, l);
   KernelSet kernels = std::move(offset);  // averages are added to it
   std::vector<std::unique_ptr<SiteBatch<B>>> held;
   std::vector<SiteBatch<B>*> batches;

@@ -1,7 +1,7 @@
 /// Gaussian fields of single sites in kernel iteration (theory section 6), along time.
 #pragma once
 
-#include "support/cpu.hpp"
+#include "dmft/causal_array.hpp"
 
 namespace moe {
 
@@ -14,29 +14,28 @@ class SiteField {
   using View = typename B::View;
 
   SiteField() = default;
-  /// root: L (n, n). `present` false: the matrix has no such side, and the field is zero. `scale`: how much of the operator's answer a
-  /// site sees.
-  SiteField(Index sites, View root, double amplitude, bool present, double scale, const StreamKey& key)
-      : root_(root), amplitude_(amplitude), scale_(scale), present_(present) {
+  /// root: L^T, which outlives it. `present` false: the matrix has no such side, and the field is zero. `scale`: how much of the operator's
+  /// answer a site sees.
+  SiteField(Index sites, const CausalArray<B>& root, double amplitude, bool present, double scale, const StreamKey& key)
+      : root_(&root), amplitude_(amplitude), scale_(scale), present_(present) {
     if (!present) return;
-    white_ = Matrix::uninitialized(sites, root.rows);
+    white_ = Matrix::uninitialized(sites, root.shape().n());
     B::normal(white_, key);
   }
 
   bool present() const { return present_; }
-  /// out (sites, P) += left g, the columns first .. of its path, of a matrix of which `left` is left.
-  void add_to(View out, Index first, double left) {
+  /// out (sites, P) += left g of step t, of a matrix of which `left` is left.
+  void add_to(View out, Index t, double left) {
     if (!present_) return;
-    const Index known = first + out.cols;
-    B::gemm(Op::plain, Op::transposed, left * amplitude_, white_.columns(0, known),
-            root_.row_range(first, out.cols).columns(0, known), 1, out);
+    const auto rows = root_->step(t);
+    B::gemm(Op::plain, Op::plain, left * amplitude_, white_.columns(0, rows.view.rows), rows.view, 1, out);
   }
   View white() { return white_; }
   double amplitude() const { return amplitude_; }
   double scale() const { return scale_; }
 
  private:
-  View root_;
+  const CausalArray<B>* root_ = nullptr;
   double amplitude_ = 0, scale_ = 1;
   bool present_ = false;
   Matrix white_;  ///< (sites, n), Z

@@ -112,9 +112,9 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const double R = o.replicas, batches = o.batches;
   IterationMemory memory;
   memory.queries = (spec.training.steps + 1.0) * step.samples;
-  const KernelSet present = zero_kernels(limit, 1);
-  for (const MatrixXd& kernel : present.all()) memory.arrays += kernel.size() > 0 ? 1 : 0;
-  const double squares = memory.queries * memory.queries, square = sizeof(double) * squares;
+  const KernelSet present = zero_kernels(limit, {1, 1});
+  for (const CausalMatrix& kernel : present.all()) memory.arrays += kernel.empty() ? 0 : 1;
+  const double numbers = memory.queries * (memory.queries + step.samples) / 2, kernel = sizeof(double) * numbers;
   const auto neurons = static_cast<double>(o.batch.neurons), experts = static_cast<double>(o.batch.experts),
              units = experts * static_cast<double>(o.batch.hidden);
   // With an entrywise rule: paths of the sites that learned parts run over; per pair of sites, from both of its sides, what has been
@@ -123,59 +123,67 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const double depth = limit.depth;
   const double path = rule.linear() ? 0 : depth * memory.queries * (2 * neurons + experts + 2 * units);
   const double pairs = rule.linear() ? 0 : depth * (rule.has_moments() ? 3 : 1) * 2 * neurons * (2 * units + experts);
-  // Kernels of every replica, of several draws, or in a certificate, a sum over replicas, and in that the sum of what fresh numbers
-  // change; what batches that a pass does not hold change.
+  // Kernels of every replica, and of several draws a sum over them; in a certificate, which a replica leaves for two sums, one more than that.
+  // What batches that a pass does not hold change; past iterates of an acceleration.
   const auto some = [&](int passed) { return passed > 0 && passed < o.batches; };
-  const auto kept = [&](int passed) { return (some(passed) ? 2 : 1) * R + (o.draws > 1 ? 2 : 1); };
-  // Past iterates of an acceleration. The sum over batches of the replica whose turn it is, and over those that a pass holds; a rank keeps
-  // those of its share until all ranks add theirs.
-  const double past = R * KernelMixing::sets(o.anderson);
-  const double sums = ranks().several() ? std::ceil(R / ranks().count()) + 1 : o.batches > 1 ? 1 : 0;
-  const auto kernel_bytes = [&](int passed, bool on_disk) {
-    const double sets = (on_disk ? 0 : kept(passed)) + past + (some(passed) ? 2 : 1) * sums;
-    return square * (sets * memory.arrays + (on_disk ? 4 : 2) + o.anderson) + sizeof(double) * (R + sums) * path;
+  const auto kept = [&](int passed) {
+    return (some(passed) ? 2 : 1) * R + 1 + R * KernelMixing::sets(o.anderson) + o.anderson;
   };
+  // The sum over batches of the replica whose turn it is, and over those that a pass holds; a rank keeps those of its share until all ranks
+  // add theirs.
+  const auto sums = [&](int passed) {
+    const double of_all = ranks().several() ? std::ceil(R / ranks().count()) + 1 : o.batches > 1 ? 1 : 0;
+    return (some(passed) ? 2 : 1) * of_all;
+  };
+  const double paths_kept = sizeof(double) * (R + sums(o.batches)) * path;
   memory.sites = R * batches * (neurons + experts + units);
-  // Where sites are sampled, and on the host.
+  // Where sites are sampled, also roots and memories; on the host, also kernels.
   struct Bytes {
-    double sites = 0, host = 0;
-    Bytes operator+(Bytes b) const { return {sites + b.sites, host + b.host}; }
+    double sites = 0, roots = 0, host = 0, kernels = 0;
+    Bytes operator+(Bytes b) const { return {sites + b.sites, roots + b.roots, host + b.host, kernels + b.kernels}; }
   };
-  const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.host}; };
-  // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6.
-  const double paths = depth * element(spec) *
-                       (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
-                        step.samples * (10 * neurons + 10 * experts + 6 * units));
-  // A batch's means; what it adds to a kernel at once is little.
-  const Bytes means{0, square * memory.arrays + sizeof(double) * path};
-  const Bytes batch = Bytes{paths + element(spec) * pairs, 0} + means;
-  // Roots and memories of a replica, and what they are made from.
-  const Bytes given{depth * squares * 12 * element(spec) + element(spec) * path, 4 * square};
+  const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.roots, n * a.host, n * a.kernels}; };
+  // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6. With an
+  // entrywise rule pairs.
+  const double sites = depth * element(spec) *
+                           (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
+                            step.samples * (10 * neurons + 10 * experts + 6 * units)) +
+                       element(spec) * pairs;
+  // A batch's means, and what it adds to a kernel at once; roots and memories of a replica, and the steps that they are made from.
+  const double some_columns = sizeof(double) * memory.queries * std::max<double>(step.samples, site_columns_at_once);
+  const Bytes means{0, 0, sizeof(double) * path + 2 * some_columns, kernel * memory.arrays},
+      given{element(spec) * path, depth * 12 * element(spec) * numbers,
+            8 * sizeof(double) * memory.queries * step.samples, 0};
   const auto sampling = [&](int samplers) {
     const double replicas = std::min(R, std::floor((samplers - 1 + batches - 1) / batches) + 1);
-    return times(samplers, batch) + times(replicas, given);
-  };
-  const auto on_host = [&](Bytes a) { return a.host + (card ? 0 : a.sites); };
-  const auto fits = [&](double kernels, Bytes a) {
-    return kernels + on_host(a) <= available && (!card || a.sites <= *card);
+    return times(samplers, Bytes{sites} + means) + times(replicas, given);
   };
   // A pass holds batches of a replica, beside its roots and memories and the kernels that it closes.
-  const auto holder = [&](int passed) { return Bytes{passed * (paths + element(spec) * pairs), 0} + given + means; };
+  const auto holder = [&](int passed) { return Bytes{passed * sites} + given + means; };
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
   const auto with = [&](bool on_disk) {
+    const auto where_sampled = [&](Bytes a) { return a.sites + (on_disk ? 0 : a.roots); };
+    const auto on_host = [&](Bytes a) { return a.host + (on_disk ? 0 : a.kernels) + (card ? 0 : where_sampled(a)); };
+    const auto kernels = [&](int passed) { return kernel * memory.arrays * (kept(passed) + sums(passed)); };
+    const auto in_memory = [&](int passed) { return paths_kept + (on_disk ? 0 : kernels(passed)); };
+    const auto fits = [&](int passed, Bytes a) {
+      return in_memory(passed) + on_host(a) <= available && (!card || where_sampled(a) <= *card);
+    };
     IterationMemory m = memory;
     m.passed = o.start == Start::zero ? 0 : o.batches;
-    while (m.passed > fewest && !fits(kernel_bytes(m.passed, on_disk), holder(m.passed))) --m.passed;
-    m.kernels = kernel_bytes(m.passed, on_disk);
-    m.checkpoint = kernel_bytes(m.passed, false);
-    if (on_disk) m.scratch = square * (kept(m.passed) + 1) * memory.arrays;
+    while (m.passed > fewest && !fits(m.passed, holder(m.passed))) --m.passed;
     m.holders = m.passed > 0 ? static_cast<int>(std::min<double>(thread_count(threads), R)) : 0;
-    while (m.holders > 1 && !fits(m.kernels, times(m.holders, holder(m.passed)))) --m.holders;
+    while (m.holders > 1 && !fits(m.passed, times(m.holders, holder(m.passed)))) --m.holders;
     m.samplers = static_cast<int>(std::min<double>(thread_count(threads), R * batches));
-    while (m.samplers > 1 && !fits(m.kernels, sampling(m.samplers))) --m.samplers;
+    while (m.samplers > 1 && !fits(m.passed, sampling(m.samplers))) --m.samplers;
     const Bytes by_batches = sampling(m.samplers), by_pass = times(m.holders, holder(m.passed));
+    m.kernels = in_memory(m.passed);
     m.sampling = std::max(on_host(by_batches), on_host(by_pass));
-    if (card) m.card = std::max(by_batches.sites, by_pass.sites);
+    if (card) m.card = std::max(where_sampled(by_batches), where_sampled(by_pass));
+    m.checkpoint = paths_kept + kernels(m.passed);
+    const auto waiting = [](Bytes a) { return a.kernels + a.roots; };
+    if (on_disk)
+      m.scratch = kernels(m.passed) + kernel * memory.arrays + std::max(waiting(by_batches), waiting(by_pass));
     return m;
   };
   const IterationMemory in_memory = with(false), on_disk = with(true);
@@ -186,8 +194,8 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
 namespace {
 
 /// What fits where kernel iteration does not, with the numbers that do.
-std::vector<std::string> remedies(const RunSpec& spec, const Dataset& data, const LimitSpec& limit,
-                                  const IterationMemory& memory, int threads, double available) {
+std::vector<std::string> remedies(const RunSpec& spec, const Dataset& data, const LimitSpec& limit, int threads,
+                                  double available) {
   std::vector<std::string> all = {
       fmt::format("use sampling.method = \"sweep\", which keeps no kernels of all pairs of steps and needs about {}",
                   bytes_text(memory_estimate(limit, solve_sizes(spec, data, threads)).total()))};
@@ -205,17 +213,12 @@ std::vector<std::string> remedies(const RunSpec& spec, const Dataset& data, cons
     return fits;
   };
   if (const int steps = largest(1, spec.training.steps, [](RunSpec& s) -> int& { return s.training.steps; }); steps > 0)
-    all.push_back(
-        fmt::format("lower training.steps = {} ({} fit; sampling.window needs as much, since its last window "
-                    "has the kernels of all steps)",
-                    spec.training.steps, steps));
-  if (spec.sampling.anderson > 0) all.emplace_back("lower sampling.anderson");
+    all.push_back(fmt::format("lower training.steps = {} ({} fit)", spec.training.steps, steps));
   if (spec.sampling.start == Start::pass)
     all.emplace_back("start from zero kernels (sampling.start = \"zero\"), which holds one batch a thread");
-  if (memory.kernels < available)
-    all.emplace_back(
-        "take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and more of "
-        "them (sampling.site_batches), or fewer --threads");
+  all.emplace_back(
+      "take smaller batches of sites (sampling.neurons, sampling.experts, sampling.hidden) and more of them "
+      "(sampling.site_batches), or fewer --threads");
   all.emplace_back("lower data.train");
   return all;
 }
@@ -224,6 +227,7 @@ std::vector<std::string> remedies(const RunSpec& spec, const Dataset& data, cons
 
 LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const SolveOptions& solve) {
   const auto start = std::chrono::steady_clock::now();
+  hand_back_freed_memory();
   LimitResult result;
   Faults faults;
   const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
@@ -246,12 +250,14 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
               "(sampling.site_batches)")});
   if (memory.total() > available.bytes)
     throw ConfigError({fmt::format(
-        "memory: kernel iteration needs about {} for {} kernels of {:.0f} x {:.0f} entries, with those of "
-        "replicas that wait on disk, and {} to sample those of one replica, which are needed all at once: a "
-        "site's fields of a step come from all steps before it. {} are available ({}). To need less: {}.",
-        bytes_text(memory.kernels), memory.arrays, memory.queries, memory.queries, bytes_text(memory.sampling),
+        "memory: kernel iteration, its kernels in a file, needs about {} for the paths of {} batch{} of sites at "
+        "{:.0f} "
+        "queries{}. {} are available ({}). To need less: {}.",
+        bytes_text(memory.sampling), std::max(memory.samplers, memory.passed),
+        std::max(memory.samplers, memory.passed) > 1 ? "es" : "", memory.queries,
+        memory.kernels > 0 ? fmt::format(", and {} for those of replicas", bytes_text(memory.kernels)) : "",
         bytes_text(available.bytes), available.source,
-        fmt::join(remedies(spec, data, limit, memory, solve.threads, available.bytes), "; or "))});
+        fmt::join(remedies(spec, data, limit, solve.threads, available.bytes), "; or "))});
 
   IterationOptions options = iteration_options(spec, limit);
   options.threads = solve.threads;
@@ -318,7 +324,7 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   for (const int t : result.kernel_steps)
     for (const auto& [name, kernel] : stored_kernels)
       for (const Recorded& one : recorded(name, limit.depth)) {
-        const MatrixXd all = r.kernels.of(one.block, kernel).block(t * P, t * P, P, P);
+        const MatrixXd all = r.kernels.of(one.block, kernel).at_equal_time(t);
         result.kernels[one.key].emplace_back(spec.training.batch > 0 ? MatrixXd(all(batch(t), batch(t))) : all);
       }
 
@@ -331,6 +337,12 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   if (data.x_test.cols() > 0) result.warnings.emplace_back("data.test: kernel iteration has no test curves");
   if (!distribution_steps(spec).empty())
     result.warnings.emplace_back("output.distributions_at: kernel iteration stores no distributions");
+  if (r.report.passes_left_out > 0)
+    result.warnings.push_back(fmt::format(
+        "{} pass{} of a replica went astray and {} left out; iterations went on from what all batches had estimated, "
+        "which takes more of them. Larger batches (sampling.neurons) or a lower optimizer.lr help",
+        r.report.passes_left_out, r.report.passes_left_out > 1 ? "es" : "",
+        r.report.passes_left_out > 1 ? "were" : "was"));
   warn_of_few_experts(limit, result.counts.active, result);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;

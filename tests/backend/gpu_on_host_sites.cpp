@@ -90,13 +90,18 @@ std::vector<MatrixXd> estimates(const moe::SiteBackend& sites, const Case& c, co
   counts.experts = limit.block.counts.experts, counts.hidden = limit.block.counts.hidden;
   std::vector<MatrixXd> all;
   const auto keep = [&](moe::BatchMeans& means) {
-    for (const MatrixXd& kernel : means.kernels.all()) all.push_back(kernel);
+    for (const moe::CausalMatrix& kernel : means.kernels.all()) {
+      MatrixXd& numbers = all.emplace_back(kernel.shape().n(), kernel.shape().n());
+      numbers.setZero();
+      for (Index t = 0; t < kernel.shape().steps; ++t)
+        numbers.block(0, t * samples, kernel.shape().rows(t), samples) = kernel.step(t);
+    }
     for (const MatrixXd* path : means.paths.all()) all.push_back(*path);
     all.push_back(means.f);
     all.push_back(means.fields);
   };
   moe::BatchMeans passed =
-      sites.pass(problem, counts, {{3, 0}, {3, 1}}, moe::zero_kernels(limit, problem.n()), nullptr);
+      sites.pass(problem, counts, {{3, 0}, {3, 1}}, moe::zero_kernels(limit, problem.shape()), nullptr);
   keep(passed);
   moe::StreamNumbers streams(3, 2);
   moe::BatchMeans sampled = sites.sampler(problem, passed.kernels, passed.paths)->sample(counts, streams, nullptr);
@@ -132,7 +137,7 @@ TEST_CASE(
       REQUIRE(gpu[k].cols() == cpu[k].cols());
       // What rounding may do: the CPU's answer to a relative push of the inputs, in units of the push, times the roundings on the way: a
       // dozen sums a step, each over at most 128 sites and 25 queries. What the push does not see is that a covariance's root divides its
-      // roundings by a pivot's root, which is a hundredth of a query's or more (causal_root leaves out what is less).
+      // roundings by a pivot's root, which is a hundredth of a query's or more (next_of_root leaves out what is less).
       const double roundings = 12.0 * (128 + 25) * (steps + 1), of_root = 1e2;
       const double response = largest(cpu[k] - moved[k]) / push, size = largest(cpu[k]);
       const double allowed = roundings * of_root * std::numeric_limits<double>::epsilon() * (response + size);

@@ -204,7 +204,7 @@ TEST_CASE(
     const moe::SiteProblem problem{&limit, data.x, data.y, T};
     const bool sampled = limit.block.experts_sampled;
     const moe::BatchCounts counts{40, sampled ? 6 : limit.block.counts.experts, sampled ? 4 : 6};
-    moe::BatchMeans means{moe::zero_kernels(limit, problem.n()), {}, {}, {}};
+    moe::BatchMeans means{moe::zero_kernels(limit, problem.shape()), {}, {}, {}};
     std::vector<moe::SiteKernels<B>> zero = kernels_of(problem, means.kernels, {});
     const moe::StreamNumbers streams(5, 0);
     Sampled first(problem, zero, counts, streams);
@@ -274,15 +274,45 @@ TEST_CASE(
     const Eigen::MatrixXd correlation = Eigen::MatrixXd::Constant(n, n, 0.5);
     for (Index j = 0; j < n; ++j)
       for (Index k = 0; k < n; ++k)
-        if (L(j, j) == 0 || j / P >= (equal_times ? 1 : 0)) products(j, k) += number(3 * j, k % P);
+        if (L(j, j) == 0 || !equal_times) products(j, k) += number(3 * j, k % P);
+    const moe::CausalShape shape{P, T};
+    moe::CausalMatrix of_products(shape, nullptr), asked(shape, nullptr);
     for (Index t = 0; t < T; ++t) {
-      const Index known = (equal_times ? t + 1 : t) * P;
-      const Eigen::MatrixXd is =
-          moe::detail::response_by_parts(products, L.topLeftCorner(known, known), correlation, t, P, equal_times);
-      INFO("equal times ", equal_times, ", step ", t, ": is\n", is, "\nexpected\n", R.middleCols(t * P, P));
-      CHECK((is - R.middleCols(t * P, P)).cwiseAbs().maxCoeff() <= 1e-11);
+      of_products.add(t, products.block(0, t * P, shape.rows(t), P));
+      asked.add(t, correlation.block(0, t * P, shape.rows(t), P));
+    }
+    const auto root = [&](Index t) { return Eigen::MatrixXd(L.block(t * P, 0, P, shape.rows(t)).transpose()); };
+    for (Index t = 0; t < T; ++t) {
+      const Eigen::MatrixXd expected = R.block(0, t * P, shape.rows(t), P),
+                            is = moe::detail::response_by_parts(of_products, root, equal_times ? nullptr : &asked, t,
+                                                                equal_times ? t + 1 : t);
+      INFO("equal times ", equal_times, ", step ", t, ": is\n", is, "\nexpected\n", expected);
+      CHECK((is - expected).cwiseAbs().maxCoeff() <= 1e-11);
     }
   }
+}
+
+TEST_CASE(
+    "kernel iteration: a root's blocks, one after the other, are those of the whole matrix; what is known already is "
+    "left out") {
+  // Vectors of which the fifth and the ninth are sums of earlier ones.
+  constexpr Index n = T * P;
+  moe::HostMatrix<double> numbers(3 * n, n);
+  B::normal(numbers, {5, 0, 0, 0});
+  Eigen::MatrixXd x = B::download(numbers);
+  x.col(4) = x.col(0) - 2 * x.col(3), x.col(8) = x.col(1) + x.col(7);
+  const Eigen::MatrixXd correlation = x.transpose() * x;
+  Eigen::MatrixXd L = Eigen::MatrixXd::Zero(n, n);
+  for (Index t = 0; t < T; ++t) {
+    const Index rows = (t + 1) * P;
+    const Eigen::MatrixXd block = moe::detail::next_of_root(
+        correlation.block(0, t * P, rows, P),
+        [&](Index s) { return Eigen::MatrixXd(L.block(s * P, 0, P, (s + 1) * P).transpose()); }, 1e-3);
+    L.block(t * P, 0, P, rows) = block.transpose();
+  }
+  CHECK((L * L.transpose() - correlation).norm() <= 1e-10 * correlation.norm());
+  CHECK(L.isLowerTriangular());
+  for (Index j = 0; j < n; ++j) CHECK((L.col(j).norm() == 0) == (j == 4 || j == 8));
 }
 
 TEST_CASE("kernel iteration: what it does not solve is refused by name, all at once") {

@@ -129,8 +129,8 @@ TEST_CASE("dmft_solve --method iterate: refusals say what and what else, and not
   refused({"--damping", "1", "--window", "-1", "--anderson", "65", "--start", "sweep"},
           {"sampling.damping", "[0, 1)", "sampling.window", "sampling.anderson", "[0, 64]", "sampling.start",
            "auto, pass or zero"});
-  refused({"--steps", "100000"}, {"memory", "lower training.steps = 100000 (", " fit; ",
-                                  "sampling.window needs as much", "sampling.method = \"sweep\"", "data.train"});
+  refused({"--steps", "100000"}, {"memory", "lower training.steps = 100000 (", " fit); ", "smaller batches of sites",
+                                  "sampling.method = \"sweep\"", "data.train"});
   const ProgramRun early = run_program("dmft_solve", iterate({"--iterations", "1", "--out", folder / "a.h5"}));
   CHECK_MESSAGE((early.status == 1 && contains(early.text, "after 1 iterations. Raise sampling.iterations")),
                 early.text);

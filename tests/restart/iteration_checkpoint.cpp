@@ -104,7 +104,8 @@ std::vector<double> numbers(const moe::IterationResult& r) {
   add(r.loss.mean), add(r.loss.sem), matrix(r.f);
   for (const auto* list : {&r.f_per_replica, &r.fields})
     for (const auto& m : *list) matrix(m);
-  for (const auto& m : r.kernels.all()) matrix(m);
+  for (const moe::CausalMatrix& kernel : r.kernels.all())
+    for (Eigen::Index t = 0; t < kernel.shape().steps; ++t) matrix(kernel.step(t));
   for (const auto& row : r.report.loss_by_iteration) add(row);
   for (const auto& c : r.report.changes) add({c.loss, c.kernels, static_cast<double>(c.largest)});
   add({static_cast<double>(r.report.floor_at), static_cast<double>(r.report.draws)});
@@ -167,7 +168,7 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "kernel iteration: kernels that wait in a file give the numbers of those in memory, bit for bit, also where one "
+    "kernel iteration: kernels in a file give the numbers of those in memory, bit for bit, also where one "
     "run "
     "goes on from the other; the file has no name [regime; rule; windows; threads]") {
   for (const Case& c : cases) {
