@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "dmft/causal_matrix.hpp"
@@ -57,11 +58,29 @@ class CausalArray {
     }
     return block;
   }
-  /// The same in float64.
-  Eigen::MatrixXd on_host(Index t) const {
-    if (file_ == nullptr) return B::download(view(t));
-    const HostMatrix<Real> block = from_file(t);
-    return Cpu<Real>::download(block.view());
+  /// Where blocks are put one after the other: arrays of their own would be fresh pages each.
+  struct Room {
+    Eigen::VectorXd numbers;
+    Eigen::Matrix<Real, Eigen::Dynamic, 1> from_file;
+  };
+  /// The same in float64, until the next is put there.
+  Eigen::Map<const Eigen::MatrixXd> on_host(Index t, Room& room) const {
+    const Index rows = shape_.rows(t), most = shape_.n() * shape_.P;
+    room.numbers.resize(most);
+    const auto put = [&](const auto& numbers) {
+      Eigen::Map<Eigen::MatrixXd>(room.numbers.data(), rows, shape_.P) = numbers;
+    };
+    using HostBlock = Eigen::Map<const Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>>;
+    if (file_ != nullptr) {
+      room.from_file.resize(most);
+      file_->read(room.from_file.data(), bytes(rows * shape_.P), place_.at + bytes(shape_.begin(t)));
+      put(HostBlock(room.from_file.data(), rows, shape_.P).template cast<double>());
+    } else if constexpr (on_host_itself) {
+      put(HostBlock(view(t).data, rows, shape_.P).template cast<double>());
+    } else {
+      put(B::download(view(t)));
+    }
+    return {room.numbers.data(), rows, shape_.P};
   }
   void set(Index t, const Eigen::MatrixXd& block) {
     if (file_ == nullptr) return B::upload(block, view(t));
@@ -71,6 +90,7 @@ class CausalArray {
   }
 
  private:
+  static constexpr bool on_host_itself = std::is_same_v<Matrix, HostMatrix<Real>>;
   static std::size_t bytes(Index count) { return static_cast<std::size_t>(count) * sizeof(Real); }
   View view(Index t) const {
     return {numbers_.view().data + shape_.begin(t), shape_.rows(t), shape_.P, shape_.rows(t)};
@@ -81,7 +101,7 @@ class CausalArray {
     return block;
   }
   static Matrix uploaded(HostMatrix<Real> block) {
-    if constexpr (std::is_same_v<Matrix, HostMatrix<Real>>)
+    if constexpr (on_host_itself)
       return block;
     else
       return Matrix::from_host(block.view());

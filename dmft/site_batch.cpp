@@ -30,14 +30,14 @@ namespace {
 
 /// The last rows of a root's block, L^T of a step's own queries, in a form that can be solved with: what was left out has zeros, to which any
 /// diagonal does nothing.
-MatrixXd solvable(const MatrixXd& block) {
+MatrixXd solvable(const Eigen::Ref<const MatrixXd>& block) {
   MatrixXd own = block.bottomRows(block.cols());
   for (Index j = 0; j < own.cols(); ++j)
     if (own(j, j) == 0) own(j, j) = 1;
   return own;
 }
 /// Zeros in the rows of what was left out.
-void leave_out(const MatrixXd& block, Eigen::Ref<MatrixXd> rows) {
+void leave_out(const Eigen::Ref<const MatrixXd>& block, Eigen::Ref<MatrixXd> rows) {
   for (Index j = 0; j < block.cols(); ++j)
     if (block(block.rows() - block.cols() + j, j) == 0) rows.row(j).setZero();
 }
@@ -56,11 +56,11 @@ MatrixXd lower_root(const MatrixXd& rest, const Eigen::VectorXd& diagonal, doubl
 
 }  // namespace
 
-MatrixXd next_of_root(const MatrixXd& correlation, const std::function<MatrixXd(Index)>& root, double cutoff) {
+MatrixXd next_of_root(const MatrixXd& correlation, const BlockOfStep& root, double cutoff) {
   const Index P = correlation.cols(), t = correlation.rows() / P - 1;
   MatrixXd next(correlation.rows(), P);  // L_before next = correlation, by rows of L_before
   for (Index s = 0; s < t; ++s) {
-    const MatrixXd block = root(s);
+    const Eigen::Map<const MatrixXd> block = root(s);
     MatrixXd rows = correlation.middleRows(s * P, P);
     rows.noalias() -= block.topRows(s * P).transpose() * next.topRows(s * P);
     solvable(block).triangularView<Eigen::Upper>().transpose().solveInPlace(rows);
@@ -74,8 +74,8 @@ MatrixXd next_of_root(const MatrixXd& correlation, const std::function<MatrixXd(
   return next;
 }
 
-MatrixXd response_by_parts(const CausalMatrix& products, const std::function<MatrixXd(Index)>& root,
-                           const CausalMatrix* asked, Index t, Index known) {
+MatrixXd response_by_parts(const CausalMatrix& products, const BlockOfStep& root, const CausalMatrix* asked, Index t,
+                           Index known) {
   const Index P = products.shape().P;
   MatrixXd response = products.step(t);  // first the products, then, from the last step back, what they say
   response.bottomRows((t + 1 - known) * P).setZero();
@@ -89,7 +89,7 @@ MatrixXd response_by_parts(const CausalMatrix& products, const std::function<Mat
     }
   }
   for (Index s = known; s-- > 0;) {
-    const MatrixXd block = root(s);
+    const Eigen::Map<const MatrixXd> block = root(s);
     MatrixXd rows = response.middleRows(s * P, P);
     leave_out(block, rows);  // what was left out moves nothing
     solvable(block).triangularView<Eigen::Upper>().solveInPlace(rows);

@@ -15,16 +15,18 @@ namespace detail {
 /// lr sum_{k < t - s} m^k, m the momentum.
 Eigen::MatrixXd learned_of_kernel(const Eigen::MatrixXd& correlation, Index t, const UpdateRule& rule);
 
+/// Gives the block of a step, which stands until the next is asked for.
+using BlockOfStep = std::function<Eigen::Map<const Eigen::MatrixXd>(Index)>;
+
 /// The block of step t of a root L^T, where `root` gives those before, and `correlation` ((t + 1) P, P) is that of step t's queries. What a
 /// query adds to those before by less than `cutoff` is left out.
-Eigen::MatrixXd next_of_root(const Eigen::MatrixXd& correlation, const std::function<Eigen::MatrixXd(Index)>& root,
-                             double cutoff);
+Eigen::MatrixXd next_of_root(const Eigen::MatrixXd& correlation, const BlockOfStep& root, double cutoff);
 
 /// Responses ((t + 1) P, P) of step t's queries x to the first `known` steps of a field g = L Z: L^T R = <Z x> =: `products`. With forward
 /// queries, which are asked before Z of their step is drawn, x - c x' has the same products, with x' the same sample's query of Z's own step
 /// and c = <x x'>/<x' x'>, and less noise: `asked` is their correlation. Of backward queries, nothing.
-Eigen::MatrixXd response_by_parts(const CausalMatrix& products, const std::function<Eigen::MatrixXd(Index)>& root,
-                                  const CausalMatrix* asked, Index t, Index known);
+Eigen::MatrixXd response_by_parts(const CausalMatrix& products, const BlockOfStep& root, const CausalMatrix* asked,
+                                  Index t, Index known);
 
 /// -dL/df (C, P) of step t's samples, zero for the others.
 Eigen::MatrixXd delta_of(const SiteProblem& problem, const Eigen::MatrixXd& f, Index t);
@@ -110,18 +112,14 @@ void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
   });
 }
 
-/// <a^T b> over sites, (n, n).
-template <class B>
-Eigen::MatrixXd mean_product(typename B::View a, typename B::View b) {
-  auto product = B::Matrix::uninitialized(a.cols, b.cols);
-  B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(a.rows), a, b, 0, product);
-  return B::download(product);
-}
 /// Adds `factor` times the mean products of a and b at the queries first .. first + count of b, of whole steps, with all of a up to each.
 template <class B>
 void add_products(typename B::View a, typename B::View b, Index first, Index count, double factor, CausalMatrix& to) {
   const Index P = to.shape().P;
-  const Eigen::MatrixXd products = factor * mean_product<B>(a.columns(0, first + count), b.columns(first, count));
+  auto sums = B::Matrix::uninitialized(first + count, count);
+  B::gemm(Op::transposed, Op::plain, factor / static_cast<double>(a.rows), a.columns(0, first + count),
+          b.columns(first, count), 0, sums);
+  const Eigen::MatrixXd products = B::download(sums);
   for (Index now = 0; now < count; now += P) to.add((first + now) / P, products.block(0, now, first + now + P, P));
 }
 template <class B>
@@ -161,8 +159,8 @@ std::vector<RootOf<B>> roots_of(SiteKernels<B>& given, const BlockSpec& block) {
 }
 
 template <class B>
-std::function<Eigen::MatrixXd(Index)> steps_of(const CausalArray<B>& root) {
-  return [&root](Index t) { return root.on_host(t); };
+BlockOfStep steps_of(const CausalArray<B>& root) {
+  return [&root, room = std::make_shared<typename CausalArray<B>::Room>()](Index t) { return root.on_host(t, *room); };
 }
 
 /// Responses of step t's queries ((t + 1) P, P).

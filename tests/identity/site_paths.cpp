@@ -281,7 +281,11 @@ TEST_CASE(
       of_products.add(t, products.block(0, t * P, shape.rows(t), P));
       asked.add(t, correlation.block(0, t * P, shape.rows(t), P));
     }
-    const auto root = [&](Index t) { return Eigen::MatrixXd(L.block(t * P, 0, P, shape.rows(t)).transpose()); };
+    Eigen::MatrixXd held;
+    const auto root = [&](Index t) {
+      held = L.block(t * P, 0, P, shape.rows(t)).transpose();
+      return Eigen::Map<const Eigen::MatrixXd>(held.data(), held.rows(), held.cols());
+    };
     for (Index t = 0; t < T; ++t) {
       const Eigen::MatrixXd expected = R.block(0, t * P, shape.rows(t), P),
                             is = moe::detail::response_by_parts(of_products, root, equal_times ? nullptr : &asked, t,
@@ -302,12 +306,16 @@ TEST_CASE(
   Eigen::MatrixXd x = B::download(numbers);
   x.col(4) = x.col(0) - 2 * x.col(3), x.col(8) = x.col(1) + x.col(7);
   const Eigen::MatrixXd correlation = x.transpose() * x;
-  Eigen::MatrixXd L = Eigen::MatrixXd::Zero(n, n);
+  Eigen::MatrixXd L = Eigen::MatrixXd::Zero(n, n), held;
   for (Index t = 0; t < T; ++t) {
     const Index rows = (t + 1) * P;
     const Eigen::MatrixXd block = moe::detail::next_of_root(
         correlation.block(0, t * P, rows, P),
-        [&](Index s) { return Eigen::MatrixXd(L.block(s * P, 0, P, (s + 1) * P).transpose()); }, 1e-3);
+        [&](Index s) {
+          held = L.block(s * P, 0, P, (s + 1) * P).transpose();
+          return Eigen::Map<const Eigen::MatrixXd>(held.data(), held.rows(), held.cols());
+        },
+        1e-3);
     L.block(t * P, 0, P, rows) = block.transpose();
   }
   CHECK((L * L.transpose() - correlation).norm() <= 1e-10 * correlation.norm());
