@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include "support/error.hpp"
@@ -187,13 +188,15 @@ void CausalMatrix::transfer(Archive& a) {
   CausalShape shape = shape_;
   a("P", shape.P);
   a("steps", shape.steps);
-  if (a.loading()) *this = CausalMatrix(shape, file_);
   Index k = 0;
-  change([&](auto own) {
-    MatrixXd numbers = own.matrix();
+  const auto transfer = [&](double* from, Index count) {
+    std::span numbers(from, static_cast<std::size_t>(count));
     a(fmt::format("numbers{}", k++), numbers);
-    own = numbers.array();
-  });
+  };
+  if (!a.loading())  // while samplers read
+    return for_stretches([&](const auto& own) { transfer(const_cast<double*>(own.data()), own.size()); }, *this);
+  *this = CausalMatrix(shape, file_);
+  change([&](auto own) { transfer(own.data(), own.size()); });
 }
 
 }  // namespace moe

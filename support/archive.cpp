@@ -45,6 +45,11 @@ void Archive::field(const std::string& path, std::vector<double>& values) {
   values = load(path, -1, 1).values;
 }
 
+void Archive::field(const std::string& path, std::span<double>& values) {
+  if (!loading()) return save(path, {values.size()}, values.data());
+  std::ranges::copy(load(path, static_cast<std::ptrdiff_t>(values.size())).values, values.begin());
+}
+
 void Archive::field(const std::string& path, std::vector<int>& values) {
   if (!loading()) {
     const std::vector<std::int64_t> wide(values.begin(), values.end());

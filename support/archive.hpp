@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -57,6 +58,8 @@ class Archive {
   void field(const std::string& path, double& value);
   void field(const std::string& path, std::vector<double>& values);
   void field(const std::string& path, std::vector<int>& values);
+  /// Numbers in their place, as many as there were. Written, they are only read: other threads may read them too.
+  void field(const std::string& path, std::span<double>& values);
   /// Rows of equal length, (n, length).
   void field(const std::string& path, std::vector<std::vector<double>>& rows);
   /// Matrices of equal shape.
