@@ -584,7 +584,7 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
                     options.anderson, spec.place("sampling.anderson"), to_string(spec.optimizer.name)));
   faults.throw_if_any();
   IterationOptions sizes = options;
-  SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}};
+  SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}, options.batches};
   if (spec.training.batch > 0)
     for (int t = 0; t <= spec.training.steps; ++t)
       problem.learns.push_back(batch_rows(spec, static_cast<int>(data.x.cols()), t));

@@ -101,5 +101,7 @@ KernelSet zero_kernels(const LimitSpec& limit, const CausalShape& shape, std::sh
 /// Of a query's mean square, what it has to add to those before it: less is left out of a root. Noise of products <Z x> is divided by
 /// the root of this (docs/theory.md, 6.2).
 inline constexpr double root_cutoff = 1e-3;
+/// The same of its root mean square, for what sites have sent.
+inline const double basis_tolerance = std::sqrt(root_cutoff);
 
 }  // namespace moe

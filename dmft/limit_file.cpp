@@ -192,6 +192,9 @@ void write_limit_group(H5Writer& file, const RunSpec& spec, const LimitResult& r
   if (result.summary.contains("iteration_floor")) {
     write_iteration(file, result);
     scalar("site_batches", result.summary.at("site_batches"), "batches of sites of each replica in an iteration");
+    scalar("noise_left", result.summary.at("noise_left"),
+           "most that noise of responses adds to the variance of a block's fields, relative, at any step (theory.md, "
+           "6.2)");
     scalar("iteration_draws", result.summary.at("iteration_draws"), "sets of random numbers that were averaged over");
     scalar("iteration_floor", result.summary.at("iteration_floor"), "iteration whose change is a tenth of the scatter");
   } else {

@@ -52,6 +52,15 @@ class QueryBasis {
   /// field -= vectors * coefficients.
   void subtract(View coefficients, View field) { B::gemm(Op::plain, Op::plain, -1, vectors_, coefficients, 1, field); }
 
+  /// field less what it has of the first `rank` vectors.
+  void take_out(Index rank, View field) {
+    if (rank == 0) return;
+    auto of_field = Matrix::uninitialized(rank, field.cols);
+    B::gemm(Op::transposed, Op::plain, 1.0 / static_cast<double>(sites_), vectors_.columns(0, rank), field, 0,
+            of_field);
+    B::gemm(Op::plain, Op::plain, -1, vectors_.columns(0, rank), of_field, 1, field);
+  }
+
   /// Between steps; the last query's coefficients belong to its step.
   void transfer(Archive& a) {
     a("users", users_);

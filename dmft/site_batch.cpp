@@ -74,20 +74,10 @@ MatrixXd next_of_root(const MatrixXd& correlation, const BlockOfStep& root, doub
   return next;
 }
 
-MatrixXd response_by_parts(const CausalMatrix& products, const BlockOfStep& root, const CausalMatrix* asked, Index t,
-                           Index known) {
+MatrixXd response_by_parts(const CausalMatrix& products, const BlockOfStep& root, Index t, Index known) {
   const Index P = products.shape().P;
   MatrixXd response = products.step(t);  // first the products, then, from the last step back, what they say
   response.bottomRows((t + 1 - known) * P).setZero();
-  if (asked != nullptr) {
-    const MatrixXd now = asked->step(t);
-    for (Index s = 0; s < known; ++s) {
-      const MatrixXd before = products.at_equal_time(s);
-      const Eigen::VectorXd square = asked->at_equal_time(s).diagonal();
-      for (Index p = 0; p < P; ++p)
-        if (square[p] > 0) response.col(p).segment(s * P, P) -= now(s * P + p, p) / square[p] * before.col(p);
-    }
-  }
   for (Index s = known; s-- > 0;) {
     const Eigen::Map<const MatrixXd> block = root(s);
     MatrixXd rows = response.middleRows(s * P, P);
@@ -106,25 +96,6 @@ MatrixXd delta_of(const SiteProblem& problem, const MatrixXd& f, Index t) {
   delta(Eigen::all, problem.learns[static_cast<std::size_t>(t)]) =
       loss_delta(loss, problem.of_batch(f, t), problem.of_batch(problem.y, t));
   return delta;
-}
-
-MatrixXd response_by_parts(const MatrixXd& products, MatrixXd L, const MatrixXd& correlation, Index t, Index P,
-                           bool equal_times) {
-  const Index now = t * P, known = equal_times ? now + P : now;
-  MatrixXd of_white = products.block(0, now, known, P);
-  for (Index j = 0; j < known; ++j) {
-    const Index before = (j / P - (equal_times ? 1 : 0)) * P;  // the last queries that do not know of number j
-    for (Index p = 0; p < P && before >= 0; ++p) {
-      const double square = correlation(before + p, before + p);
-      if (square > 0) of_white(j, p) -= correlation(before + p, now + p) / square * products(j, before + p);
-    }
-  }
-  // Numbers that were left out of the root move nothing: their columns of it are zero.
-  for (Index j = 0; j < known; ++j)
-    if (L(j, j) == 0) L(j, j) = 1, of_white.row(j).setZero();
-  MatrixXd response = MatrixXd::Zero(products.rows(), P);
-  response.topRows(known) = L.triangularView<Eigen::Lower>().transpose().solve(of_white);
-  return response;
 }
 
 double left_of(const UpdateRule& rule, Index t) { return std::pow(rule.decay, static_cast<double>(t)); }

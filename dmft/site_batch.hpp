@@ -20,6 +20,7 @@ struct SiteProblem {
   const LimitSpec* limit;
   Eigen::MatrixXd x, y;  ///< (D, P), (C, P)
   Index steps;
+  int batches = 1;                            ///< whose means a replica's kernels are
   std::vector<std::vector<int>> learns = {};  ///< [step] the samples of a mini-batch; empty: all
 
   Index P() const { return x.cols(); }
@@ -43,6 +44,15 @@ struct Aggregation {
   double field =
       1;  ///< of its Gaussian part: the same, sqrt(M)/K for the M fields of explicit experts, which enter as one
   double response = 1;  ///< of the products with white numbers: 1/sqrt(M) there
+  /// How many independent products a response to fields of variance `other` on `sites` sites is the mean of, in units of the variance `own`
+  /// that the matrix has on the neurons that it acts on (SiteField).
+  double answers_to_neurons(double sites, double own, double other) const {
+    return sites * own / other * (field / memory) * (field / memory);
+  }
+  /// The same of a response on neurons that acts on experts.
+  double answers_to_experts(double sites, double own, double other) const {
+    return sites * own / other / (response * response);
+  }
   static Aggregation of(const BlockSpec& block, bool shared);
 };
 
@@ -103,10 +113,11 @@ struct SiteKernels {
 };
 
 /// What a batch measures of its fields at every step, in the order of the rows of BatchMeans::fields, block after block; those of the
-/// stream (is_of_block) stand with the first.
-inline constexpr std::array site_observables = {"rms_h",    "rms_phi", "rms_y",       "rms_D",        "rms_xi",
-                                                "rms_r",    "rms_u",   "rms_v",       "rms_u_all",    "rms_v_all",
-                                                "rms_zeta", "rms_rho", "ess_forward", "ess_backward", "router_entropy"};
+/// stream (is_of_block) stand with the first. noise_left, of the sampling and not of the network: SiteField::noise_left summed over a block's
+/// fields.
+inline constexpr std::array site_observables = {
+    "rms_h",     "rms_phi",   "rms_y",    "rms_D",   "rms_xi",      "rms_r",        "rms_u",          "rms_v",
+    "rms_u_all", "rms_v_all", "rms_zeta", "rms_rho", "ess_forward", "ess_backward", "router_entropy", "noise_left"};
 
 /// Block l's row of one of them.
 Index row_of(int l, std::string_view observable);
@@ -134,6 +145,7 @@ BatchMeans zero_means(const SiteProblem& problem);
 template <class B>
 struct BlockOfNeurons {
   using Matrix = typename B::Matrix;
+  QueryBasis<B> sent_phi, sent_D;  ///< what fields are orthogonal to
   SiteField<B> chi_B, beta_A, beta_Q;
   LearnedArray<B> q;           ///< (S, M) of the explicit router
   LearnedArray<B> dQ, dA, dB;  ///< (S, experts or units of the given paths), of entrywise rules
@@ -142,7 +154,13 @@ struct BlockOfNeurons {
   StreamNorm<B> norm;
 
   BlockOfNeurons(Index neurons, Index n, Index P, Norm kind)
-      : phi(neurons, n), D(neurons, n), y(neurons, P), x(neurons, P), norm(kind, neurons, P) {}
+      : sent_phi(neurons, basis_tolerance),
+        sent_D(neurons, basis_tolerance),
+        phi(neurons, n),
+        D(neurons, n),
+        y(neurons, P),
+        x(neurons, P),
+        norm(kind, neurons, P) {}
 };
 
 /// Neurons along time: input, the stream through all blocks, readout.
@@ -154,7 +172,8 @@ class NeuronBatch {
   using View = typename B::View;
 
   /// `kernels` of every block.
-  NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, Index neurons, StreamNumbers& streams);
+  NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
+              StreamNumbers& streams);
 
   void features(Index t);               ///< (T1)
   void read(int l, Index t);            ///< what block l reads (T28)
@@ -196,20 +215,25 @@ class ExpertBatch {
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
-  ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden, StreamNumbers& streams,
+  ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts, StreamNumbers& streams,
               int l = 0);
 
   void forward(Index t, View logits = View());  ///< (T2), (T3), (T15), (T16), (T32)
   void backward(Index t);                       ///< (T7)-(T9), (T18), (T31)
   View rho_now() { return rho.columns(step_ * P_, P_); }
+  Matrix& asked_in() { return shared_ghat.empty() ? ghat : shared_ghat; }  ///< what A is asked, and B
+  Matrix& asked_out() { return shared_Gv.empty() ? Gv : shared_Gv; }
   void add_fields(BatchMeans& to);  ///< what is measured
   void add_columns(Stage stage, Index first, Index count, double weight, KernelSet& kernels);
 
+  QueryBasis<B> sent_rho, sent_ghat, sent_Gv;  ///< what fields are orthogonal to; of shared matrices over hidden units
   /// For tests.
   SiteField<B> chi_Q, chi_A, beta_B;  ///< over experts; over sites, or hidden units of shared matrices
   Matrix rho, ghat, Gv, shared_ghat, shared_Gv;
 
  private:
+  static Index sites(const BatchCounts& counts, bool shared) { return (shared ? 1 : counts.experts) * counts.hidden; }
+
   const SiteProblem& problem_;
   SiteKernels<B>& kernels_;
   int l_;

@@ -22,11 +22,8 @@ using BlockOfStep = std::function<Eigen::Map<const Eigen::MatrixXd>(Index)>;
 /// query adds to those before by less than `cutoff` is left out.
 Eigen::MatrixXd next_of_root(const Eigen::MatrixXd& correlation, const BlockOfStep& root, double cutoff);
 
-/// Responses ((t + 1) P, P) of step t's queries x to the first `known` steps of a field g = L Z: L^T R = <Z x> =: `products`. With forward
-/// queries, which are asked before Z of their step is drawn, x - c x' has the same products, with x' the same sample's query of Z's own step
-/// and c = <x x'>/<x' x'>, and less noise: `asked` is their correlation. Of backward queries, nothing.
-Eigen::MatrixXd response_by_parts(const CausalMatrix& products, const BlockOfStep& root, const CausalMatrix* asked,
-                                  Index t, Index known);
+/// Responses ((t + 1) P, P) of step t's queries x to the first `known` steps of a field g = L Z: L^T R = <Z x> =: `products`.
+Eigen::MatrixXd response_by_parts(const CausalMatrix& products, const BlockOfStep& root, Index t, Index known);
 
 /// -dL/df (C, P) of step t's samples, zero for the others.
 Eigen::MatrixXd delta_of(const SiteProblem& problem, const Eigen::MatrixXd& f, Index t);
@@ -112,27 +109,36 @@ void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
   });
 }
 
-/// Adds `factor` times the mean products of a and b at the queries first .. first + count of b, of whole steps, with all of a up to each.
+/// `factor` times the mean products (first + count, count) of b at the queries first .. first + count with a at all queries up to them.
 template <class B>
-void add_products(typename B::View a, typename B::View b, Index first, Index count, double factor, CausalMatrix& to) {
-  const Index P = to.shape().P;
+Eigen::MatrixXd mean_products(typename B::View a, typename B::View b, Index first, Index count, double factor) {
   auto sums = B::Matrix::uninitialized(first + count, count);
   B::gemm(Op::transposed, Op::plain, factor / static_cast<double>(a.rows), a.columns(0, first + count),
           b.columns(first, count), 0, sums);
-  const Eigen::MatrixXd products = B::download(sums);
+  return B::download(sums);
+}
+/// Of queries first .. first + count, of whole steps, what they have with those up to each.
+inline void add_steps(const Eigen::MatrixXd& products, Index first, Index count, CausalMatrix& to) {
+  const Index P = to.shape().P;
   for (Index now = 0; now < count; now += P) to.add((first + now) / P, products.block(0, now, first + now + P, P));
 }
 template <class B>
 void add_correlation(typename B::View a, Index first, Index count, double weight, CausalMatrix& to) {
-  add_products<B>(a, a, first, count, weight, to);
+  add_steps(mean_products<B>(a, a, first, count, weight), first, count, to);
 }
 /// Products of the white numbers Z with what is asked, in units in which they are L^T R (response_by_parts): a step's queries know of none
-/// of later steps.
+/// of later steps, forward queries of none of their own.
 template <class B>
 void add_response(SiteField<B>& field, typename B::Matrix& asked, Index first, Index count, double weight,
-                  CausalMatrix& to) {
-  if (field.present())
-    add_products<B>(field.white(), asked, first, count, weight * field.scale() / field.amplitude(), to);
+                  bool of_own_step, CausalMatrix& to) {
+  if (!field.present()) return;
+  const Index P = to.shape().P;
+  Eigen::MatrixXd products =
+      mean_products<B>(field.white(), asked, first, count, weight * field.scale() / field.amplitude());
+  for (Index now = 0; now < count && !of_own_step; now += P) products.block(first + now, now, P, P).setZero();
+  const Index steps = (first + count) / P - (of_own_step ? 0 : 1);
+  for (Index s = 0; s < steps; ++s) products.middleRows(s * P, P) /= field.mean_squares()[static_cast<std::size_t>(s)];
+  add_steps(products, first, count, to);
 }
 
 template <class B>
@@ -165,21 +171,17 @@ BlockOfStep steps_of(const CausalArray<B>& root) {
 
 /// Responses of step t's queries ((t + 1) P, P).
 template <class B>
-Eigen::MatrixXd response(SiteKernels<B>& given, const BlockSpec& block, const KernelSet& k, int l, Kernel which,
-                         Index t) {
-  const auto forward = [&](CausalArray<B>& root, Kernel asked) {
-    return response_by_parts(k.of(l, which), steps_of(root), &k.of(l, asked), t, t);
+Eigen::MatrixXd response(SiteKernels<B>& given, const KernelSet& k, int l, Kernel which, Index t) {
+  const auto to = [&](CausalArray<B>& root, Index known) {
+    return response_by_parts(k.of(l, which), steps_of(root), t, known);
   };
-  const auto backward = [&](CausalArray<B>& root) {
-    return response_by_parts(k.of(l, which), steps_of(root), nullptr, t, t + 1);
-  };
-  switch (which) {
-    case Kernel::router_x: return forward(given.root_rho, Kernel::phi);
-    case Kernel::A_x: return forward(given.root_ghat, Kernel::phi);
-    case Kernel::B_x: return forward(given.root_D, block.constants.expert_out_shared ? Kernel::shared_Gv : Kernel::Gv);
-    case Kernel::B_z: return backward(given.root_Gv);
+  switch (which) {  // forward queries are asked before their step's fields are known
+    case Kernel::router_x: return to(given.root_rho, t);
+    case Kernel::A_x: return to(given.root_ghat, t);
+    case Kernel::B_x: return to(given.root_D, t);
+    case Kernel::B_z: return to(given.root_Gv, t + 1);
     case Kernel::A_z:
-    case Kernel::router_z: return backward(given.root_phi);
+    case Kernel::router_z: return to(given.root_phi, t + 1);
     default: return {};  // correlations
   }
 }
@@ -227,8 +229,7 @@ void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, St
   // Answers of a matrix that decays do so with it; responses are to what it answered undecayed.
   const auto initial = [&](double variance, Kernel which, const UpdateRule& rule) {
     if (k.of(block_, which).empty()) return nothing();
-    return Eigen::MatrixXd(variance * detail::left_of(rule, t) *
-                           detail::response<B>(*this, block, k, block_, which, t));
+    return Eigen::MatrixXd(variance * detail::left_of(rule, t) * detail::response<B>(*this, k, block_, which, t));
   };
   const auto learned = [&](Kernel which, const UpdateRule& rule) {  // by pairs where there are paths (T23)
     return phi.empty() ? detail::learned_of_kernel(k.of(block_, which).step(t), t, rule) : nothing();
@@ -269,20 +270,20 @@ void SiteKernels<B>::remember(const SiteProblem& problem, const KernelSet& k, St
 }
 
 template <class B>
-NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, Index neurons,
+NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
                             StreamNumbers& streams)
-    : w_bar(neurons, problem.y.rows(), problem.limit->readout),
+    : w_bar(counts.neurons, problem.y.rows(), problem.limit->readout),
       f(problem.y.rows(), problem.n()),
       problem_(problem),
       kernels_(kernels),
-      S_(neurons),
+      S_(counts.neurons),
       P_(problem.P()),
       measured_(
           Eigen::MatrixXd::Zero(problem.limit->depth * static_cast<Index>(site_observables.size()), problem.steps)),
-      h_(neurons, P_),
-      phi_(neurons, P_),
-      g_(neurons, P_),
-      norm_(problem.limit->layer.norm, neurons, P_),
+      h_(S_, P_),
+      phi_(S_, P_),
+      g_(S_, P_),
+      norm_(problem.limit->layer.norm, S_, P_),
       delta_(problem.y.rows(), P_) {
   const BlockSpec& block = problem.limit->block;
   const LimitConstants& c = block.constants;
@@ -295,23 +296,27 @@ NeuronBatch<B>::NeuronBatch(const SiteProblem& problem, std::vector<SiteKernels<
   scale<B>(w_bar.value(), static_cast<Real>(std::sqrt(c.readout_var)));
   const Aggregation of_A = Aggregation::of(block, c.expert_in_shared),
                     of_B = Aggregation::of(block, c.expert_out_shared);
+  const double batches = problem.batches, experts = batches * static_cast<double>(counts.experts);
+  const auto units = [&](bool shared) { return (shared ? batches : experts) * static_cast<double>(counts.hidden); };
   blocks.reserve(kernels.size());
   for (SiteKernels<B>& given : kernels) {
     BlockOfNeurons<B>& own = blocks.emplace_back(S_, problem.n(), P_, problem.limit->layer.norm);
     if (!given.ghat.empty()) {
-      const Index experts = given.rho.rows();  // each has matrices of its own
-      own.dA = LearnedArray<B>(S_, given.ghat.rows(), block.expert_in, 1, {1, experts});
-      own.dB = LearnedArray<B>(S_, given.Gv.rows(), block.expert_out, 1, {1, experts});
+      const ArrayMatrices of_experts{1, given.rho.rows()};
+      own.dA = LearnedArray<B>(S_, given.ghat.rows(), block.expert_in, 1, of_experts);
+      own.dB = LearnedArray<B>(S_, given.Gv.rows(), block.expert_out, 1, of_experts);
       if (block.experts_sampled) own.dQ = LearnedArray<B>(S_, given.rho.rows(), block.router);
     }
-    own.chi_B = SiteField<B>(S_, given.root_Gv, of_B.field * std::sqrt(c.expert_out.chi2), c.expert_out.chi2 > 0,
-                             of_B.field, streams.next());
-    own.beta_A = SiteField<B>(S_, given.root_ghat, of_A.field * std::sqrt(c.expert_in.beta2), c.expert_in.beta2 > 0,
-                              of_A.field, streams.next());
+    const auto draw = [&](const CausalArray<B>& root, const Aggregation& of, double own2, double other2, double sites,
+                          QueryBasis<B>& sent) {
+      return SiteField<B>(S_, root, of.field * std::sqrt(own2), own2 > 0, of.field,
+                          of.answers_to_neurons(sites, own2, other2), sent, streams.next());
+    };
+    own.chi_B = draw(given.root_Gv, of_B, c.expert_out.chi2, c.expert_out.beta2, units(of_B.shared), own.sent_D);
+    own.beta_A = draw(given.root_ghat, of_A, c.expert_in.beta2, c.expert_in.chi2, units(of_A.shared), own.sent_phi);
     if (block.experts_sampled) {
-      const double over_kappa = 1 / block.counts.kappa();
-      own.beta_Q = SiteField<B>(S_, given.root_rho, over_kappa * std::sqrt(c.router.beta2), c.router.beta2 > 0,
-                                over_kappa, streams.next());
+      own.beta_Q =
+          draw(given.root_rho, Aggregation::of(block, false), c.router.beta2, c.router.chi2, experts, own.sent_phi);
     } else {
       own.q = LearnedArray<B>(S_, block.counts.experts, block.router);
       B::normal(own.q.value(), streams.next());
@@ -339,7 +344,9 @@ void NeuronBatch<B>::features(Index t) {
 template <class B>
 void NeuronBatch<B>::read(int l, Index t) {
   BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
-  B::copy(block.norm.forward(stream_), block.phi.columns(t * P_, P_));
+  const View phi = block.phi.columns(t * P_, P_);
+  B::copy(block.norm.forward(stream_), phi);
+  block.sent_phi.ask(phi);
 }
 
 template <class B>
@@ -356,6 +363,7 @@ void NeuronBatch<B>::write(int l, Index t) {
   SiteKernels<B>& given = kernels_[static_cast<std::size_t>(l)];
   const double over_kappa = 1 / limit.block.counts.kappa();
   detail::clear<B>(block.y);
+  block.chi_B.orthogonalize(block.sent_D, t);
   block.chi_B.add_to(block.y, t, detail::left_of(limit.block.expert_out, t));
   detail::remember<B>(block.D, given.y_of_D, t, false, block.y);
   block.dB.act(over_kappa / static_cast<double>(given.Gv.rows()), detail::now<B>(given.Gv, t, P_), block.y);
@@ -384,6 +392,7 @@ void NeuronBatch<B>::receive(int l, Index t) {
   const View D = block.D.columns(t * P_, P_);
   times_slope<B>(limit.layer.post_activation, limit.block.activation_scale, block.y, g_, D);
   if (limit.layer.branch != 1) scale<B>(D, static_cast<Real>(limit.layer.branch));
+  block.sent_D.ask(D);
   block.dB.update(D, detail::now<B>(kernels_[static_cast<std::size_t>(l)].Gv, t, P_));
   detail::OfBatch<B> of_batch(problem_, t);
   measured(l, "rms_D", t) = detail::mean_square<B>(of_batch(D));
@@ -398,9 +407,12 @@ void NeuronBatch<B>::send(int l, Index t, View rho) {
   Matrix xi(S_, P_);
   const double over_kappa = 1 / spec.counts.kappa();
   const View phi = block.phi.columns(t * P_, P_);
+  block.beta_A.orthogonalize(block.sent_phi, t);
+  block.beta_Q.orthogonalize(block.sent_phi, t);
   block.beta_A.add_to(xi, t, detail::left_of(spec.expert_in, t));
   block.beta_Q.add_to(xi, t, detail::left_of(spec.router, t));
   detail::remember<B>(block.phi, given.xi_of_phi, t, true, xi);
+  measured(l, "noise_left", t) = block.chi_B.noise_left() + block.beta_A.noise_left() + block.beta_Q.noise_left();
   block.dA.act(over_kappa / static_cast<double>(given.ghat.rows()), detail::now<B>(given.ghat, t, P_), xi);
   block.dA.update(phi, detail::now<B>(given.ghat, t, P_));
   block.dQ.act(over_kappa / static_cast<double>(given.rho.rows()), detail::now<B>(given.rho, t, P_), xi);
@@ -438,57 +450,61 @@ void NeuronBatch<B>::add_columns(int l, Stage stage, Index first, Index count, d
   BlockOfNeurons<B>& block = blocks[static_cast<std::size_t>(l)];
   if (stage == Stage::features) {
     detail::add_correlation<B>(block.phi, first, count, weight, k.of(l, Kernel::phi));
-    detail::add_response<B>(block.beta_A, block.phi, first, count, weight * of_A.response, k.of(l, Kernel::A_x));
-    detail::add_response<B>(block.beta_Q, block.phi, first, count, weight, k.of(l, Kernel::router_x));
+    detail::add_response<B>(block.beta_A, block.phi, first, count, weight * of_A.response, false, k.of(l, Kernel::A_x));
+    detail::add_response<B>(block.beta_Q, block.phi, first, count, weight, false, k.of(l, Kernel::router_x));
   } else if (stage == Stage::outputs) {
     detail::add_correlation<B>(block.D, first, count, weight, k.of(l, Kernel::D));
-    detail::add_response<B>(block.chi_B, block.D, first, count, weight * of_B.response, k.of(l, Kernel::B_z));
+    detail::add_response<B>(block.chi_B, block.D, first, count, weight * of_B.response, true, k.of(l, Kernel::B_z));
   }
 }
 
 template <class B>
-ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, Index experts, Index hidden,
+ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
                             StreamNumbers& streams, int l)
-    : rho(experts, problem.n()),
-      ghat(experts * hidden, problem.n()),
-      Gv(experts * hidden, problem.n()),
+    : sent_rho(counts.experts, basis_tolerance),
+      sent_ghat(sites(counts, problem.limit->block.constants.expert_in_shared), basis_tolerance),
+      sent_Gv(sites(counts, problem.limit->block.constants.expert_out_shared), basis_tolerance),
+      rho(counts.experts, problem.n()),
+      ghat(sites(counts, false), problem.n()),
+      Gv(sites(counts, false), problem.n()),
       problem_(problem),
       kernels_(kernels),
       l_(l),
-      SE_(experts),
-      Sa_(hidden),
+      SE_(counts.experts),
+      Sa_(counts.hidden),
       P_(problem.P()),
       kappa_(problem.limit->block.counts.kappa()),
       explicit_(!problem.limit->block.experts_sampled),
       measured_(static_cast<Index>(site_observables.size()) - row_of(0, "rms_r"), problem.steps),
       gate_(problem.limit->block.gate),
-      r_(experts, P_),
-      G_(experts, P_),
-      s_(experts, P_),
-      u_(experts * hidden, P_),
-      v_(experts * hidden, P_),
-      zeta_(experts * hidden, P_),
-      common_(hidden, P_),
-      mask_(experts, P_),
-      bias_(experts, gate_.has_bias() ? 1 : 0) {
-  gate_.active = std::max<Index>(1, std::lround(kappa_ * static_cast<double>(experts)));
-  const LimitConstants& c = problem.limit->block.constants;
-  const auto sites = [&](bool shared) { return shared ? hidden : experts * hidden; };
-  const auto draw = [&](Index count, const CausalArray<B>& root, double variance) {
-    return SiteField<B>(count, root, std::sqrt(variance), variance > 0, 1, streams.next());
-  };
-  if (!explicit_) chi_Q = draw(experts, kernels.root_phi, c.router.chi2);
-  chi_A = draw(sites(c.expert_in_shared), kernels.root_phi, c.expert_in.chi2);
-  beta_B = draw(sites(c.expert_out_shared), kernels.root_D, c.expert_out.beta2);
-  if (c.expert_in_shared) shared_ghat = Matrix(hidden, problem.n());
-  if (c.expert_out_shared) shared_Gv = Matrix(hidden, problem.n());
-  if (kernels.phi.empty()) return;
+      r_(SE_, P_),
+      G_(SE_, P_),
+      s_(SE_, P_),
+      u_(SE_ * Sa_, P_),
+      v_(SE_ * Sa_, P_),
+      zeta_(SE_ * Sa_, P_),
+      common_(Sa_, P_),
+      mask_(SE_, P_),
+      bias_(SE_, gate_.has_bias() ? 1 : 0) {
+  gate_.active = std::max<Index>(1, std::lround(kappa_ * static_cast<double>(SE_)));
   const BlockSpec& block = problem.limit->block;
-  const Index neurons = kernels.phi.rows();
-  if (!explicit_) dQ_ = LearnedArray<B>(experts, neurons, block.router);
-  const ArrayMatrices of_experts{experts, 1};
-  dA_ = LearnedArray<B>(experts * hidden, neurons, block.expert_in, 1, of_experts);
-  dB_ = LearnedArray<B>(experts * hidden, neurons, block.expert_out, 1, of_experts);
+  const LimitConstants& c = block.constants;
+  const double neurons = problem.batches * static_cast<double>(counts.neurons);
+  const auto draw = [&](const CausalArray<B>& root, bool shared, double own2, double other2, QueryBasis<B>& sent) {
+    const double answers = Aggregation::of(block, shared).answers_to_experts(neurons, own2, other2);
+    return SiteField<B>(sent.sites(), root, std::sqrt(own2), own2 > 0, 1, answers, sent, streams.next());
+  };
+  if (!explicit_) chi_Q = draw(kernels.root_phi, false, c.router.chi2, c.router.beta2, sent_rho);
+  chi_A = draw(kernels.root_phi, c.expert_in_shared, c.expert_in.chi2, c.expert_in.beta2, sent_ghat);
+  beta_B = draw(kernels.root_D, c.expert_out_shared, c.expert_out.beta2, c.expert_out.chi2, sent_Gv);
+  if (c.expert_in_shared) shared_ghat = Matrix(Sa_, problem.n());
+  if (c.expert_out_shared) shared_Gv = Matrix(Sa_, problem.n());
+  if (kernels.phi.empty()) return;
+  const Index given = kernels.phi.rows();
+  if (!explicit_) dQ_ = LearnedArray<B>(SE_, given, block.router);
+  const ArrayMatrices of_experts{SE_, 1};
+  dA_ = LearnedArray<B>(SE_ * Sa_, given, block.expert_in, 1, of_experts);
+  dB_ = LearnedArray<B>(SE_ * Sa_, given, block.expert_out, 1, of_experts);
 }
 
 template <class B>
@@ -498,6 +514,8 @@ void ExpertBatch<B>::forward(Index t, View logits) {
   const View r = r_, u = u_, Gv_now = Gv.columns(t * P_, P_);
   const double over_neurons = 1 / static_cast<double>(kernels_.phi.rows());
   const View phi = detail::now<B>(kernels_.phi, t, P_);
+  chi_Q.orthogonalize(sent_rho, t);
+  chi_A.orthogonalize(sent_ghat, t);
   detail::clear<B>(r);
   if (explicit_) {
     B::copy(logits, r);
@@ -521,6 +539,7 @@ void ExpertBatch<B>::forward(Index t, View logits) {
   activate<B>(block.activation, block.activation_scale, u, v_);
   detail::times_gate<B>(G_, v_, Sa_, Gv_now);
   if (block.constants.expert_out_shared) detail::mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
+  sent_Gv.ask(asked_out().columns(t * P_, P_));
 }
 
 template <class B>
@@ -528,6 +547,7 @@ void ExpertBatch<B>::backward(Index t) {
   const BlockSpec& block = problem_.limit->block;
   const View zeta = zeta_, s = s_, ghat_now = ghat.columns(t * P_, P_);
   const View phi = detail::now<B>(kernels_.phi, t, P_), D = detail::now<B>(kernels_.D, t, P_);
+  beta_B.orthogonalize(sent_Gv, t);
   if (block.constants.expert_out_shared) {
     detail::clear<B>(common_);
     beta_B.add_to(common_, t, detail::left_of(block.expert_out, t));
@@ -552,6 +572,8 @@ void ExpertBatch<B>::backward(Index t) {
   times_slope<B>(block.activation, block.activation_scale, u_, zeta, ghat_now);
   detail::times_gate<B>(G_, ghat_now, Sa_, ghat_now);
   if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
+  sent_ghat.ask(asked_in().columns(t * P_, P_));
+  sent_rho.ask(rho.columns(t * P_, P_));
   dA_.update(ghat_now, phi);
   dQ_.update(rho.columns(t * P_, P_), phi);
   const View u_of = of_batch(u_), v_of = of_batch(v_);
@@ -559,7 +581,8 @@ void ExpertBatch<B>::backward(Index t) {
       mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
       detail::mean_square<B>(of_batch(zeta_)), detail::mean_square<B>(rho_of),
       effective_experts<B>(of_batch(Gv.columns(t * P_, P_)), Sa_), effective_experts<B>(of_batch(ghat_now), Sa_),
-      router_entropy<B>(of_batch(G_), static_cast<double>(gate_.active));
+      router_entropy<B>(of_batch(G_), static_cast<double>(gate_.active)),
+      chi_Q.noise_left() + chi_A.noise_left() + beta_B.noise_left();
 }
 
 template <class B>
@@ -571,28 +594,26 @@ template <class B>
 void ExpertBatch<B>::add_columns(Stage stage, Index first, Index count, double weight, KernelSet& k) {
   const LimitConstants& c = problem_.limit->block.constants;
   if (stage == Stage::forward) {
-    Matrix& asked = c.expert_out_shared ? shared_Gv : Gv;
     detail::add_correlation<B>(Gv, first, count, weight, k.of(l_, Kernel::Gv));
     if (c.expert_out_shared) detail::add_correlation<B>(shared_Gv, first, count, weight, k.of(l_, Kernel::shared_Gv));
-    detail::add_response<B>(beta_B, asked, first, count, weight, k.of(l_, Kernel::B_x));
+    detail::add_response<B>(beta_B, asked_out(), first, count, weight, false, k.of(l_, Kernel::B_x));
   } else if (stage == Stage::backward) {
-    Matrix& asked = c.expert_in_shared ? shared_ghat : ghat;
     detail::add_correlation<B>(ghat, first, count, weight, k.of(l_, Kernel::ghat));
     if (!explicit_) detail::add_correlation<B>(rho, first, count, weight, k.of(l_, Kernel::rho));
     if (c.expert_in_shared)
       detail::add_correlation<B>(shared_ghat, first, count, weight, k.of(l_, Kernel::shared_ghat));
-    detail::add_response<B>(chi_Q, rho, first, count, weight, k.of(l_, Kernel::router_z));
-    detail::add_response<B>(chi_A, asked, first, count, weight, k.of(l_, Kernel::A_z));
+    detail::add_response<B>(chi_Q, rho, first, count, weight, true, k.of(l_, Kernel::router_z));
+    detail::add_response<B>(chi_A, asked_in(), first, count, weight, true, k.of(l_, Kernel::A_z));
   }
 }
 
 template <class B>
 SiteBatch<B>::SiteBatch(const SiteProblem& problem, std::vector<SiteKernels<B>>& kernels, const BatchCounts& counts,
                         StreamNumbers& streams)
-    : neurons(problem, kernels, counts.neurons, streams), r(counts.experts, problem.P()) {
+    : neurons(problem, kernels, counts, streams), r(counts.experts, problem.P()) {
   experts.reserve(kernels.size());
   for (std::size_t l = 0; l < kernels.size(); ++l)
-    experts.emplace_back(problem, kernels[l], counts.experts, counts.hidden, streams, static_cast<int>(l));
+    experts.emplace_back(problem, kernels[l], counts, streams, static_cast<int>(l));
 }
 
 template <class B>

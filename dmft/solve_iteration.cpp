@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <string_view>
 #include <thread>
 
 #include "dmft/kernel_iteration.hpp"
@@ -37,6 +38,9 @@ Curve over_replicas(std::size_t replicas, const std::vector<int>& steps, const V
 }
 
 /// Which kernel of file is which of ours.
+/// Of a field's variance: a per cent moves the loss by some tenths of one (docs/results.md).
+constexpr double noise_worth_a_warning = 0.02;
+
 constexpr std::pair<const char*, Kernel> stored_kernels[] = {
     {"Phi", Kernel::phi}, {"GvGv", Kernel::Gv}, {"DD", Kernel::D}, {"ghatghat", Kernel::ghat}};
 
@@ -75,6 +79,20 @@ void warn_of_few_experts(const LimitSpec& limit, int active, LimitResult& result
                       "batch; networks of practical size may be far from this limit (docs/theory.md, section 6)",
                       name, smallest, active));
   }
+}
+
+/// Of responses, in fields: what no white numbers make room for (SiteField::noise_left).
+void warn_of_noise(const LimitSpec& limit, const std::vector<MatrixXd>& fields, LimitResult& result) {
+  double most = 0;
+  for (int l = 0; l < limit.depth; ++l)
+    for (const MatrixXd& of_replica : fields) most = std::max(most, of_replica.row(row_of(l, "noise_left")).maxCoeff());
+  result.summary["noise_left"] = most;
+  if (most > noise_worth_a_warning)
+    result.warnings.push_back(fmt::format(
+        "sampling: noise of responses adds at least {:.1f} % to the variance of a block's fields, since batches have "
+        "few sites beside the directions that their queries span; it biases the result. Raise "
+        "sampling.neurons, sampling.experts or sampling.hidden (docs/theory.md, section 6.2)",
+        100 * most));
 }
 
 }  // namespace
@@ -144,11 +162,13 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   };
   const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.roots, n * a.host, n * a.kernels}; };
   // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6. With an
-  // entrywise rule pairs.
-  const double sites = depth * element(spec) *
-                           (memory.queries * (5 * neurons + 2 * experts + 4 * units) +
-                            step.samples * (10 * neurons + 10 * experts + 6 * units)) +
-                       element(spec) * pairs;
+  // entrywise rule pairs. And bases of what was sent, two on neurons, one on experts, two on units.
+  const auto basis = [&](double of) { return std::min(of, memory.queries) * of; };
+  const double sites =
+      depth * element(spec) *
+          (memory.queries * (5 * neurons + 2 * experts + 4 * units) + 2 * basis(neurons) + basis(experts) +
+           2 * basis(units) + step.samples * (10 * neurons + 10 * experts + 6 * units)) +
+      element(spec) * pairs;
   // A batch's means, and what it adds to a kernel at once; roots and memories of a replica, and the steps that they are made from.
   const double some_columns = sizeof(double) * memory.queries * std::max<double>(step.samples, site_columns_at_once);
   const Bytes means{0, 0, sizeof(double) * path + 2 * some_columns, kernel * memory.arrays},
@@ -312,12 +332,15 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
       row.push_back(loss_value(limit.loss, f_at(f, t)(Eigen::all, batch(t)), data.y(Eigen::all, batch(t))));
     result.batch_loss_per_replica.push_back(std::move(row));
   }
-  for (const char* const name : site_observables)
+  for (const char* const name : site_observables) {
+    if (name == std::string_view("noise_left")) continue;
     for (const Recorded& one : recorded(name, limit.depth))
       result.observables[one.key] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
         const double value = r.fields[replica](row_of(one.block, name), t);
         return one.name.starts_with("rms_") ? std::sqrt(value) : value;
       });
+  }
+  warn_of_noise(limit, r.fields, result);
   result.observables["rms_f"] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
     return std::sqrt(f_at(r.f_per_replica[replica], t).array().square().mean());
   });
