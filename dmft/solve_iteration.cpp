@@ -162,8 +162,9 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   };
   const auto times = [](double n, Bytes a) { return Bytes{n * a.sites, n * a.roots, n * a.host, n * a.kernels}; };
   // Paths and white numbers: five arrays on neurons, two on experts, four on their units; of the present step some 10, 10 and 6. With an
-  // entrywise rule pairs. And bases of what was sent, two on neurons, one on experts, two on units.
-  const auto basis = [&](double of) { return std::min(of, memory.queries) * of; };
+  // entrywise rule pairs. And bases of what was sent, two on neurons, one on experts, two on units, whose rank is a tenth to six tenths of the
+  // queries (docs/results.md; of relu more).
+  const auto basis = [&](double of) { return std::min(of, memory.queries / 2) * of; };
   const double sites =
       depth * element(spec) *
           (memory.queries * (5 * neurons + 2 * experts + 4 * units) + 2 * basis(neurons) + basis(experts) +
