@@ -147,7 +147,7 @@ TEST_CASE("kernel iteration: linear limit, loss and every field of a run [regime
 TEST_CASE(
     "kernel iteration: at initialisation white numbers make room for what noise of responses adds to a field, however "
     "few the "
-    "sites [regime x parameterization]") {
+    "sites [regime x parameterization] [slow]") {
   constexpr int P = 4, replicas = 600;
   const moe::Dataset d = limit_fixture::data(P, 6, 2);
   for (const known::Case& row : known::cases) {
@@ -179,7 +179,7 @@ TEST_CASE(
 
 TEST_CASE(
     "kernel iteration: fields of few sites have the mean squares of many over some steps, router and all [II mssp, "
-    "tanh, sigmoid]") {
+    "tanh, sigmoid] [slow]") {
   // 64 queries by the last step: half of what neurons can span. Noise of responses would be a quarter of <xi xi>.
   moe::RunSpec s = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.5, 7);
   const moe::Dataset d = limit_fixture::data(8, 10, 2);
