@@ -151,16 +151,22 @@ TEST_CASE("kernel iteration where memory is short: kernels are in a file, the re
       "[data]\nsource = \"gaussian\"\ndimension = 8\ntrain = 64\ntest = 0\nclasses = 2\n[output]\nobservables = "
       "\"none\"\n[optimizer]\nname = \"sgd\"\nlr = 0.1\n[training]\nloss = \"mse\"\nsteps = 9\n[sampling]\nmethod "
       "= \"iterate\"\nneurons = 128\nexperts = 64\nprecision = \"float64\"\nreplicas = 24\n");
-  // Programs without a word of such a problem map 0.7 GiB of libraries; the kernels of all replicas are 0.5 GiB.
-  const auto solve = [&](const std::string& out, bool limited) {
-    return run_program("dmft_solve",
-                       {"--config", folder / "run.toml", "--out", out, "--threads", "2", "--scratch", waiting.path()},
-                       [limited] {
-                         const rlimit limit{std::size_t{1100} << 20, std::size_t{1100} << 20};
-                         if (limited) ::setrlimit(RLIMIT_AS, &limit);
-                       });
+  const auto run_within = [](std::size_t addresses, const std::vector<std::string>& arguments) {
+    return run_program("dmft_solve", arguments, [addresses] {
+      const rlimit limit{addresses, addresses};
+      if (addresses > 0) ::setrlimit(RLIMIT_AS, &limit);
+    });
   };
-  const ProgramRun ample = solve(folder / "ample.h5", false), limited = solve(folder / "limited.h5", true);
+  // What the program maps without a word of such a problem, with CUDA's libraries 0.7 GiB; the kernels of all replicas are 0.5 GiB.
+  std::size_t mapped = 0;
+  do mapped += std::size_t{32} << 20;
+  while (run_within(mapped, {"--version"}).status != 0);
+  const auto solve = [&](const std::string& out, std::size_t addresses) {
+    return run_within(addresses,
+                      {"--config", folder / "run.toml", "--out", out, "--threads", "2", "--scratch", waiting.path()});
+  };
+  const ProgramRun ample = solve(folder / "ample.h5", 0),
+                   limited = solve(folder / "limited.h5", mapped + (std::size_t{400} << 20));
   CAPTURE(ample.text);
   CAPTURE(limited.text);
   REQUIRE(ample.status == 0);
