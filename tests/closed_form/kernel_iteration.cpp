@@ -145,9 +145,8 @@ TEST_CASE("kernel iteration: linear limit, loss and every field of a run [regime
 }
 
 TEST_CASE(
-    "kernel iteration: at initialisation white numbers make room for what noise of responses adds to a field, however "
-    "few the "
-    "sites [regime x parameterization] [slow]") {
+    "kernel iteration: at initialisation white numbers make room for what noise of responses adds to a field [regime x "
+    "parameterization; sites in and out of the network's ratios] [slow]") {
   constexpr int P = 4, replicas = 600;
   const moe::Dataset d = limit_fixture::data(P, 6, 2);
   for (const known::Case& row : known::cases) {
@@ -157,7 +156,7 @@ TEST_CASE(
     s.model.gate = moe::Gate::constant;
     const known::LinearLimit exact(row.c, 1, d.x, d.y, 0);
     if (exact.zeta[0].trace() == 0) continue;  // the backward half of the experts is not there yet
-    // 48 neurons, and units of experts with an answer as noisy as of 48 and of half as many.
+    // The noise is that of 48 neurons, however many units the field is on.
     for (const int hidden : {48, 96}) {
       const int experts = regime == "I" ? 2 : regime == "II" ? hidden / 4 : 12;
       const moe::IterationResult r =
