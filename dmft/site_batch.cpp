@@ -11,6 +11,7 @@
 namespace moe {
 
 using Eigen::MatrixXd;
+using Eigen::VectorXd;
 
 namespace detail {
 
@@ -93,8 +94,9 @@ MatrixXd delta_of(const SiteProblem& problem, const MatrixXd& f, Index t) {
   const Loss loss = problem.limit->loss;
   if (problem.learns.empty()) return loss_delta(loss, f, problem.y);
   MatrixXd delta = MatrixXd::Zero(f.rows(), f.cols());
-  delta(Eigen::all, problem.learns[static_cast<std::size_t>(t)]) =
-      loss_delta(loss, problem.of_batch(f, t), problem.of_batch(problem.y, t));
+  const MatrixXd of_batch = loss_delta(loss, problem.of_batch(f, t), problem.of_batch(problem.y, t));
+  const std::vector<int>& batch = problem.learns[static_cast<std::size_t>(t)];
+  for (Index p = 0; p < of_batch.cols(); ++p) delta.col(batch[static_cast<std::size_t>(p)]) += of_batch.col(p);
   return delta;
 }
 
@@ -105,6 +107,13 @@ MatrixXd coordinates(const MatrixXd& x, const UpdateRule& rule) {
 }
 
 }  // namespace detail
+
+VectorXd shares(const std::vector<int>& batch) {
+  VectorXd share(static_cast<Index>(batch.size()));
+  for (std::size_t p = 0; p < batch.size(); ++p)
+    share[static_cast<Index>(p)] = 1.0 / static_cast<double>(std::count(batch.begin(), batch.end(), batch[p]));
+  return share;
+}
 
 Index row_of(int l, std::string_view observable) {
   const auto* const found = std::find(site_observables.begin(), site_observables.end(), observable);

@@ -32,6 +32,10 @@ struct SiteProblem {
   }
 };
 
+/// One over how often a mini-batch has each of its samples: more than once where it goes on from one shuffled epoch to the next. Such a
+/// sample asks once, and sends back the sum of what it sends back each time.
+Eigen::VectorXd shares(const std::vector<int>& batch);
+
 /// Sites of one batch. In regime I all of them march together, with the M experts; elsewhere neurons and experts go by themselves.
 struct BatchCounts {
   Index neurons, experts, hidden;

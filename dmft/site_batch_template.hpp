@@ -49,10 +49,20 @@ class OfBatch {
   OfBatch(const SiteProblem& problem, Index t) {
     if (!problem.learns.empty()) rows_ = &problem.learns[static_cast<std::size_t>(t)];
   }
-  /// A copy's columns, changed, to where they came from.
-  void give_back(typename B::View copy, typename B::View all) const {
-    for (Index p = 0; rows_ != nullptr && p < copy.cols; ++p)
-      B::copy(copy.columns(p, 1), all.columns((*rows_)[static_cast<std::size_t>(p)], 1));
+  /// all += what there is for the samples of the step
+  void add(typename B::View more, typename B::View all) const {
+    if (rows_ == nullptr) return accumulate<B>(more, 1, all);
+    for (Index p = 0; p < more.cols; ++p)
+      accumulate<B>(more.columns(p, 1), 1, all.columns((*rows_)[static_cast<std::size_t>(p)], 1));
+  }
+  /// Of what samples send back each one's share, as it would be if the batch had it once.
+  typename B::View share(typename B::View all) {
+    const typename B::View copy = (*this)(all);
+    if (rows_ == nullptr) return copy;
+    const Eigen::VectorXd share = shares(*rows_);
+    for (Index p = 0; p < copy.cols; ++p)
+      if (share[p] < 1) scale<B>(copy.columns(p, 1), static_cast<typename B::Real>(share[p]));
+    return copy;
   }
   typename B::View operator()(typename B::View all) {
     if (rows_ == nullptr) return all;
@@ -395,7 +405,7 @@ void NeuronBatch<B>::receive(int l, Index t) {
   block.sent_D.ask(D);
   block.dB.update(D, detail::now<B>(kernels_[static_cast<std::size_t>(l)].Gv, t, P_));
   detail::OfBatch<B> of_batch(problem_, t);
-  measured(l, "rms_D", t) = detail::mean_square<B>(of_batch(D));
+  measured(l, "rms_D", t) = detail::mean_square<B>(of_batch.share(D));
 }
 
 template <class B>
@@ -430,7 +440,7 @@ template <class B>
 void NeuronBatch<B>::learn(Index t) {
   const BlockSpec& block = problem_.limit->block;
   detail::OfBatch<B> of_batch(problem_, t);
-  measured(0, "rms_xi", t) = detail::mean_square<B>(of_batch(g_));
+  measured(0, "rms_xi", t) = detail::mean_square<B>(of_batch.share(g_));
   w_bar.update(s_, delta_);  // (T20)
   times_slope<B>(block.activation, block.activation_scale, h_, g_, g_);
   W_in.update(g_, x_);  // (T21)
@@ -561,25 +571,27 @@ void ExpertBatch<B>::backward(Index t) {
   dB_.act(1 / static_cast<double>(kernels_.D.rows()), D, zeta);
   dB_.update(Gv.columns(t * P_, P_), D);
   detail::mean_products_over_hidden<B>(v_, zeta, s);
-  gate_backward<B>(gate_, mask_, G_, s, rho.columns(t * P_, P_));
+  const View rho_now = rho.columns(t * P_, P_);
+  gate_backward<B>(gate_, mask_, G_, s, rho_now);
   detail::OfBatch<B> of_batch(problem_, t);
-  const View mask = of_batch(mask_), rho_of = of_batch(rho.columns(t * P_, P_));
+  const View mask = of_batch(mask_);
   if (gate_.has_balance_loss()) {
-    balance_backward<B>(gate_, of_batch(r_), mask, rho_of);
-    of_batch.give_back(rho_of, rho.columns(t * P_, P_));
+    Matrix of_balance(SE_, mask.cols);
+    balance_backward<B>(gate_, of_batch(r_), mask, of_balance);
+    of_batch.add(of_balance, rho_now);
   }
   if (gate_.has_bias()) move_bias<B>(gate_, mask, bias_);
   times_slope<B>(block.activation, block.activation_scale, u_, zeta, ghat_now);
   detail::times_gate<B>(G_, ghat_now, Sa_, ghat_now);
   if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
   sent_ghat.ask(asked_in().columns(t * P_, P_));
-  sent_rho.ask(rho.columns(t * P_, P_));
+  sent_rho.ask(rho_now);
   dA_.update(ghat_now, phi);
-  dQ_.update(rho.columns(t * P_, P_), phi);
+  dQ_.update(rho_now, phi);
   const View u_of = of_batch(u_), v_of = of_batch(v_);
   measured_.col(t) << detail::mean_square<B>(of_batch(r_)), mean_square_of_active<B>(u_of, mask),
       mean_square_of_active<B>(v_of, mask), detail::mean_square<B>(u_of), detail::mean_square<B>(v_of),
-      detail::mean_square<B>(of_batch(zeta_)), detail::mean_square<B>(rho_of),
+      detail::mean_square<B>(of_batch.share(zeta_)), detail::mean_square<B>(of_batch.share(rho_now)),
       effective_experts<B>(of_batch(Gv.columns(t * P_, P_)), Sa_), effective_experts<B>(of_batch(ghat_now), Sa_),
       router_entropy<B>(of_batch(G_), static_cast<double>(gate_.active)),
       chi_Q.noise_left() + chi_A.noise_left() + beta_B.noise_left();

@@ -20,6 +20,7 @@ namespace moe {
 namespace {
 
 using Eigen::MatrixXd;
+using Eigen::VectorXd;
 
 /// Sites of one batch where the run says nothing: averages that close inside a batch, or an expert, are then good to a per cent.
 constexpr int default_neurons = 2048, default_experts = 1024, default_hidden = 1024;
@@ -343,13 +344,20 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   }
   warn_of_noise(limit, r.fields, result);
   result.observables["rms_f"] = over_replicas(replicas, result.observe_steps, [&](std::size_t replica, int t) {
-    return std::sqrt(f_at(r.f_per_replica[replica], t).array().square().mean());
+    const MatrixXd f = f_at(r.f_per_replica[replica], t);
+    return std::sqrt((spec.training.batch > 0 ? MatrixXd(f(Eigen::all, batch(t))) : f).array().square().mean());
   });
   for (const int t : result.kernel_steps)
     for (const auto& [name, kernel] : stored_kernels)
       for (const Recorded& one : recorded(name, limit.depth)) {
-        const MatrixXd all = r.kernels.of(one.block, kernel).at_equal_time(t);
-        result.kernels[one.key].emplace_back(spec.training.batch > 0 ? MatrixXd(all(batch(t), batch(t))) : all);
+        MatrixXd stored = r.kernels.of(one.block, kernel).at_equal_time(t);
+        if (spec.training.batch > 0) {
+          const std::vector<int> rows = batch(t);
+          stored = MatrixXd(stored(rows, rows));
+          const VectorXd share = shares(rows);
+          if (kernel == Kernel::D || kernel == Kernel::ghat) stored.array() *= (share * share.transpose()).array();
+        }
+        result.kernels[one.key].push_back(std::move(stored));
       }
 
   std::vector<std::string> missing;

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/dataset.hpp"
 #include "dmft/kernel_iteration.hpp"
 #include "dmft/kernel_mixing.hpp"
 #include "support/config.hpp"
@@ -219,22 +220,19 @@ TEST_CASE("kernel iteration: backward fields of many queries keep their size [de
   CHECK(std::abs(is.mean() - swept.mean[12]) <= 4 * error);
   CHECK(error <= 0.01 * swept.mean[12]);
 }
-TEST_CASE(
-    "kernel iteration: mini-batches as the sweep has them, and one of all samples is a full batch [II mssp momentum]") {
-  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::momentum, 0.4, 5);
-  spec.optimizer.momentum = 0.5;
+namespace {
+/// Compares a solve under mini-batches with the sweep's, at every step: what is known of the whole set, what of the batch, and kernels.
+moe::LimitResult compare_mini_batches(moe::RunSpec spec, const moe::Dataset& data) {
   spec.sampling.precision = moe::Precision::float32;
   spec.sampling.replicas = 12;
   spec.sampling.neurons = 1000;
-  spec.training.batch = 2;
   spec.training.eval_every = 1;
-  const moe::Dataset data = limit_fixture::data(5, 5, 1);
+  spec.output.kernels_at = {spec.training.steps - 1};
   const moe::LimitResult swept = moe::solve_limit(spec, data);
-  moe::RunSpec iterated = spec;
-  iterated.sampling.method = moe::Method::iterate;
-  iterated.sampling.neurons = 2000;
-  iterated.sampling.experts = 1000;
-  const moe::LimitResult ours = moe::solve_limit(iterated, data);
+  spec.sampling.method = moe::Method::iterate;
+  spec.sampling.neurons = 2000;
+  spec.sampling.experts = 1000;
+  moe::LimitResult ours = moe::solve_limit(spec, data);
   const auto close = [](const char* name, const moe::Curve& a, const moe::Curve& b, double bias) {
     REQUIRE(a.mean.size() == b.mean.size());
     const double largest = *std::max_element(b.mean.begin(), b.mean.end());
@@ -248,15 +246,51 @@ TEST_CASE(
   };
   close("loss", ours.loss, swept.loss, 2e-3);
   close("loss of batches", ours.batch_loss, swept.batch_loss, 2e-3);
-  for (const char* name : {"rms_h", "rms_y", "rms_D", "rms_zeta", "rms_rho", "rms_xi"})
+  for (const char* name : {"rms_h", "rms_y", "rms_f", "rms_D", "rms_zeta", "rms_rho", "rms_xi"})
     close(name, ours.observables.at(name), swept.observables.at(name), 0.02);
+  for (const char* name : {"Phi", "GvGv", "DD", "ghatghat"}) {
+    const Eigen::MatrixXd &a = ours.kernels.at(name)[0], &b = swept.kernels.at(name)[0];
+    INFO("kernel ", std::string(name), " is\n", a, "\nof the sweep\n", b);
+    CHECK((a - b).cwiseAbs().maxCoeff() <= 0.1 * b.cwiseAbs().maxCoeff());
+  }
   CHECK(ours.loss.mean.back() < 0.8 * ours.loss.mean[0]);
+  return ours;
+}
+}  // namespace
 
-  iterated.sampling.neurons = 200, iterated.sampling.experts = 100, iterated.sampling.replicas = 3;
-  iterated.training.steps = 2, iterated.training.batch = 5;
-  const std::vector<double> as_batch = moe::solve_limit(iterated, data).loss.mean;
-  iterated.training.batch = 0;
-  CHECK(as_batch == moe::solve_limit(iterated, data).loss.mean);
+TEST_CASE(
+    "kernel iteration: mini-batches as the sweep has them, and one of all samples is a full batch [II mssp momentum]") {
+  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::momentum, 0.4, 5);
+  spec.optimizer.momentum = 0.5;
+  spec.training.batch = 2;
+  const moe::Dataset data = limit_fixture::data(5, 5, 1);
+  compare_mini_batches(spec, data);
+
+  spec.sampling.method = moe::Method::iterate;
+  spec.sampling.neurons = 200, spec.sampling.experts = 100, spec.sampling.replicas = 3;
+  spec.training.steps = 2, spec.training.batch = 5;
+  const std::vector<double> as_batch = moe::solve_limit(spec, data).loss.mean;
+  spec.training.batch = 0;
+  CHECK(as_batch == moe::solve_limit(spec, data).loss.mean);
+}
+TEST_CASE(
+    "kernel iteration: a batch that goes on from one shuffled epoch to the next may have a sample twice, which learns "
+    "and is balanced twice [II mssp sgd topk]") {
+  moe::RunSpec spec = limit_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 0.5, 5);
+  spec.model.routing = moe::Routing::topk;
+  spec.model.active_fraction = 0.5;
+  spec.model.balance_loss = 0.3;
+  spec.training.batch = 4;
+  spec.training.batch_order = moe::BatchOrder::shuffled;
+  spec.data.seed = 3;
+  int twice = 0;
+  for (int t = 0; t < spec.training.steps; ++t) {
+    std::vector<int> rows = moe::batch_rows(spec, 5, t);
+    std::sort(rows.begin(), rows.end());
+    twice += static_cast<int>(rows.end() - std::unique(rows.begin(), rows.end()));
+  }
+  REQUIRE(twice >= 2);
+  compare_mini_batches(spec, limit_fixture::data(5, 5, 1));
 }
 
 TEST_CASE(
