@@ -1,5 +1,5 @@
 /// bench_gpu_network: networks that train on a GPU, as fractions of what the card itself does in the same run (docs/benchmarks.md): a
-/// kernel's or step's least time is max(bytes / copy bandwidth, flops / rate of a large float32 product).
+/// kernel's or step's least time is max(bytes / copy bandwidth, flops / rate of a large product in float32, or in TF32 where that is said).
 ///   bench_gpu_network kernels      each kernel, first against sums written out, then timed
 ///   bench_gpu_network steps        whole training steps, batch 4096
 ///   bench_gpu_network many         64 networks of N = 256 trained together, regimes II and III
@@ -34,15 +34,27 @@ using bench::device_seconds;
 using bench::print;
 using bench::random;
 
-/// Grouped products of a small network against sums over pairs; throws where they are off.
-void check_products(Index Ne) {
+/// The nearest number that TF32 has.
+double in_tf32(double factor) {
+  int exponent = 0;
+  const double mantissa = std::frexp(factor, &exponent);
+  return std::ldexp(std::round(std::ldexp(mantissa, 11)), exponent - 11);
+}
+
+/// Grouped products of a small network against sums over pairs of the same factors; throws where they are off.
+void check_products(bool tf32, Index Ne) {
+  const moe::gpu::Tf32 products(tf32);
   const Index N = 130, M = 5, P = 150, K = 2;
   moe::trainer::GpuDispatch d;
   auto r = random(M, P, 3);
   d.choose_largest(r.view(), K);
   auto W = random(N, M * Ne, 4), X = random(N, P, 5), C = random(Ne, K * P, 6);
   auto out = B::Matrix::uninitialized(Ne, K * P), Y = B::Matrix::uninitialized(N, P);
-  const Eigen::MatrixXd before = B::download(W), x = B::download(X), c = B::download(C);
+  const auto factor = [&](const B::Matrix& matrix) -> Eigen::MatrixXd {
+    const Eigen::MatrixXd exact = B::download(matrix.view());
+    return tf32 ? Eigen::MatrixXd(exact.unaryExpr([](double f) { return in_tf32(f); })) : exact;
+  };
+  const Eigen::MatrixXd before = B::download(W), w = factor(W), x = factor(X), c = factor(C);
   Products::answer(d, W, 1, X, out);
   Products::collect(d, W, 1, C, Y);
   moe::trainer::Rule<float> descent;
@@ -54,15 +66,16 @@ void check_products(Index Ne) {
   for (Index p = 0; p < P; ++p)
     for (Index k = 0; k < K; ++k) {
       const Index i = chosen(k, p), pair = pairs(k, p);
-      answers.col(pair) = before.middleCols(i * Ne, Ne).transpose() * x.col(p);
-      sums.col(p) += before.middleCols(i * Ne, Ne) * c.col(pair);
+      answers.col(pair) = w.middleCols(i * Ne, Ne).transpose() * x.col(p);
+      sums.col(p) += w.middleCols(i * Ne, Ne) * c.col(pair);
       learned.middleCols(i * Ne, Ne) -= 0.5 * x.col(p) * c.col(pair).transpose();
     }
   const auto require = [&](const char* what, const B::Matrix& found, const Eigen::MatrixXd& expected) {
     const double off = (B::download(found.view()) - expected).cwiseAbs().maxCoeff();
     // Sums of at most 300 products of normals, the largest of which stay below 5^2.
     if (!(off <= 300 * 25 * 1.2e-7))
-      throw moe::BackendError(fmt::format("{} of experts of width {}: off by {:.2g}", what, Ne, off));
+      throw moe::BackendError(
+          fmt::format("{} of experts of width {}{}: off by {:.2g}", what, Ne, tf32 ? ", TF32" : "", off));
   };
   require("answers", out, answers);
   require("what is collected", Y, sums);
@@ -91,20 +104,24 @@ void kernels_at(const Card& card, const Shape& s) {
   model.gate = moe::Gate::softmax;
   print(card, "gates", device_seconds([&] { Pairs::gate(model, d, r, G); }), 8 * pairs, 0);
   const double product = 2 * N * Ne * pairs, read = 4 * weights;
-  print(card, "answers of experts", device_seconds([&] { Products::answer(d, W, 1, X, out); }),
-        read + 4 * (N * P + Ne * pairs), product);
-  print(card, "what experts make together", device_seconds([&] { Products::collect(d, W, 1, C, Y); }),
-        read + 4 * (N * P + Ne * pairs), product);
-  for (const auto kind : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam}) {
-    moe::OptimizerSpec o;
-    o.name = kind;
-    const auto rule = moe::trainer::Rule<float>::at(o, 1e-6, 1e-3, 2);
-    const double moved = kind == moe::OptimizerKind::sgd ? 8 : 24;
-    print(card, kind == moe::OptimizerKind::sgd ? "updates of experts, SGD" : "updates of experts, Adam",
-          device_seconds([&] {
-            Products::learn(d, {rule, {W, m, v}}, 1, X, C);
-          }),
-          moved * weights + 4 * (N * P + Ne * pairs), product);
+  for (const bool tf32 : {false, true}) {
+    const moe::gpu::Tf32 products(tf32);
+    const Card at = tf32 ? card.in_tf32() : card;
+    const auto timed = [&](const std::string& what, double bytes, const auto& f) {
+      print(at, what + (tf32 ? ", TF32" : ""), device_seconds(f), bytes, product);
+    };
+    const double fields = 4 * (N * P + Ne * pairs);
+    timed("answers of experts", read + fields, [&] { Products::answer(d, W, 1, X, out); });
+    timed("what experts make together", read + fields, [&] { Products::collect(d, W, 1, C, Y); });
+    for (const auto kind : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam}) {
+      moe::OptimizerSpec o;
+      o.name = kind;
+      const auto rule = moe::trainer::Rule<float>::at(o, 1e-6, 1e-3, 2);
+      const bool sgd = kind == moe::OptimizerKind::sgd;
+      timed(sgd ? "updates of experts, SGD" : "updates of experts, Adam", (sgd ? 8 : 24) * weights + fields, [&] {
+        Products::learn(d, {rule, {W, m, v}}, 1, X, C);
+      });
+    }
   }
   print(card, "gate times field", device_seconds([&] { Pairs::times_gate(d, G, C, out); }), 8 * Ne * pairs, 0);
   const moe::PointActivation<float> tanh{moe::Activation::tanh, 1};
@@ -183,10 +200,9 @@ void steps(const Card& card) {
       in(tf32, "regime I, N = N_e = 4096, M = 16", "[model]\nregime = 'I'\nexperts = 16\nexpert_width_per_width = 1.0",
          4096);
       in(tf32, "regime II, N = 4096, M = 2048, N_e = 16", "[model]\nregime = 'II'\nexpert_width = 16", 4096);
+      in(tf32, "top-K, M = 256, K = 8, N = 2048, N_e = 1024",
+         "[model]\nregime = 'I'\nexperts = 256\nrouting = 'topk'\nactive_fraction = 0.03125\n", 2048);
     }
-    // Grouped products are ours and in float32 always.
-    in(false, "top-K, M = 256, K = 8, N = 2048, N_e = 1024",
-       "[model]\nregime = 'I'\nexperts = 256\nrouting = 'topk'\nactive_fraction = 0.03125\n", 2048);
   }
 }
 
@@ -225,7 +241,8 @@ int main(int argc, char** argv) {
       return 1;
     }
     if (what == "kernels")
-      for (const Index Ne : {17, 40, 130}) check_products(Ne);
+      for (const bool tf32 : {false, true})
+        for (const Index Ne : {17, 40, 130}) check_products(tf32, Ne);
     const Card card = bench::measured_card();
     if (what == "steps") return steps(card), 0;
     if (what == "many") return many(card), 0;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <string>
+#include <utility>
 
 #include "support/matrix.hpp"
 #include "support/op.hpp"
@@ -41,13 +42,16 @@ void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, 
 /// instead of 23, sums as before.
 class Tf32 {
  public:
-  explicit Tf32(bool wanted);
-  ~Tf32();
+  explicit Tf32(bool wanted) : before_(std::exchange(stands_, wanted)) {}
+  ~Tf32() { stands_ = before_; }
   Tf32(const Tf32&) = delete;
   Tf32& operator=(const Tf32&) = delete;
 
+  static bool stands() { return stands_; }
+
  private:
-  bool wanted_;
+  static inline thread_local bool stands_ = false;
+  bool before_;
 };
 
 /// After the launch of a kernel.

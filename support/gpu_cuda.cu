@@ -45,7 +45,6 @@ class Blas {
   Blas() {
     check(cublasCreate(&handle_), "cublasCreate", 0, 0, 0);
     check(cublasSetStream(handle_, cudaStreamPerThread), "cublasSetStream", 0, 0, 0);
-    check(cublasSetMathMode(handle_, CUBLAS_DEFAULT_MATH), "cublasSetMathMode", 0, 0, 0);
   }
   ~Blas() { cublasDestroy(handle_); }
   Blas(const Blas&) = delete;
@@ -148,6 +147,8 @@ void synchronise() { check(cudaStreamSynchronize(cudaStreamPerThread), "a kernel
 
 void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
           float beta, float* C, Index ldc) {
+  check(cublasSetMathMode(blas(), Tf32::stands() ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH),
+        "cublasSetMathMode", m, n, k);
   check(cublasSgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
         "cublasSgemm", m, n, k);
 }
@@ -155,13 +156,6 @@ void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, 
           double beta, double* C, Index ldc) {
   check(cublasDgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
         "cublasDgemm", m, n, k);
-}
-
-Tf32::Tf32(bool wanted) : wanted_(wanted) {
-  if (wanted_) check(cublasSetMathMode(blas(), CUBLAS_TF32_TENSOR_OP_MATH), "cublasSetMathMode", 0, 0, 0);
-}
-Tf32::~Tf32() {
-  if (wanted_) cublasSetMathMode(blas(), CUBLAS_DEFAULT_MATH);
 }
 
 void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }

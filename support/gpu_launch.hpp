@@ -54,7 +54,16 @@ template <class Real>
 MOE_DEVICE void put_four(const Four<Real>& values, Real* to) {
   *reinterpret_cast<Four<Real>*>(to) = values;
 }
-/// The same in the memory of the device where a branch beside it writes single ones: nvcc would make both of those.
+/// Two neighbours, likewise where they begin at a multiple of their bytes.
+template <class Real>
+struct alignas(2 * sizeof(Real)) Two {
+  Real at[2] = {};
+};
+template <class Real>
+MOE_DEVICE Two<Real> get_two(const Real* from) {
+  return *reinterpret_cast<const Two<Real>*>(from);
+}
+/// put_four in the memory of the device where a branch beside it writes single ones: nvcc would make both of those.
 #if defined(__CUDACC__)
 MOE_DEVICE inline void put_four_at_once(const Four<float>& v, float* to) {
   __stcg(reinterpret_cast<float4*>(to), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
@@ -96,6 +105,24 @@ MOE_DEVICE inline void count_one(unsigned& counter) { atomicAdd(&counter, 1U); }
 MOE_DEVICE inline void set_bit(unsigned& word, unsigned bit) { atomicOr(&word, 1U << bit); }
 /// How many bits are set.
 MOE_DEVICE inline Index ones(unsigned word) { return __popc(word); }
+/// The nearest number with ten bits of mantissa, ties away from zero.
+MOE_DEVICE inline float round_to_tf32(float value) {
+  unsigned bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+}
+/// D(i, j) += sum_k A(i, k) B(k, j) with i < 16, k and j < 8, by all threads of a warp, on numbers that are rounded to TF32. Lane
+/// 4 g + t has a = A(g, t), A(g + 8, t), A(g, t + 4), A(g + 8, t + 4), b = B(t, g), B(t + 4, g), and of D the four (g, 2t),
+/// (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+MOE_DEVICE inline void multiply_add_tf32(const float (&a)[4], const float (&b)[2], float& d0, float& d1, float& d2,
+                                         float& d3) {
+  asm volatile(  // never moved behind a branch that a part of the warp takes
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3)
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
 
 template <class Kernel, class... Arguments>
 void launch(const char* name, Kernel kernel, Index blocks, Extent block, Arguments... arguments) {
@@ -110,6 +137,8 @@ void meet();
 inline void count_one(unsigned& counter) { ++counter; }
 inline void set_bit(unsigned& word, unsigned bit) { word |= 1U << bit; }
 inline Index ones(unsigned word) { return std::popcount(word); }
+float round_to_tf32(float value);
+void multiply_add_tf32(const float (&a)[4], const float (&b)[2], float& d0, float& d1, float& d2, float& d3);
 
 /// Runs `thread` once for every thread of every block, block after block.
 void run_blocks(Index blocks, Extent block, const std::function<void()>& thread);

@@ -1,6 +1,6 @@
 /// The products of a network on the GPU. Whole tensors are cuBLAS's, with soft routing all experts as one product of the stacked tensor.
-/// With top-K every expert multiplies the columns of its own tokens: all experts in one launch of tiles of our own, tokens gathered by
-/// index, nothing padded beyond a tile; what an update needs of its gradient is made, used and forgotten in registers.
+/// With top-K every expert multiplies the columns of its own tokens: all experts in one launch of tiles of our own (trainer_tiles_gpu.hpp),
+/// tokens gathered by index, nothing padded beyond a tile; what an update needs of its gradient is made, used and forgotten in registers.
 #pragma once
 
 #include <algorithm>
@@ -11,205 +11,29 @@
 #include "validation/trainer_backend.hpp"
 #include "validation/trainer_dispatch_gpu.hpp"
 #include "validation/trainer_rule.hpp"
+#include "validation/trainer_tiles_gpu.hpp"
 
 namespace moe::trainer {
 inline namespace MOE_DEVICE_SPACE {
 namespace kernels {
 
-/// Tiles of sum_k a(i, k) b(j, k), i < rows, j < cols, k in slabs of `depth`: every thread has per_x by per_y entries in fours, a four
-/// threads_x or threads_y fours from the next, and a warp's fours are lanes_x by lanes_y neighbours.
-template <int threads_x_, int threads_y_, int per_x_, int per_y_>
-struct Tile {
-  static constexpr int threads_x = threads_x_, threads_y = threads_y_, per_x = per_x_, per_y = per_y_, depth = 8;
-  static constexpr int rows = threads_x * per_x, cols = threads_y * per_y, threads = threads_x * threads_y;
-  static constexpr int lanes_x = threads_x < 8 ? threads_x : 8, lanes_y = 32 / lanes_x, warps_x = threads_x / lanes_x;
-  static constexpr Extent block{threads};
-  /// How many blocks shall fit on a multiprocessor, of numbers of so many bytes: 168 registers a thread, or 80.
-  static constexpr int resident(std::size_t bytes) {
-    return (static_cast<std::size_t>(per_x * per_y) * bytes > 64 ? 384 : 768) / threads;
-  }
-  /// Half the columns, where the others would be empty.
-  using Half = Tile<threads_x, threads_y, per_x, per_y == 8 ? 4 : per_y>;
-
-  MOE_DEVICE static int x(int thread) { return thread / 2 % lanes_x + thread / 32 % warps_x * lanes_x; }
-  MOE_DEVICE static int y(int thread) {
-    return thread % 2 + thread % 32 / (2 * lanes_x) * 2 + thread / 32 / warps_x * lanes_y;
-  }
-};
+/// The tiles of the grouped products: answers and what experts make together, answers of narrow experts; updates, and those of narrow ones.
 template <class Real>
-using Wide = Tile<16, 8, sizeof(Real) == 4 ? 8 : 4, 8>;  ///< 128 x 64; float64 64 x 64
-using Low = Tile<4, 32, 4, 4>;                           ///< 16 x 128
-using Slim = Tile<32, 4, 4, 4>;                          ///< 128 x 16
+struct Tiles {
+  Tile<16, 8, sizeof(Real) == 4 ? 8 : 4, 8> wide;  ///< 128 x 64; float64 64 x 64
+  Tile<4, 32, 4, 4> low;                           ///< 16 x 128
+  Tile<16, 8, sizeof(Real) == 4 ? 8 : 4, 8> update;
+  Tile<32, 4, 4, 4> slim;  ///< 128 x 16
+};
+struct Tf32Tiles {
+  TensorTile<2, 4, 16, 4> wide;   ///< 128 x 128: the faster the products, the less they may read
+  TensorTile<1, 4, 4, 4> low;     ///< 16 x 128
+  TensorTile<4, 2, 8, 4> update;  ///< 128 x 64: registers are left for what a rule reads
+  TensorTile<4, 1, 8, 2> slim;    ///< 128 x 16
+};
 /// Tokens of a tile of which they are the columns.
 template <class T>
 inline constexpr TokenTile tokens_of = T::cols == 64 ? TokenTile::of_64 : TokenTile::of_128;
-
-/// Which index of a factor is contiguous in memory.
-enum class Along { outer, inner };
-
-/// One factor of a tile, f(i, k) = column(k)[i] with Along::outer, column(i)[k] with Along::inner; zero from row `rows` on.
-template <Along along_, class Column>
-struct Factor {
-  static constexpr Along along = along_;
-  int rows;
-  bool aligned;  ///< as GpuView::aligned
-  Column column;
-};
-template <Along along, class Column>
-MOE_DEVICE Factor<along, Column> factor(Index rows, bool aligned, const Column& column) {
-  return {static_cast<int>(rows), aligned, column};
-}
-
-/// A thread's share of a factor on its way through registers to memory that the block shares, slab after slab, in fours along memory.
-/// Where a four comes from is known a slab ahead: columns are looked up in lists that lie in memory too.
-template <class T, int rows, class Real, class Factor>
-class Supply {
- public:
-  using Slab = Real[T::depth][rows + 4];
-
-  MOE_DEVICE Supply(const Factor& factor, int inner, int me) : factor_(factor), inner_(inner), me_(me) {
-    MOE_UNROLL
-    for (int s = 0; s < count; ++s) look_up(s, 0);
-  }
-  /// Registers get the slab at k0; calls go from slab to slab. Rows that a factor does not have are those of others: whose sums they
-  /// are in is not used.
-  MOE_DEVICE void fetch(int k0) {
-    const bool whole = factor_.aligned && k0 + T::depth <= inner_;
-    MOE_UNROLL
-    for (int s = 0; s < count; ++s) {
-      if (four(s) >= fours) continue;
-      const Real* const from = from_[s] + (along_inner ? k0 : 0);
-      if (whole)
-        held_[s] = get_four(from);
-      else if (along_inner)
-        held_[s] = get_four(from, inner_ - k0 - begin(s));
-      else
-        held_[s] = get_four(from, k0 + across(s) < inner_ ? factor_.rows - begin(s) : 0);
-      if (!along_inner) look_up(s, k0 + T::depth);
-    }
-  }
-  MOE_DEVICE void store(Slab& slab) const {
-    MOE_UNROLL
-    for (int s = 0; s < count; ++s) {
-      if (four(s) >= fours) continue;
-      if constexpr (along_inner) {
-        MOE_UNROLL
-        for (int m = 0; m < 4; ++m) slab[begin(s) + m][across(s)] = held_[s].at[m];
-      } else {
-        put_four(held_[s], &slab[across(s)][begin(s)]);
-      }
-    }
-  }
-
- private:
-  static constexpr bool along_inner = Factor::along == Along::inner;
-  static constexpr int line = (along_inner ? T::depth : rows) / 4, fours = T::depth * rows / 4;
-  static constexpr int count = (fours + T::threads - 1) / T::threads;
-
-  MOE_DEVICE int four(int s) const { return me_ + s * T::threads; }
-  MOE_DEVICE int begin(int s) const { return four(s) % line * 4; }
-  MOE_DEVICE int across(int s) const { return four(s) / line; }
-  MOE_DEVICE void look_up(int s, int k0) {
-    const int first = along_inner ? 0 : k0, last = (along_inner ? factor_.rows : inner_) - 1;
-    const int column = first + across(s), there = column < last ? column : last;
-    const int start = along_inner || begin(s) < factor_.rows ? begin(s) : 0;
-    if (last >= 0) from_[s] = factor_.column(there) + start;
-  }
-
-  Factor factor_;
-  int inner_;
-  int me_;
-  const Real* from_[count] = {};
-  Four<Real> held_[count];
-};
-
-/// What a thread has of a tile's sums.
-template <class T, class Real>
-struct Sums {
-  int x, y;
-  Real at[T::per_y][T::per_x] = {};
-
-  MOE_DEVICE int row(int m) const { return m % 4 + (x + m / 4 * T::threads_x) * 4; }
-  MOE_DEVICE int col(int n) const { return n % 4 + (y + n / 4 * T::threads_y) * 4; }
-  /// to = scale sums, of the entries that `to` has.
-  MOE_DEVICE void store(Real scale, GpuView<Real> to) const {
-    const auto rows = static_cast<int>(to.rows), cols = static_cast<int>(to.cols);
-    const auto go = [&](auto whole) {
-      MOE_UNROLL
-      for (int n = 0; n < T::per_y; ++n) {
-        if (col(n) >= cols) continue;
-        MOE_UNROLL
-        for (int m = 0; m < T::per_x; m += 4) {
-          Four<Real> four;
-          MOE_UNROLL
-          for (int k = 0; k < 4; ++k) four.at[k] = scale * at[n][m + k];
-          if constexpr (whole)
-            put_four_at_once(four, &to(row(m), col(n)));
-          else
-            put_four(four, &to(row(m), col(n)), rows - row(m));
-        }
-      }
-    };
-    if (to.aligned() && rows >= T::rows)
-      go(std::true_type());
-    else
-      go(std::false_type());
-  }
-};
-
-/// Sums over k < inner of a(i, k) b(j, k). The whole block comes here. The next slab is on its way to registers while the block
-/// multiplies one, and then fills the other of two buffers.
-template <class T, class Real, class A, class B>
-MOE_DEVICE Sums<T, Real> multiply_tile(int inner, const A& a, const B& b) {
-  using SupplyA = Supply<T, T::rows, Real, A>;
-  using SupplyB = Supply<T, T::cols, Real, B>;
-  alignas(16) MOE_SHARED typename SupplyA::Slab as[2];
-  alignas(16) MOE_SHARED typename SupplyB::Slab bs[2];
-  const int me = static_cast<int>(place().thread());
-  SupplyA supply_a(a, inner, me);
-  SupplyB supply_b(b, inner, me);
-  Sums<T, Real> sums{T::x(me), T::y(me)};
-  int now = 0;
-  const auto fetch = [&](int k0) {
-    supply_a.fetch(k0);
-    supply_b.fetch(k0);
-  };
-  const auto store = [&] {
-    supply_a.store(as[now]);
-    supply_b.store(bs[now]);
-    meet();
-  };
-  fetch(0);
-  store();
-  for (int next = T::depth;; next += T::depth) {
-    if (next < inner) fetch(next);
-    MOE_UNROLL
-    for (int k = 0; k < T::depth; ++k) {
-      Four<Real> row[T::per_x / 4], col[T::per_y / 4];
-      MOE_UNROLL
-      for (int m = 0; m < T::per_x; m += 4) row[m / 4] = get_four(&as[now][k][sums.row(m)]);
-      MOE_UNROLL
-      for (int n = 0; n < T::per_y; n += 4) col[n / 4] = get_four(&bs[now][k][sums.col(n)]);
-      MOE_UNROLL
-      for (int n = 0; n < T::per_y; ++n) {
-        MOE_UNROLL
-        for (int m = 0; m < T::per_x; ++m) sums.at[n][m] += row[m / 4].at[m % 4] * col[n / 4].at[n % 4];
-      }
-    }
-    if (next >= inner) return sums;
-    now = 1 - now;
-    store();
-  }
-}
-/// The same into `to`, whose rows and columns are those that a tile has.
-template <class T, class Real, class A, class B>
-MOE_DEVICE void multiply_into(int inner, const A& a, const B& b, Real scale, GpuView<Real> to) {
-  using Half = typename T::Half;
-  if (T::cols != Half::cols && to.cols <= Half::cols)
-    multiply_tile<Half, Real>(inner, a, b).store(scale, to);
-  else
-    multiply_tile<T, Real>(inner, a, b).store(scale, to);
-}
 
 /// out_ia(pair) = scale sum_n W(n, ia) X(n, token), units by tokens.
 template <class T, class Real>
@@ -263,9 +87,10 @@ MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)))
   const Index begin = d.begins[first + e];
   const auto tokens = static_cast<int>(d.begins[first + e + 1] - begin);
   if (tokens == 0 && !all) return;
+  MOE_SHARED Slabs<T, Real> slabs;
   const auto sums = multiply_tile<T, Real>(
       tokens, factor<Along::outer>(rows, L.aligned(), [&](int t) { return &L(n0, d.tokens_of_pairs[begin + t]); }),
-      factor<Along::outer>(units, C.aligned(), [&](int t) { return &C(a0, begin + t); }));
+      factor<Along::outer>(units, C.aligned(), [&](int t) { return &C(a0, begin + t); }), slabs);
   use(sums, scale, n0, static_cast<Index>(e) * Ne + a0, rows, units);
 }
 
@@ -438,7 +263,6 @@ struct Products<Cuda<Real>> {
   using B = Cuda<Real>;
   using View = GpuView<Real>;
   using Dispatch = GpuDispatch;
-  using Wide = kernels::Wide<Real>;
 
   /// Samples of one pass when a whole set is evaluated.
   static constexpr Index evaluation_piece = 1024;
@@ -489,30 +313,35 @@ struct Products<Cuda<Real>> {
   /// out_ia(pair) = scale sum_n W(n, ia) X(n, token).
   static void answer(const Dispatch& d, View W, Real scale, View X, View out) {
     if (d.dense()) return answer(W, scale, X, stacked(d, out));
-    const auto with = [&](auto tile) {
-      using T = decltype(tile);
-      const Index tiles = (out.rows + T::rows - 1) / T::rows;
-      launch("answers of experts", kernels::answer_kernel<T, Real>, d.lists().most_tiles * tiles, T::block, d.lists(),
-             tiles, W, scale, X, out);
-    };
-    if (out.rows <= narrow_answers)
-      with(kernels::Low{});
-    else
-      with(Wide{});
+    with_tiles([&](auto tiles) {
+      const auto with = [&](auto tile) {
+        using T = decltype(tile);
+        const Index unit_tiles = (out.rows + T::rows - 1) / T::rows;
+        launch("answers of experts", kernels::answer_kernel<T, Real>, d.lists().most_tiles * unit_tiles, T::block,
+               d.lists(), unit_tiles, W, scale, X, out);
+      };
+      if (out.rows <= narrow_answers)
+        with(tiles.low);
+      else
+        with(tiles.wide);
+    });
   }
   /// Y(n, token) = scale sum_ia W(n, ia) C_ia(pair).
   static void collect(const Dispatch& d, View W, Real scale, View C, View Y) {
     if (d.dense()) return collect(W, scale, stacked(d, C), 0, Y);
-    const Index strip =
-        std::min(Y.rows, std::max<Index>(1, parts_piece / std::max<Index>(1, d.pairs()) / Wide::rows) * Wide::rows);
-    auto parts = B::Matrix::uninitialized(strip, d.pairs());
-    for (Index first = 0; first < Y.rows; first += strip) {
-      const Index rows = std::min(strip, Y.rows - first), tiles = (rows + Wide::rows - 1) / Wide::rows;
-      const View of_strip = parts.view().row_range(0, rows);
-      launch("what experts make together", kernels::collect_kernel<Wide, Real>, d.lists().most_tiles * tiles,
-             Wide::block, d.lists(), tiles, W.row_range(first, rows), C, of_strip);
-      B::each(rows, Y.cols, kernels::SumParts<Real>{d.lists(), scale, of_strip, Y.row_range(first, rows)});
-    }
+    with_tiles([&](auto tiles) {
+      using T = decltype(tiles.wide);
+      const Index strip =
+          std::min(Y.rows, std::max<Index>(1, parts_piece / std::max<Index>(1, d.pairs()) / T::rows) * T::rows);
+      auto parts = B::Matrix::uninitialized(strip, d.pairs());
+      for (Index first = 0; first < Y.rows; first += strip) {
+        const Index rows = std::min(strip, Y.rows - first), row_tiles = (rows + T::rows - 1) / T::rows;
+        const View of_strip = parts.view().row_range(0, rows);
+        launch("what experts make together", kernels::collect_kernel<T, Real>, d.lists().most_tiles * row_tiles,
+               T::block, d.lists(), row_tiles, W.row_range(first, rows), C, of_strip);
+        B::each(rows, Y.cols, kernels::SumParts<Real>{d.lists(), scale, of_strip, Y.row_range(first, rows)});
+      }
+    });
   }
   /// One update of an expert matrix from its gradient scale sum_token L(n, token) C_ia(pair).
   static void learn(const Dispatch& d, const Update<B>& update, Real scale, View L, View C) {
@@ -536,6 +365,14 @@ struct Products<Cuda<Real>> {
   }
 
  private:
+  /// f(tiles of the grouped products), which TF32 has where it stands.
+  template <class F>
+  static void with_tiles(const F& f) {
+    if constexpr (std::is_same_v<Real, float>)
+      if (gpu::Tf32::stands()) return f(kernels::Tf32Tiles{});
+    f(kernels::Tiles<Real>{});
+  }
+
   static kernels::UpdateEntry<Real> update_of(const Rule<Real>& r, const Slot<B>& slot, Real scale) {
     return {r.kind,
             {r.lr},
@@ -556,16 +393,18 @@ struct Products<Cuda<Real>> {
   template <class Use>
   static void gradients(const Dispatch& d, Index first, Index experts, bool all, Real scale, View L, View C,
                         const Use& use) {
-    const auto with = [&](auto tile) {
-      using T = decltype(tile);
-      const Index row_tiles = (L.rows + T::rows - 1) / T::rows, unit_tiles = (C.rows + T::cols - 1) / T::cols;
-      launch("updates of experts", kernels::gradient_kernel<T, Real, Use>, experts * row_tiles * unit_tiles, T::block,
-             d.lists(), first, all, static_cast<int>(row_tiles), static_cast<int>(unit_tiles), scale, L, C, use);
-    };
-    if (C.rows <= narrow_gradients)
-      with(kernels::Slim{});
-    else
-      with(Wide{});
+    with_tiles([&](auto tiles) {
+      const auto with = [&](auto tile) {
+        using T = decltype(tile);
+        const Index row_tiles = (L.rows + T::rows - 1) / T::rows, unit_tiles = (C.rows + T::cols - 1) / T::cols;
+        launch("updates of experts", kernels::gradient_kernel<T, Real, Use>, experts * row_tiles * unit_tiles, T::block,
+               d.lists(), first, all, static_cast<int>(row_tiles), static_cast<int>(unit_tiles), scale, L, C, use);
+      };
+      if (C.rows <= narrow_gradients)
+        with(tiles.slim);
+      else
+        with(tiles.update);
+    });
   }
 
   /// Adafactor: gradient(first, to) makes the gradients of the columns from `first` on.

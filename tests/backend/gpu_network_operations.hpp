@@ -120,14 +120,22 @@ void check_dispatch() {
     }
 }
 
-/// Largest |found - exact| in units of the bound on its rounding: (terms + 4) epsilon sum |terms|.
+/// What may be wrong with a sum of products, relative to the sum of its terms' sizes.
+template <class Real>
+struct Allowed {
+  double of_factors = 0;  ///< of a term, from its factors
+  double operator()(Index terms) const {
+    return (static_cast<double>(terms) + 4) * double{std::numeric_limits<Real>::epsilon()} + of_factors;
+  }
+};
+/// Largest |found - exact| in units of what is allowed.
 struct Deviation {
   double worst = 0;
-  void add(const MatrixXd& found, const MatrixXd& exact, const MatrixXd& magnitude, double unit, Index terms) {
+  void add(const MatrixXd& found, const MatrixXd& exact, const MatrixXd& magnitude, double allowed) {
     REQUIRE(found.rows() == exact.rows());
     REQUIRE(found.cols() == exact.cols());
     for (Index k = 0; k < found.size(); ++k) {
-      const double bound = (static_cast<double>(terms) + 4) * unit * magnitude.data()[k] + 1e-37;
+      const double bound = allowed * magnitude.data()[k] + 1e-37;
       const double deviation = std::abs(found.data()[k] - exact.data()[k]) / bound;
       worst = std::isfinite(deviation) ? std::max(worst, deviation) : HUGE_VAL;
     }
@@ -177,10 +185,9 @@ inline Updated updated(OptimizerKind kind, const moe::OptimizerSpec& o, double l
 /// Updates of W from the gradient of factors L (N, P) and C by every rule: learn(rule, slot) against the sums in `exact` with the sizes
 /// of their terms. Steps with t = 2, moments of the past in place.
 template <class Real, class Learn>
-void check_rules(const MatrixXd& W, const MatrixXd& exact, const MatrixXd& magnitude, Index columns, Index terms,
-                 const Learn& learn) {
+void check_rules(const MatrixXd& W, const MatrixXd& exact, const MatrixXd& magnitude, Index columns,
+                 const Allowed<Real>& allowed, Index terms, const Learn& learn) {
   using B = moe::Cuda<Real>;
-  const double unit = std::numeric_limits<Real>::epsilon();
   for (const OptimizerKind kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam,
                                    OptimizerKind::adamw, OptimizerKind::signsgd, OptimizerKind::adafactor}) {
     INFO("optimizer ", static_cast<int>(kind));
@@ -209,21 +216,20 @@ void check_rules(const MatrixXd& W, const MatrixXd& exact, const MatrixXd& magni
     MatrixXd found = B::download(w);
     if (kind == OptimizerKind::signsgd)  // where rounding can turn the sign
       for (Index k = 0; k < W.size(); ++k)
-        if (std::abs(exact.data()[k]) <= static_cast<double>(terms + 4) * unit * magnitude.data()[k])
-          found.data()[k] = want.w.data()[k];
+        if (std::abs(exact.data()[k]) <= allowed(terms) * magnitude.data()[k]) found.data()[k] = want.w.data()[k];
     Deviation of_weights, of_moments;
-    of_weights.add(found, want.w, size, unit, terms + 8);
+    of_weights.add(found, want.w, size, allowed(terms + 8));
     if (past.m.size() > 0) {
       const MatrixXd near =
           factored ? MatrixXd::Constant(past.m.rows(), past.m.cols(), 1 + magnitude.cwiseAbs2().maxCoeff() * 4)
                    : MatrixXd(past.m.cwiseAbs() + magnitude);
-      of_moments.add(B::download(m), want.m, near, unit, terms + 8);
+      of_moments.add(B::download(m), want.m, near, allowed(terms + 8));
     }
     if (past.v.size() > 0) {
       const MatrixXd near =
           factored ? MatrixXd::Constant(past.v.rows(), past.v.cols(), 1 + magnitude.cwiseAbs2().maxCoeff() * 4)
                    : MatrixXd(past.v + 4 * MatrixXd(magnitude.array().square()));
-      of_moments.add(B::download(v), want.v, near, unit, terms + 8);
+      of_moments.add(B::download(v), want.v, near, allowed(terms + 8));
     }
     CHECK(of_weights.worst < 1);
     CHECK(of_moments.worst < 1);
@@ -231,24 +237,29 @@ void check_rules(const MatrixXd& W, const MatrixXd& exact, const MatrixXd& magni
   }
 }
 
-/// Top-K products and updates against sums over (expert, token) pairs.
+/// Top-K products and updates of factors as they stand or rounded first, against sums over (expert, token) pairs of rounded(factor).
+struct Experts {
+  Index N, M, Ne, P, K;
+};
 template <class Real>
-void check_experts(Index N, Index M, Index Ne, Index P, Index K) {
+void check_experts(const Experts& size, const Allowed<Real>& allowed, double (*rounded)(double)) {
   using B = moe::Cuda<Real>;
   using Products = moe::trainer::Products<B>;
-  const double unit = std::numeric_limits<Real>::epsilon();
-  INFO("N ", N, ", M ", M, ", N_e ", Ne, ", P ", P, ", K ", K, ", ", sizeof(Real), " bytes");
+  const auto& [N, M, Ne, P, K] = size;
+  INFO("N ", N, ", M ", M, ", N_e ", Ne, ", P ", P, ", K ", K, ", ", sizeof(Real), " bytes, of factors ",
+       allowed.of_factors);
   GpuDispatch d;
   d.choose_largest(on<B>(logits<Real>(M, P, K)).view(), K);
   const HostLists host(d);
   const PairLists& lists = host.lists;
   const MatrixXd W = values<Real>(N, M * Ne, 0.1), X = values<Real>(N, P, 0.3), C = values<Real>(Ne, K * P, 0.5);
+  const MatrixXd rounded_W = W.unaryExpr(rounded), rounded_X = X.unaryExpr(rounded), rounded_C = C.unaryExpr(rounded);
   const double scale = 0.75;
   MatrixXd answers(Ne, K * P), answer_sizes = answers, sums = MatrixXd::Zero(N, P), sum_sizes = sums;
   MatrixXd gradient = MatrixXd::Zero(N, M * Ne), gradient_sizes = gradient;
   for (Index q = 0; q < K * P; ++q) {
     const Index i = lists.chosen[q], p = q / K, pair = lists.pairs[q];
-    const MatrixXd Wi = W.middleCols(i * Ne, Ne), c = C.col(pair), x = X.col(p);
+    const MatrixXd Wi = rounded_W.middleCols(i * Ne, Ne), c = rounded_C.col(pair), x = rounded_X.col(p);
     answers.col(pair) = scale * Wi.transpose() * x;
     answer_sizes.col(pair) = scale * Wi.transpose().cwiseAbs() * x.cwiseAbs();
     sums.col(p) += scale * Wi * c;
@@ -260,14 +271,21 @@ void check_experts(Index N, Index M, Index Ne, Index P, Index K) {
   auto out = B::Matrix::uninitialized(Ne, K * P), Y = B::Matrix::uninitialized(N, P);
   Deviation of_answers, of_sums;
   Products::answer(d, w, Real(scale), x, out);
-  of_answers.add(B::download(out), answers, answer_sizes, unit, N);
+  of_answers.add(B::download(out), answers, answer_sizes, allowed(N));
   Products::collect(d, w, Real(scale), c, Y);
-  of_sums.add(B::download(Y), sums, sum_sizes, unit, K * Ne);
+  of_sums.add(B::download(Y), sums, sum_sizes, allowed(K * Ne));
   CHECK(of_answers.worst < 1);
   CHECK(of_sums.worst < 1);
-  check_rules<Real>(W, gradient, gradient_sizes, Ne, P, [&](const auto& rule, const auto& slot) {
+  check_rules<Real>(W, gradient, gradient_sizes, Ne, allowed, P, [&](const auto& rule, const auto& slot) {
     Products::learn(d, {rule, slot}, Real(scale), x, c);
   });
+}
+inline double as_it_stands(double factor) { return factor; }
+/// The nearest number of ten bits behind the leading one, ties away from zero.
+inline double in_tf32(double factor) {
+  int exponent = 0;
+  const double mantissa = std::frexp(factor, &exponent);
+  return std::ldexp(std::round(std::ldexp(mantissa, 11)), exponent - 11);
 }
 
 /// Updates of whole tensors, by tiles of our own and by the library's product.
@@ -279,24 +297,45 @@ void check_tensors() {
     INFO("N ", N, ", columns ", cols, ", P ", P);
     const MatrixXd W = values<Real>(N, cols, 0.1), L = values<Real>(N, P, 0.3), C = values<Real>(cols, P, 0.5);
     auto l = on<B>(L), c = on<B>(C);
-    check_rules<Real>(W, 0.75 * L * C.transpose(), 0.75 * L.cwiseAbs() * C.cwiseAbs().transpose(), 2, P,
+    check_rules<Real>(W, 0.75 * L * C.transpose(), 0.75 * L.cwiseAbs() * C.cwiseAbs().transpose(), 2, {}, P,
                       [&](const auto& rule, const auto& slot) {
                         moe::trainer::Products<B>::learn({rule, slot}, Real(0.75), l, c);
                       });
   }
 }
 
+/// Sizes for tiles of 128 x 64 sums in float32, 64 x 64 in float64, and 16 x 128 and 128 x 16.
 template <class Real>
 void check_products() {
-  check_experts<Real>(1, 1, 1, 1, 1);
-  check_experts<Real>(5, 3, 2, 1, 2);       // one token
-  check_experts<Real>(131, 3, 17, 70, 1);   // narrow; rows, units, tokens beyond a tile; columns begin anywhere
-  check_experts<Real>(20, 3, 65, 9, 2);     // wide units beyond the narrow tiles, whose rows are not full
-  check_experts<Real>(132, 2, 132, 66, 2);  // columns in fours; all beyond a wide tile; half a slab at the end
-  check_experts<Real>(7, 2, 133, 33, 2);    // columns begin anywhere; one token beyond half a tile
-  check_experts<Real>(128, 1, 128, 64, 1);  // wide tiles that are full
-  check_experts<Real>(3, 2, 16, 129, 1);    // narrow tiles that are full; tokens beyond one
+  const Experts sizes[] = {{1, 1, 1, 1, 1},      {5, 3, 2, 1, 2},  // one token
+                           {131, 3, 17, 70, 1},   // narrow; rows, units, tokens beyond a tile; columns begin anywhere
+                           {20, 3, 65, 9, 2},     // wide units beyond the narrow tiles, whose rows are not full
+                           {132, 2, 132, 66, 2},  // columns in fours; all beyond a wide tile; half a slab at the end
+                           {7, 2, 133, 33, 2},    // columns begin anywhere; one token beyond half a tile
+                           {128, 1, 128, 64, 1},  // wide tiles that are full
+                           {3, 2, 16, 129, 1}};   // narrow tiles that are full; tokens beyond one
+  for (const Experts& size : sizes) check_experts<Real>(size, {}, as_it_stands);
   check_tensors<Real>();
+}
+
+/// In TF32, tiles of 128 x 128 sums (a half where 64 tokens are left) and of updates 128 x 64: against sums of factors that are rounded
+/// likewise, within the rounding of float32, and of the factors themselves, each of which rounding moves by 2^-11 at most.
+inline void check_tf32() {
+  const moe::gpu::Tf32 products(true);
+  const Experts sizes[] = {
+      {1, 1, 1, 1, 1},       {5, 3, 2, 1, 2},  // one token
+      {131, 3, 17, 130, 1},                    // narrow; rows, units, tokens beyond a tile; columns begin anywhere
+      {20, 3, 65, 9, 2},                       // units beyond the narrow tiles and beyond a tile of updates
+      {132, 2, 132, 68, 2},  // columns in fours; all beyond a tile but the tokens, beyond half of it; half a slab at the end
+      {7, 2, 133, 129, 2},    // columns begin anywhere; one token beyond a tile
+      {128, 1, 128, 128, 1},  // tiles that are full
+      {136, 1, 64, 64, 1},    // half tiles and narrow ones that are full
+      {3, 2, 16, 129, 1}};
+  for (const Experts& size : sizes) {
+    check_experts<float>(size, {}, in_tf32);
+    check_experts<float>(size, {std::ldexp(1.0, -10) + std::ldexp(1.0, -22)}, as_it_stands);
+  }
+  check_experts<double>(sizes[2], {}, as_it_stands);  // float64 stays what it is
 }
 
 }  // namespace MOE_DEVICE_SPACE
@@ -310,4 +349,7 @@ TEST_CASE(MOE_DEVICE_NAME ": products and updates of a network are the sums that
 }
 TEST_CASE(MOE_DEVICE_NAME ": products and updates of a network are the sums that they stand for [float64]") {
   on_device([] { gpu_network_operations::check_products<double>(); });
+}
+TEST_CASE(MOE_DEVICE_NAME ": grouped products and updates in TF32 are the sums of factors rounded to it") {
+  on_device(gpu_network_operations::check_tf32);
 }

@@ -3,8 +3,11 @@
 #include "tests/backend/gpu_on_host.hpp"
 
 #include <Eigen/Core>
+#include <bit>
 #include <boost/context/fiber.hpp>
 #include <boost/context/pooled_fixedsize_stack.hpp>
+#include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -82,6 +85,9 @@ class Block {
   std::vector<std::unique_ptr<Coroutine>> coroutines_;
 };
 
+/// Bits of a float that a product in TF32 does not read.
+constexpr std::uint32_t unread_by_tf32 = (1U << 13) - 1;
+
 thread_local Block block;
 gpu_on_host::Turns turns = gpu_on_host::Turns::first_to_last;
 
@@ -115,6 +121,35 @@ void run_blocks(Index blocks, Extent extent, const std::function<void()>& thread
   if (extent.x * extent.y == 0 || extent.x * extent.y > 1024) throw std::logic_error("a block has 1 to 1024 threads");
   const bool backwards = turns == gpu_on_host::Turns::last_to_first;
   for (Index k = 0; k < blocks; ++k) block.run(backwards ? blocks - 1 - k : k, extent, thread, backwards);
+}
+float round_to_tf32(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return std::isfinite(value) ? std::bit_cast<float>((bits + (unread_by_tf32 + 1) / 2) & ~unread_by_tf32) : value;
+}
+void multiply_add_tf32(const float (&a)[4], const float (&b)[2], float& d0, float& d1, float& d2, float& d3) {
+  struct Fragments {
+    float A[16][8], B[8][8];
+  };
+  static thread_local Fragments of_warps[32];
+  const unsigned me = place().thread(), g = me % 32 / 4, t = me % 4;
+  auto& [A, B] = of_warps[me / 32];
+  const auto read = [](float factor) {
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(factor) & ~unread_by_tf32);
+  };
+  A[g][t] = read(a[0]);
+  A[g + 8][t] = read(a[1]);
+  A[g][t + 4] = read(a[2]);
+  A[g + 8][t + 4] = read(a[3]);
+  B[t][g] = read(b[0]);
+  B[t + 4][g] = read(b[1]);
+  meet();
+  for (int k = 0; k < 8; ++k) {
+    d0 += A[g][k] * B[k][2 * t];
+    d1 += A[g][k] * B[k][2 * t + 1];
+    d2 += A[g + 8][k] * B[k][2 * t];
+    d3 += A[g + 8][k] * B[k][2 * t + 1];
+  }
+  meet();
 }
 
 namespace device {
