@@ -39,12 +39,12 @@ double effective_experts(const MatrixXd& c) {
   double smallest = std::numeric_limits<double>::infinity();
   for (Eigen::Index mu = 0; mu < c.cols(); ++mu) {
     const double largest = c.col(mu).maxCoeff();
-    if (!(largest > 0)) return 0;
+    if (!(largest > 0)) continue;
     // Relative to the largest, so that squares of tiny c neither underflow nor divide zero by zero.
     const Eigen::VectorXd relative = c.col(mu) / largest;
     smallest = std::min(smallest, relative.sum() * relative.sum() / relative.squaredNorm());
   }
-  return smallest;
+  return std::isfinite(smallest) ? smallest : 0;
 }
 
 }  // namespace moe::network

@@ -11,7 +11,7 @@ double router_entropy(const Eigen::MatrixXd& G, int K);
 Eigen::VectorXd loads(const Eigen::MatrixXd& active, int K);
 /// Quantile by linear interpolation between order statistics: position q (n - 1) of the sorted values.
 double quantile(Eigen::VectorXd values, double q);
-/// (sum_i c_i)^2 / sum_i c_i^2 per token, the smallest over tokens; 0 where all c_i of a token vanish. c (M, P).
+/// (sum_i c_i)^2 / sum_i c_i^2 per token, the smallest over tokens that any expert serves; 0 if there is none. c (M, P).
 double effective_experts(const Eigen::MatrixXd& c);
 
 }  // namespace moe::network

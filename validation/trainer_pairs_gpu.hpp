@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -255,9 +256,11 @@ struct Pairs<Cuda<Real>> {
     D::column_maxima(squares, largest);
     for (const int power : {1, 2})
       D::column_sums(K, P, kernels::RelativePower{squares, largest, power}, sums.view().row_range(power - 1, 1));
-    if (!(D::download(largest).minCoeff() > 0)) return 0;
-    const Eigen::MatrixXd s = D::download(sums);
-    return (s.row(0).array().square() / s.row(1).array()).minCoeff();
+    const Eigen::MatrixXd served = D::download(largest), s = D::download(sums);
+    double smallest = HUGE_VAL;
+    for (Index p = 0; p < P; ++p)
+      if (served(0, p) > 0) smallest = std::min(smallest, s(0, p) * s(0, p) / s(1, p));
+    return std::isfinite(smallest) ? smallest : 0;
   }
 
  private:

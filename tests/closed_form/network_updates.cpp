@@ -102,6 +102,10 @@ TEST_CASE("network statistics of gates and experts have the values worked out by
   CHECK(effective_experts(x, 2) == doctest::Approx(100.0 / 82).epsilon(1e-15));
   CHECK(effective_experts(1e-160 * x, 2) == doctest::Approx(100.0 / 82).epsilon(1e-3));
   CHECK(effective_experts(MatrixXd::Zero(4, 2), 2) == 0);
+  // A token that no expert serves, as relu makes them, is left out, as in the limit.
+  MatrixXd with_unserved = MatrixXd::Zero(4, 3);
+  with_unserved.rightCols(2) = x;
+  CHECK(effective_experts(with_unserved, 2) == effective_experts(x, 2));
   MatrixXd chosen(2, 2);
   chosen << 1, 0, 0, 1;
   // Active pairs: expert 1 with token 1 (mean square 1), expert 2 with token 2 (9/2).
