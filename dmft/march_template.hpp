@@ -95,20 +95,27 @@ void record_diagnostics(Replica<B>& r, Record& record, int step, double elapsed)
 
 /// Everything that is recorded of state t, whose fields stand in the replica.
 template <class B>
-void record_state(const Plan& plan, Replica<B>& replica, Observer<B>& observer, int t, Record& record) {
+void record_state(const Plan& plan, Replica<B>& replica, Observer<B>& observer, int t, const std::string& remedy,
+                  Record& record) {
   const RunSpec& spec = *plan.spec;
   const Dataset& data = *plan.data;
   const bool full_batch = batch_rows(spec, static_cast<int>(data.x.cols()), t).empty();
+  const auto loss_of = [&](const Eigen::MatrixXd& f, const Eigen::MatrixXd& y, const char* set) {
+    const double loss = loss_value(spec.training.loss, f, y);
+    if (!std::isfinite(loss))
+      throw NumericsError(t, fmt::format("loss of the {} set", set), "is not finite. " + remedy);
+    return loss;
+  };
   if (contains(plan.eval_steps, t)) {
     const Eigen::MatrixXd f = full_batch ? replica.outputs() : replica.evaluate(data.x);
-    record.loss.push_back(loss_value(spec.training.loss, f, data.y));
+    record.loss.push_back(loss_of(f, data.y, "whole"));
     record.accuracy.push_back(accuracy(f, data.y));
     if (plan.keep_f) record.f.push_back(f);
     if (spec.training.stop_at_loss > 0 && record.loss.back() <= spec.training.stop_at_loss) record.converged_at = t;
   }
   if (contains(plan.test_steps, t)) {
     const Eigen::MatrixXd f = replica.evaluate(data.x_test);
-    record.test_loss.push_back(loss_value(spec.training.loss, f, data.y_test));
+    record.test_loss.push_back(loss_of(f, data.y_test, "test"));
     record.test_accuracy.push_back(accuracy(f, data.y_test));
   }
   if (contains(plan.observe_steps, t)) record.observables.push_back(observer.measure(replica));
@@ -178,14 +185,14 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
       }
       replica.forward();
       replica.backward();
-      const std::string remedy = divergence_remedy(spec.training, t > 0);
+      const std::string remedy = divergence_remedy(spec, t > 0);
       detail::check_finite(replica, t, "is not finite. " + remedy);
       loss = replica.loss();
       if (t == 0) first_loss = loss;
       if (has_diverged(loss, first_loss))
         throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges. {}", loss, remedy));
       if (!full_batch && t < T) record.batch_loss.push_back(loss);
-      detail::record_state(plan, replica, observer, t, record);
+      detail::record_state(plan, replica, observer, t, remedy, record);
     }
     if (t < T && record.converged_at < 0) {
       if (plan.limit.flows) {
@@ -193,7 +200,7 @@ void march(const Plan& plan, int index, const SolveOptions& options, const std::
         const auto check = [&] {
           detail::check_finite(replica, t,
                                fmt::format("is not finite on the way from time {:g} to {:g}. {}", interval.from,
-                                           interval.to, divergence_remedy(spec.training, true)));
+                                           interval.to, divergence_remedy(spec, true)));
         };
         if (!flow.advance(replica, interval, check, pause)) break;
         record.diagnostics["flow_evaluations"].push_back(flow.work().evaluations);

@@ -32,15 +32,22 @@ inline std::string duration_text(const TrainingSpec& training) {
 inline bool has_diverged(double loss, double first) { return loss > 1e6 * std::max(first, 1.0); }
 
 /// What to do about numbers that overflow or a loss that grows without end. `trained`: not before the first update.
-inline std::string divergence_remedy(const TrainingSpec& training, bool trained) {
+inline std::string divergence_remedy(const RunSpec& spec, bool trained) {
+  const TrainingSpec& training = spec.training;
+  const std::string no_norm = spec.model.norm == Norm::rms
+                                  ? ". A sample whose features all vanish has no norm (model.norm = rms): an input of "
+                                    "zeros, or relu on few neurons"
+                                  : "";
   if (!trained)
     return "The network has not been trained yet: lower model.output_scale or model.init_scale, or the size of the "
-           "data";
-  if (training.dynamics == Dynamics::gd) return "Lower optimizer.lr";
+           "data" +
+           no_norm;
+  if (training.dynamics == Dynamics::gd) return "Lower optimizer.lr" + no_norm;
   if (training.stepper == Stepper::dopri5)
-    return fmt::format("A gradient flow does not do that: lower training.rtol = {:g} and training.atol = {:g}",
-                       training.rtol, training.atol);
-  return fmt::format("A gradient flow does not do that: lower training.step_size = {:g}", training.step_size);
+    return fmt::format("A gradient flow does not do that: lower training.rtol = {:g} and training.atol = {:g}{}",
+                       training.rtol, training.atol, no_norm);
+  return fmt::format("A gradient flow does not do that: lower training.step_size = {:g}{}", training.step_size,
+                     no_norm);
 }
 
 /// What there is to say before a flow with error control whose right-hand side jumps; empty where it does not.

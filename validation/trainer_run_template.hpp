@@ -100,7 +100,7 @@ class Run {
                                     : "";
       state_.run.failure.emplace(
           failure.step, failure.field,
-          fmt::format("{}{}. {}", failure.detail, place, divergence_remedy(training, moving_ || failure.step > 0)));
+          fmt::format("{}{}. {}", failure.detail, place, divergence_remedy(spec_, moving_ || failure.step > 0)));
     }
     state_.first = {};
     state_.second = {};

@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "dmft/limit_file.hpp"
@@ -192,6 +193,30 @@ TEST_CASE("solve: divergence names step and field, keeps the curves before it, a
   const moe::H5Reader file(path);
   CHECK(file.attribute_text("/limit", "status").find("step") != std::string::npos);
   CHECK(file.read("/limit/loss").values.size() == r.loss.mean.size());
+}
+
+TEST_CASE("solve: a set of which one loss is no number stops the run, as it stops networks [mini-batches, test set]") {
+  // A sample of zeros has no norm: NaN from there on, where no batch has it and only the set does.
+  moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 0.5, 3);
+  s.model.norm = moe::Norm::rms;
+  s.model.residual = true;
+  moe::Dataset whole = limit_fixture::data(6, 5, 1), tested = whole;
+  whole.x.col(5).setZero();
+  tested.x_test = whole.x;
+  tested.y_test = whole.y;
+  moe::RunSpec batches = s;
+  batches.training.batch = 2;
+  batches.training.eval_every = 1;
+  s.data.test = 6;
+  s.training.test_every = 1;
+  for (const auto& [spec, data, field] :
+       {std::tuple{batches, whole, "loss of the whole set"}, {s, tested, "loss of the test set"}}) {
+    const moe::LimitResult r = solve(spec, data);
+    REQUIRE(r.failure);
+    CHECK(r.failure->step == 0);
+    CHECK(r.failure->field == field);
+    CHECK(std::string(r.failure->what()).find("model.norm = rms") != std::string::npos);
+  }
 }
 
 TEST_CASE("solve: an interrupt finishes the step and returns what there is") {
