@@ -137,9 +137,15 @@ void print_warnings(const moe::ValidationRun& run) {
   for (const auto& warning : run.limit->warnings) fmt::print(stderr, "dmft_validate: warning: {}\n", warning);
 }
 
+/// None where runs did not finish, be it that too few seeds of a width did: then the file keeps what there is.
 std::optional<moe::Comparison> comparison_of(const moe::ValidationRun& run, const RunSpec& spec) {
   if (!run.complete) return std::nullopt;
-  return moe::compare(moe::evidence_of(spec, run.runs, *run.limit, run.second ? &*run.second : nullptr));
+  try {
+    return moe::compare(moe::evidence_of(spec, run.runs, *run.limit, run.second ? &*run.second : nullptr));
+  } catch (const moe::ConfigError& failure) {
+    for (const std::string& fault : failure.faults) fmt::print(stderr, "dmft_validate: no {}\n", fault);
+    return std::nullopt;
+  }
 }
 
 int compare_files(const moe::Invocation& call, const std::string& out) {
@@ -156,8 +162,23 @@ int compare_files(const moe::Invocation& call, const std::string& out) {
   return status;
 }
 
+/// Before hours of work: what no run of these can be compared by.
+void require_comparable(const RunSpec& spec) {
+  moe::Faults faults;
+  const auto fault = [&](const char* key, const std::string& value, const char* reason) {
+    faults.add(key, value, spec.place(key), reason, "At least two are needed");
+  };
+  if (spec.network.widths.size() < 2)
+    fault("network.widths", fmt::format("[{}]", fmt::join(spec.network.widths, ", ")),
+          "is nothing to extrapolate from");
+  if (spec.network.seeds < 2) fault("network.seeds", "1", "gives no error of the networks");
+  if (spec.sampling.replicas < 2) fault("sampling.replicas", "1", "gives no error of the limit");
+  faults.throw_if_any();
+}
+
 int validate(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
   const RunSpec& spec = call.spec;
+  require_comparable(spec);
   moe::require_resources(spec, data, call.options, out);
   moe::on_signals();
   const moe::ValidationRun run = moe::run_validation(spec, data, call.options, "validating");
@@ -191,6 +212,7 @@ int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, cons
     specs.push_back(std::move(spec));
   }
   faults.throw_if_any();
+  require_comparable(call.spec);
   for (const RunSpec& spec : specs) moe::require_resources(spec, data, call.options, out);
   moe::on_signals();
   std::optional<moe::H5Writer> file;

@@ -137,12 +137,13 @@ TEST_CASE("dmft_validate: what cannot run is refused before the run, all faults 
   CHECK(folder.file_count() == 0);
 }
 
-TEST_CASE("dmft_validate: one width, seed or replica is told, status 2") {
+TEST_CASE("dmft_validate: one width, seed or replica is refused before any run, status 2") {
   const TemporaryFolder folder;
-  const ProgramRun r = run({"--widths", "16", "--seeds", "1", "--replicas", "1", "--out", folder / "a.h5"});
-  CAPTURE(r.text);
-  CHECK(r.status == 2);
-  for (const char* piece : {"network.widths", "network.seeds", "sampling.replicas"}) CHECK(contains(r.text, piece));
+  for (const std::vector<std::string>& what : {std::vector<std::string>{}, {"--coordinate-check", "mup,mssp"}}) {
+    std::vector<std::string> one = {"--widths", "16", "--seeds", "1", "--replicas", "1", "--out", folder / "a.h5"};
+    one.insert(one.end(), what.begin(), what.end());
+    check_refused(run(one), 2, {"network.widths", "network.seeds", "sampling.replicas"});
+  }
 }
 
 TEST_CASE("dmft_validate: networks that diverge are told, status 1, and the file keeps what there is") {
@@ -152,6 +153,21 @@ TEST_CASE("dmft_validate: networks that diverge are told, status 1, and the file
   CHECK(r.status == 1);
   CHECK(contains(r.text, "step "));
   CHECK(H5Reader(folder / "a.h5").read("/limit/loss").values.size() >= 1);
+}
+
+TEST_CASE(
+    "dmft_validate: a width of which too few seeds finish is told with what stopped them, status 1, and the file has "
+    "the rest") {
+  const TemporaryFolder folder;
+  // Two neurons under relu leave most of six samples without features, which have no norm.
+  const ProgramRun r = run({"--activation", "relu", "--norm", "rms", "--residual", "true", "--lr", "0.1", "--widths",
+                            "2,16,32", "--seeds", "3", "--out", folder / "a.h5"});
+  CAPTURE(r.text);
+  CHECK(r.status == 1);
+  CHECK(contains(r.text, "seed at width 2 gives no error"));
+  CHECK(contains(r.text, "N = 2, seed "));
+  CHECK(contains(r.text, "step 0"));
+  CHECK(H5Reader(folder / "a.h5").read("/network/N32/loss").shape == std::vector<std::size_t>{3, 5});
 }
 
 TEST_CASE("dmft_validate: Ctrl-C keeps what was computed, status 1") {
