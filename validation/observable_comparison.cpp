@@ -44,6 +44,15 @@ struct Point {
   LimitMean limit;
 };
 
+/// Names of what the root mean square `name` is a term or a change of: rms_y.2 and rms_y of rms_y_init.2 and change_y.2.
+std::vector<std::string> sums_with(const std::string& name) {
+  const std::size_t begin = name.find('_') + 1, end = name.find_first_of("_.", begin), block = name.find('.');
+  if (!name.starts_with("rms_") && !name.starts_with("change_")) return {};
+  const std::string sum = "rms_" + name.substr(begin, end == std::string::npos ? end : end - begin);
+  if (block == std::string::npos) return {sum};
+  return {sum, sum + name.substr(block)};
+}
+
 class Comparer {
  public:
   Comparer(const Evidence& evidence, const Quantity& quantity)
@@ -57,13 +66,16 @@ class Comparer {
       for (const WidthMean& w : p.widths) largest_any_ = std::max(largest_any_, std::abs(w.mean));
     }
     largest_any_ = std::max(largest_any_, largest_);
+    for (const std::string& sum : sums_with(quantity.name))
+      if (const auto found = e_.limit.curves.find(sum); found != e_.limit.curves.end())
+        for (const double value : found->second.mean) largest_sum_ = std::max(largest_sum_, value * value);
   }
 
   ObservableComparison run() const {
     ObservableComparison c;
     c.name = q_.name, c.description = q_.description, c.steps = steps_, c.squared = q_.squared;
     c.power = favoured_power();
-    c.size = shown(largest_any_);
+    c.size = largest_any_ > noise_floor() ? shown(largest_any_) : 0;
     const auto widths = static_cast<Index>(e_.networks.size()), n = static_cast<Index>(steps_.size());
     for (MatrixXd* m : {&c.mean, &c.mean_error, &c.deviation_z}) *m = MatrixXd::Constant(widths, n, nan);
     for (std::size_t t = 0; t < steps_.size(); ++t) step(c, t);
@@ -74,7 +86,7 @@ class Comparer {
  private:
   /// A relative difference of the observable is this many times as large in the units that are compared.
   double unit_power() const { return q_.squared ? 2 : 1; }
-  double noise_floor() const { return rounding * largest_any_; }
+  double noise_floor() const { return std::max(rounding * largest_any_, rounding * rounding * largest_sum_); }
 
   std::vector<double> seeds_of(std::size_t width, std::size_t t) const {
     const MatrixXd& table = e_.networks[width].curves.at(q_.name);
@@ -220,6 +232,7 @@ class Comparer {
   std::vector<Point> points_;
   std::vector<std::size_t> judged_;
   double largest_ = 0, largest_any_ = 0;  ///< of the limit, of limit and networks
+  double largest_sum_ = 0;                ///< mean square of what it is a term of or a change of, whose rounding it has
 };
 
 std::string number(double value, double error) { return fmt::format("{:.4g} +- {:.2g}", value, error); }
