@@ -155,7 +155,7 @@ void release(void* p) noexcept;
 void zero(void* p, std::size_t bytes);
 void copy(Direction direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
           std::size_t width, std::size_t height);
-inline void synchronise() {}
+void synchronise();
 void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
           float beta, float* C, Index ldc);
 void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B, Index ldb,

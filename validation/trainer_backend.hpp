@@ -12,7 +12,8 @@ struct Products;
 template <class B>
 struct Pairs;
 
-/// Throws NumericsError naming the step and the first field that holds NaN or infinity: at once, or where it settles.
+/// Throws NumericsError naming the step and the first field that holds NaN or infinity: at once, or where it settles. settle(values)
+/// brings these to the host as well, without waiting twice.
 template <class B>
 class Guard;
 

@@ -232,6 +232,7 @@ class Guard<Cpu<Real>> {
     throw NumericsError(step, field, fmt::format("{} of {} entries are NaN or infinite", bad, values.size()));
   }
   void settle() const {}
+  Eigen::MatrixXd settle(HostView<Real> values) const { return Cpu<Real>::download(values); }
 
  private:
   /// Sum of x - x, zero unless one is NaN or infinite. A function of its own: see moe::detail::sum_over.

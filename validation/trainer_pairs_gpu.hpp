@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "support/cuda.hpp"
@@ -174,6 +175,16 @@ struct EntropyTerm {
   }
 };
 
+/// Values, in double, among what the host gets.
+template <class Number>
+struct Report {
+  GpuView<Number> values;
+  GpuView<double> report;
+  Index first;
+  MOE_DEVICE void operator()(Index i, Index j) const {
+    report(first + i + j * values.rows, 0) = static_cast<double>(values(i, j));
+  }
+};
 /// Counts entries that are NaN or infinite: x - x is zero unless x is one of them.
 template <class Real>
 struct CountNotFinite {
@@ -268,7 +279,7 @@ struct Pairs<Cuda<Real>> {
   static View stacked(Index tokens, View all) { return {all.data, all.size() / tokens, tokens, all.size() / tokens}; }
 };
 
-/// Counts on the GPU; settle() looks.
+/// Counts on the GPU; settle() looks, and the host waits once.
 template <class Real>
 class Guard<Cuda<Real>> {
  public:
@@ -280,17 +291,23 @@ class Guard<Cuda<Real>> {
     Cuda<Real>::each(values.size(), 1, kernels::CountNotFinite<Real>{values, counter});
   }
   void settle() {
-    if (noted_.empty()) return;
-    const HostMatrix<unsigned> counts = counters_.to_host();
-    const std::vector<Note> noted = std::move(noted_);
-    noted_.clear();
+    if (!noted_.empty()) settle({});
+  }
+  Eigen::MatrixXd settle(GpuView<Real> values) {
+    const auto noted = std::exchange(noted_, {});
+    const auto notes = static_cast<Index>(noted.size());
+    auto report = GpuMatrix<double>::uninitialized(notes + values.size(), 1);
+    Cuda<double>::each(notes, 1, kernels::Report<unsigned>{counters_, report, 0});
+    Cuda<double>::each(values.rows, values.cols, kernels::Report<Real>{values, report, notes});
+    const Eigen::MatrixXd host = Cuda<double>::download(report);
     for (std::size_t k = 0; k < noted.size(); ++k) {
-      const unsigned bad = counts(static_cast<Index>(k), 0);
+      const double bad = host(static_cast<Index>(k), 0);
       if (bad == 0) continue;
       counters_.fill(0);
       throw NumericsError(noted[k].step, noted[k].field,
                           fmt::format("{} of {} entries are NaN or infinite", bad, noted[k].size));
     }
+    return host.bottomRows(values.size()).reshaped(values.rows, values.cols);
   }
 
  private:
@@ -299,7 +316,7 @@ class Guard<Cuda<Real>> {
     const char* field;
     Index size;
   };
-  static constexpr Index most = 64;
+  static constexpr Index most = 512;
   std::vector<Note> noted_;
   GpuMatrix<unsigned> counters_;
 };

@@ -23,8 +23,8 @@ struct Products<Cpu<Real>> {
   static constexpr Index evaluation_piece = 256;
 
   /// out_j = x_(list_j), columns.
-  static void columns_at(View x, const std::vector<int>& list, View out) {
-    for (Index j = 0; j < out.cols; ++j) std::copy_n(&x(0, list[static_cast<std::size_t>(j)]), x.rows, &out(0, j));
+  static void columns_at(View x, HostView<int> list, View out) {
+    for (Index j = 0; j < out.cols; ++j) std::copy_n(&x(0, list(j, 0)), x.rows, &out(0, j));
   }
 
   /// out = scale W^T X; W (N, cols), X (N, P), out (cols, P).

@@ -274,10 +274,8 @@ struct Products<Cuda<Real>> {
   static constexpr Index gradient_piece = Index{1} << 22, parts_piece = Index{1} << 26;
 
   /// out_j = x_(list_j), columns.
-  static void columns_at(View x, const std::vector<int>& list, View out) {
-    auto host = HostMatrix<int>::uninitialized(static_cast<Index>(list.size()), 1);
-    std::copy(list.begin(), list.end(), host.data());
-    B::each(out.rows, out.cols, kernels::Gather<Real>{x, GpuMatrix<int>::from_host(host.view()), out});
+  static void columns_at(View x, GpuView<int> list, View out) {
+    B::each(out.rows, out.cols, kernels::Gather<Real>{x, list, out});
   }
 
   /// out = scale W^T X; W (N, cols), X (N, P), out (cols, P).

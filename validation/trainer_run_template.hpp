@@ -8,11 +8,11 @@
 
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
-#include "validation/network_loss.hpp"
 #include "validation/network_start.hpp"
 #include "validation/trainer_flow.hpp"
 #include "validation/trainer_observer.hpp"
 #include "validation/trainer_run.hpp"
+#include "validation/trainer_samples.hpp"
 
 namespace moe::trainer {
 
@@ -31,9 +31,9 @@ class Run {
         constants_(constants_at(spec, shape)),
         step_({spec.model, spec.training.loss, shape, constants_.aggregation}),
         observer_(step_, selected_observables(spec), spec.training.batch == 0),
-        samples_(spec.training.batch > 0 ? spec.training.batch : data.x.cols()),
-        forward_(spec.model.norm, shape, samples_),
-        backward_(shape, samples_, observer_.wants_x_A()) {
+        samples_(spec, data),
+        forward_(spec.model.norm, shape, samples_.x().cols),
+        backward_(shape, samples_.x().cols, observer_.wants_x_A()) {
     state_.weights = tensors_of<B>(start);
     start = {};
     const Rule<Real> any = rule(Tensor::input);
@@ -54,9 +54,8 @@ class Run {
     state_.run.seed = seed;
     if (spec.training.dynamics == Dynamics::flow)
       flow_.emplace(flow_spec(spec.training), shape, constants_.aggregation, constants_.lr);
-    x_ = real(data.x);
-    x_test_ = real(data.x_test);
-    if (mini_batches()) batch_x_ = Matrix::uninitialized(data.x.rows(), samples_);
+    x_test_ = Matrix::uninitialized(data.x_test.rows(), data.x_test.cols());
+    B::upload(data.x_test, x_test_);
     if (!observer_.empty()) observe_at_ = observe_steps(spec);
     kernels_at_ = kernel_steps(spec);
     distributions_at_ = distribution_steps(spec);
@@ -76,8 +75,8 @@ class Run {
       for (const int T = spec_.training.steps; state_.step <= T; ++state_.step) {
         set_operation_threads(team.share());
         if (!flow_ || !flow_->inside()) {  // else this state was recorded before the run ended on its way to the next
+          pass();  // which also says whether the update before was of finite numbers: nothing else is kept
           if (options_.keep && state_.step > 0) options_.keep(run.shape.N, run.seed, state);
-          pass();
           record();
           if (state_.step == T || run.converged_at >= 0) break;
           if (state_.step == 0) keep_initial_tensors();
@@ -116,14 +115,6 @@ class Run {
   static bool contains(const std::vector<int>& steps, int t) {
     return std::binary_search(steps.begin(), steps.end(), t);
   }
-  static Matrix real(const Eigen::MatrixXd& from) {
-    auto to = Matrix::uninitialized(from.rows(), from.cols());
-    B::upload(from, to);
-    return to;
-  }
-  bool mini_batches() const { return spec_.training.batch > 0; }
-  View samples() { return mini_batches() ? batch_x_.view() : x_.view(); }
-  const Eigen::MatrixXd& targets() const { return mini_batches() ? batch_y_ : data_.y; }
   Rule<Real> rule(Tensor t) const {
     return Rule<Real>::at(spec_.optimizer, constants_.lr[t], constants_.eps[t], state_.step + 1);
   }
@@ -132,30 +123,30 @@ class Run {
     Updates<B> learn;
     for (std::size_t t = 0; t < num_tensors; ++t)
       learn.values[t] = {rule(static_cast<Tensor>(t)), state_.slot(static_cast<Tensor>(t))};
-    if (differentiated_)
-      step_.update(learn, samples(), forward_, backward_);
-    else
-      step_.backward_and_update(state_.weights, samples(), forward_, dL_df(), state_.step, learn, backward_);
+    if (differentiated_) {
+      step_.update(learn, samples_.x(), forward_, backward_);
+    } else {
+      samples_.loss_gradient(forward_.f, backward_.f);
+      step_.backward_and_update(state_.weights, samples_.x(), forward_, state_.step, learn, backward_);
+    }
     step_.move_bias(forward_, state_.bias);
   }
 
-  /// Forward on the samples of the step: the whole set, or its own batch (at t = T the one that it would take).
+  /// Forward on the samples of the step: the whole set, or its own batch (at t = T the one that it would take). What was not finite in
+  /// the backward pass of the step before is named here too.
   void pass() {
-    const int t = state_.step;
-    if (mini_batches()) {
-      const std::vector<int> rows = batch_rows(spec_, static_cast<int>(data_.x.cols()), t);
-      Products<B>::columns_at(x_, rows, batch_x_);
-      batch_y_ = data_.y(Eigen::all, rows);
-    }
-    step_.forward(state_.weights, state_.bias, samples(), t, forward_);
-    f_ = B::download(forward_.f);
-    last_loss_ = require_loss(network::loss_value(spec_.training.loss, f_, targets()));
+    samples_.choose(state_.step);
+    step_.forward(state_.weights, state_.bias, samples_.x(), state_.step, forward_);
+    f_ = step_.outputs(forward_);
+    last_loss_ = require_loss(network::loss_value(spec_.training.loss, f_, samples_.y()));
     differentiated_ = false;
   }
-  Eigen::MatrixXd dL_df() const { return network::loss_gradient(spec_.training.loss, f_, targets()); }
   /// Backward, where derivatives are asked for before the update, which else makes them on its way.
   void differentiate() {
-    if (!differentiated_) step_.backward(state_.weights, forward_, dL_df(), state_.step, backward_);
+    if (differentiated_) return;
+    samples_.loss_gradient(forward_.f, backward_.f);
+    step_.backward(state_.weights, forward_, state_.step, backward_);
+    step_.settle();
     differentiated_ = true;
   }
 
@@ -174,7 +165,7 @@ class Run {
             learn.values[t].rule.lr = rate.values[t];
             learn.values[t].slot = slot(static_cast<Tensor>(t));
           }
-          step_.update(learn, samples(), forward_, backward_);
+          step_.update(learn, samples_.x(), forward_, backward_);
         },
         pause);
     moving_ = false;
@@ -187,9 +178,9 @@ class Run {
     if (t == 0) state_.first_loss = last_loss_;
     if (has_diverged(last_loss_, state_.first_loss))
       throw NumericsError(t, "loss", fmt::format("has grown to {:.3g}: training diverges", last_loss_));
-    if (mini_batches() && t < spec_.training.steps) run.batch_loss.push_back(last_loss_);
+    if (samples_.mini_batches() && t < spec_.training.steps) run.batch_loss.push_back(last_loss_);
     if (contains(eval_at_, t)) {
-      const Eigen::MatrixXd f = mini_batches() ? outputs(x_) : f_;
+      const Eigen::MatrixXd f = samples_.mini_batches() ? outputs(samples_.all_x()) : f_;
       run.eval_steps.push_back(t);
       run.loss.push_back(require_loss(network::loss_value(spec_.training.loss, f, data_.y)));
       run.accuracy.push_back(network::accuracy(f, data_.y));
@@ -205,7 +196,7 @@ class Run {
     if (contains(observe_at_, t) || contains(kernels_at_, t)) differentiate();
     if (contains(observe_at_, t)) {
       run.observe_steps.push_back(t);
-      for (const auto& [name, value] : observer_.observe(state_, samples(), forward_, backward_))
+      for (const auto& [name, value] : observer_.observe(state_, samples_.x(), forward_, backward_))
         run.observables[name].push_back(value);
     }
     if (contains(kernels_at_, t)) {
@@ -231,14 +222,15 @@ class Run {
   /// Outputs (C, samples) in pieces, so that memory does not grow with the size of the set.
   Eigen::MatrixXd outputs(Matrix& inputs) {
     if (!evaluation_)
-      evaluation_.emplace(spec_.model.norm, step_.model().shape,
-                          std::min(evaluation_piece, std::max(x_test_.cols(), mini_batches() ? x_.cols() : 0)));
+      evaluation_.emplace(
+          spec_.model.norm, step_.model().shape,
+          std::min(evaluation_piece, std::max(x_test_.cols(), samples_.mini_batches() ? data_.x.cols() : Index{0})));
     Eigen::MatrixXd f(step_.model().shape.C, inputs.cols());
     for (Index first = 0; first < inputs.cols(); first += evaluation_piece) {
       const Index n = std::min(evaluation_piece, inputs.cols() - first);
       evaluation_->set_samples(n);
       step_.forward(state_.weights, state_.bias, inputs.columns(first, n), state_.step, *evaluation_);
-      f.middleCols(first, n) = B::download(evaluation_->f);
+      f.middleCols(first, n) = step_.outputs(*evaluation_);
     }
     return f;
   }
@@ -269,10 +261,8 @@ class Run {
   std::optional<Flow<B>> flow_;
   bool moving_ = false;          ///< between two recorded states of a flow
   bool differentiated_ = false;  ///< backward_ belongs to forward_
-  Matrix x_, x_test_;
-  Matrix batch_x_;  ///< samples of the present step, mini-batches only
-  Eigen::MatrixXd batch_y_;
-  Index samples_;       ///< of a step
+  Samples<B> samples_;
+  Matrix x_test_;
   Forward<B> forward_;  ///< on the samples of the present step
   Backward<B> backward_;
   Eigen::MatrixXd f_;

@@ -117,8 +117,8 @@ class Step {
   explicit Step(Model model)
       : model_(std::move(model)), branch_(std::pow(model_.shape.L, -model_.spec.branch_exponent)) {}
 
-  /// (T1)-(T5), (T28). Throws NumericsError naming `step` and the first field that is not finite; its parts may leave that to the
-  /// next settle(). bias (M, L): of the selection, or without columns.
+  /// (T1)-(T5), (T28). Throws NumericsError naming `step` and the first field that is not finite, or leaves that to the next settle()
+  /// or outputs(). bias (M, L): of the selection, or without columns.
   void forward(Tensors<B>& W, View bias, View x, int step, Forward<B>& a) const {
     View stream = features(W, x, step, a);
     for (Index l = 0; l < model_.shape.L; ++l) {
@@ -129,8 +129,9 @@ class Step {
     normalise(stream, a.s);
     P::answer(W[Tensor::readout], real(model_.spec.output_scale), a.s.out, a.f);
     require_finite_(a.f, step, "f");
-    require_finite_.settle();
   }
+  /// f (C, P) on the host, of finite numbers like all fields before: a step waits for the device here and nowhere else.
+  Eigen::MatrixXd outputs(Forward<B>& a) const { return require_finite_.settle(a.f); }
   /// phi (N, P) of inputs x (D, P).
   View features(Tensors<B>& W, View x, int step, Forward<B>& a) const {
     P::collect(W[Tensor::input], 1, x, 0, a.h);
@@ -159,10 +160,8 @@ class Step {
     if (model_.spec.residual) add<B>(x, a.out);
   }
 
-  /// Derivatives of the loss whose derivative with respect to f is `dL_df`. Throws as forward.
-  void backward(Tensors<B>& W, Forward<B>& a, const Eigen::MatrixXd& dL_df, int step, Backward<B>& g) const {
-    backward(W, a, dL_df, step, g, nullptr);
-  }
+  /// Derivatives of the loss from g.f on, the one with respect to f. Throws as forward.
+  void backward(Tensors<B>& W, Forward<B>& a, int step, Backward<B>& g) const { backward(W, a, step, nullptr, g); }
 
   /// One update of all tensors from the derivatives `g`.
   void update(const Updates<B>& learn, View x, Forward<B>& a, Backward<B>& g) const {
@@ -177,13 +176,13 @@ class Step {
 
   /// backward() and update(), bit for bit; where the backend can, experts learn on the way, and their weights are read once for both.
   /// If it throws, some have learnt and some have not.
-  void backward_and_update(Tensors<B>& W, View x, Forward<B>& a, const Eigen::MatrixXd& dL_df, int step,
-                           const Updates<B>& learn, Backward<B>& g) const {
+  void backward_and_update(Tensors<B>& W, View x, Forward<B>& a, int step, const Updates<B>& learn,
+                           Backward<B>& g) const {
     if constexpr (P::learns_on_the_way) {
-      backward(W, a, dL_df, step, g, &learn);
+      backward(W, a, step, &learn, g);
       update_others(learn, x, a, g);
     } else {
-      backward(W, a, dL_df, step, g);
+      backward(W, a, step, g);
       update(learn, x, a, g);
     }
   }
@@ -224,9 +223,7 @@ class Step {
   }
 
   /// Experts make their updates on the way if `learn` is there.
-  void backward(Tensors<B>& W, Forward<B>& a, const Eigen::MatrixXd& dL_df, int step, Backward<B>& g,
-                const Updates<B>* learn) const {
-    B::upload(dL_df, g.f);
+  void backward(Tensors<B>& W, Forward<B>& a, int step, const Updates<B>* learn, Backward<B>& g) const {
     P::collect(W[Tensor::readout], real(model_.spec.output_scale), g.f, 0, g.s);
     normalise_backward(a.s, g.s);
     View stream = g.s;
@@ -237,7 +234,6 @@ class Step {
     }
     times_slope<B>(activation(), a.h, stream, g.h);
     require_finite_(g.h, step, "dL/dh");
-    require_finite_.settle();
   }
 
   /// g.x out of `above`, the derivative with respect to the stream behind the block.

@@ -140,20 +140,39 @@ inline void check(const Case& c, const Train& train, double rounding) {
   CHECK(moved_by_training > 0.05);
 }
 
-/// What is not finite ends a run at the same step and field.
+/// What is not finite ends a run at the same step and field, forward and backward, and what was recorded before is kept.
 inline void check_failure(const Train& train) {
-  for (const double lr : {1e30, 1e120, 1e300}) {
-    moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 20);
-    spec.optimizer.lr = lr;
-    spec.training.loss = moe::Loss::mse;
-    const moe::Dataset data = network_fixture::data(12, 6, 1);
+  std::string fields;
+  const auto same = [&](const moe::RunSpec& spec, int outputs) {
+    const moe::Dataset data = network_fixture::data(12, 6, outputs);
     const moe::NetworkRun cpu = moe::train_network(spec, data, 16, 0), gpu = train(spec, data, {});
-    INFO("lr ", lr);
+    INFO("lr ", spec.optimizer.lr, ", output scale ", spec.model.output_scale, ", outputs ", outputs);
     REQUIRE(cpu.failure);
     REQUIRE(gpu.failure);
     CHECK(gpu.failure->step == cpu.failure->step);
     CHECK(gpu.failure->field == cpu.failure->field);
+    CHECK(gpu.eval_steps == cpu.eval_steps);
+    CHECK(gpu.batch_loss.size() == cpu.batch_loss.size());
+    fields += cpu.failure->field + " at " + std::to_string(cpu.failure->step) + ", ";
+  };
+  for (const double lr : {1e30, 1e120, 1e300}) {
+    moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 20);
+    spec.optimizer.lr = lr;
+    spec.training.loss = moe::Loss::mse;
+    same(spec, 1);
   }
+  // Gates of one half each, whose derivatives are those of a step.
+  for (const int batch : {0, 5}) {
+    moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 20);
+    spec.model.output_scale = 1e300;
+    spec.model.init_scale[moe::Tensor::router] = 0;
+    spec.model.router_temperature = 1e-20;
+    spec.training.loss = moe::Loss::cross_entropy;
+    spec.training.batch = batch;
+    same(spec, 3);
+  }
+  INFO("fields ", fields);
+  CHECK(fields.find("dL/") != std::string::npos);
 }
 
 }  // namespace gpu_network_training

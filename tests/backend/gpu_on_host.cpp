@@ -90,6 +90,7 @@ constexpr std::uint32_t unread_by_tf32 = (1U << 13) - 1;
 
 thread_local Block block;
 gpu_on_host::Turns turns = gpu_on_host::Turns::first_to_last;
+std::size_t waits = 0;
 
 template <class Real>
 void host_gemm(moe::Op a, moe::Op b, moe::Index m, moe::Index n, moe::Index k, Real alpha, const Real* A,
@@ -111,6 +112,7 @@ void host_gemm(moe::Op a, moe::Op b, moe::Index m, moe::Index n, moe::Index k, R
 }  // namespace
 
 void gpu_on_host::take_turns(Turns order) { turns = order; }
+std::size_t gpu_on_host::host_waits() { return waits; }
 
 namespace moe {
 inline namespace on_host {
@@ -161,8 +163,10 @@ void* allocate(std::size_t bytes) {
 }
 void release(void* p) noexcept { std::free(p); }
 void zero(void* p, std::size_t bytes) { std::memset(p, 0, bytes); }
-void copy(Direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width,
-          std::size_t height) {
+void synchronise() { ++waits; }
+void copy(Direction direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+          std::size_t width, std::size_t height) {
+  if (direction != Direction::on_device && width > 0 && height > 0) ++waits;
   for (std::size_t k = 0; k < height && width > 0; ++k)
     std::memcpy(static_cast<char*>(to) + k * to_pitch, static_cast<const char*>(from) + k * from_pitch, width);
 }

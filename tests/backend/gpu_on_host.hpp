@@ -1,6 +1,7 @@
 /// Switches of the host that stands in for a GPU (gpu_on_host.cpp).
 #pragma once
 
+#include <cstddef>
 #include <initializer_list>
 
 namespace gpu_on_host {
@@ -9,6 +10,9 @@ namespace gpu_on_host {
 /// has a race.
 enum class Turns { first_to_last, last_to_first };
 void take_turns(Turns order);
+
+/// How often a device would have kept the host waiting so far: copies to and from it, and where it was asked to.
+std::size_t host_waits();
 
 inline void in_both_orders(void (*check)()) {
   for (const Turns order : {Turns::first_to_last, Turns::last_to_first}) {

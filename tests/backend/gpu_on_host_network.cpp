@@ -32,3 +32,28 @@ TEST_CASE("GPU training on the host: twenty steps and all that is observed are t
 TEST_CASE("GPU training on the host: a network that diverges ends where the CPU's does, by name") {
   gpu_network_training::check_failure(train);
 }
+
+TEST_CASE("GPU training on the host: a step in which nothing is recorded waits once, for its outputs") {
+  for (auto [name, spec, outputs] : gpu_network_training::cases()) {
+    if (spec.training.dynamics == moe::Dynamics::flow) continue;  // of several stages
+    INFO(name);
+    const moe::Dataset data = network_fixture::data(12, 6, outputs);
+    spec.training.batch = 0;
+    spec.training.eval_every = spec.training.test_every = spec.output.observe_every = 1000;
+    spec.output.observables = {"none"};
+    spec.output.kernels_at.clear();
+    spec.optimizer.lr *= 0.1;
+    moe::TrainOptions options;
+    options.keep = [](int, std::uint64_t, const moe::TrainOptions::State&) {};
+    const auto waits = [&](int steps, int batch) {
+      spec.training.steps = steps;
+      spec.training.batch = batch;
+      const std::size_t before = gpu_on_host::host_waits();
+      REQUIRE(!train(spec, data, options).failure);
+      return gpu_on_host::host_waits() - before;
+    };
+    CHECK(waits(25, 0) - waits(5, 0) == 20);
+    CHECK(waits(25, 5) - waits(5, 5) == 20);
+    CHECK(waits(125, 5) - waits(5, 5) == 120 + 1);  // and lists of samples once in 64 steps
+  }
+}

@@ -1,0 +1,111 @@
+/// What a network is trained on, in the memory of a backend B: inputs and targets of every step, the whole set or its own batch.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "data/dataset.hpp"
+#include "validation/network_loss.hpp"
+#include "validation/trainer_backend.hpp"
+#include "validation/trainer_state.hpp"
+
+namespace moe::trainer {
+
+/// The backend B with numbers of another type.
+template <class B, class Number>
+struct SameMemory;
+template <template <class> class Backend, class Real, class Number>
+struct SameMemory<Backend<Real>, Number> {
+  using type = Backend<Number>;
+};
+
+namespace maps {
+template <class View, class Targets>
+struct SampleLossGradient {
+  Loss kind;
+  View f;
+  Targets y;
+  View g;
+  MOE_HD void operator()(Index, Index p) const { network::loss_gradient_at(kind, p, f, y, g); }
+};
+}  // namespace maps
+
+template <class B>
+class Samples {
+ public:
+  using Matrix = typename B::Matrix;
+  using View = typename B::View;
+
+  Samples(const RunSpec& spec, const Dataset& data) : spec_(spec), data_(data) {
+    const Index batch = spec.training.batch;
+    all_.x = Matrix::uninitialized(data.x.rows(), data.x.cols());
+    B::upload(data.x, all_.x);
+    if (mini_batches()) chosen_.x = Matrix::uninitialized(data.x.rows(), batch);
+    if (on_host) return;
+    all_.y = Wide::Matrix::uninitialized(data.y.rows(), data.y.cols());
+    Wide::upload(data.y, all_.y);
+    if (mini_batches()) chosen_.y = Wide::Matrix::uninitialized(data.y.rows(), batch);
+  }
+
+  /// Those of a step from here on.
+  void choose(int step) {
+    if (!mini_batches()) return;
+    if (step < first_ || step >= first_ + static_cast<int>(rows_.size())) draw(step);
+    const Index at = step - first_;
+    Products<B>::columns_at(all_.x, lists_.columns(at, 1), chosen_.x);
+    if (!on_host) Products<Wide>::columns_at(all_.y, lists_.columns(at, 1), chosen_.y);
+    chosen_y_ = data_.y(Eigen::all, rows_[static_cast<std::size_t>(at)]);
+  }
+  View x() { return of_step().x; }
+  const Eigen::MatrixXd& y() const { return mini_batches() ? chosen_y_ : data_.y; }
+
+  bool mini_batches() const { return spec_.training.batch > 0; }
+  Matrix& all_x() { return all_.x; }
+
+  /// g = dL/df at the outputs f of the step; on a device it is made there, so that nobody waits for them.
+  void loss_gradient(View f, View g) {
+    const Loss kind = spec_.training.loss;
+    if constexpr (on_host)
+      B::upload(network::loss_gradient(kind, B::download(f), y()), g);
+    else
+      B::each(1, f.cols, maps::SampleLossGradient<View, typename Wide::View>{kind, f, of_step().y, g});
+  }
+
+ private:
+  using Wide = typename SameMemory<B, double>::type;
+  using Lists = typename SameMemory<B, int>::type;
+  static constexpr bool on_host = std::is_same_v<Matrix, HostMatrix<typename B::Real>>;
+  /// Steps whose lists go to a device together: the host waits until they are there.
+  static constexpr int drawn_at_once = on_host ? 1 : 64;
+
+  struct Arrays {
+    Matrix x;
+    typename Wide::Matrix y;  ///< on a device
+  };
+  Arrays& of_step() { return mini_batches() ? chosen_ : all_; }
+
+  void draw(int step) {
+    const int count = std::min(drawn_at_once, spec_.training.steps + 1 - step);
+    auto lists = HostMatrix<int>::uninitialized(spec_.training.batch, count);
+    first_ = step;
+    rows_.clear();
+    for (int t = 0; t < count; ++t) {
+      rows_.push_back(batch_rows(spec_, static_cast<int>(data_.x.cols()), step + t));
+      std::copy(rows_.back().begin(), rows_.back().end(), &lists(0, t));
+    }
+    lists_ = moved<Lists>(std::move(lists));
+  }
+
+  const RunSpec& spec_;
+  const Dataset& data_;
+  Arrays all_, chosen_;
+  Eigen::MatrixXd chosen_y_;
+  int first_ = 0;
+  std::vector<std::vector<int>> rows_;  ///< of steps from first_ on
+  typename Lists::Matrix lists_;        ///< the same, a column each
+};
+
+}  // namespace moe::trainer
