@@ -88,6 +88,15 @@ class Comparer {
   double unit_power() const { return q_.squared ? 2 : 1; }
   double noise_floor() const { return std::max(rounding * largest_any_, rounding * rounding * largest_sum_); }
 
+  /// Bases of a sweep leave out what a query adds by less than the tolerance, so that changes of answers below it are too small in the limit.
+  double left_out() const {
+    const SamplingSpec& sampling = e_.spec.sampling;
+    const bool in_bases =
+        sampling.method == Method::sweep && sampling.form != Form::dense && e_.spec.training.dynamics == Dynamics::gd;
+    const bool is_change = q_.name.starts_with("change_") || q_.name.starts_with("rms_y_propagating");
+    return in_bases && is_change ? sampling.tolerance * sampling.tolerance * largest_sum_ : 0;
+  }
+
   std::vector<double> seeds_of(std::size_t width, std::size_t t) const {
     const MatrixXd& table = e_.networks[width].curves.at(q_.name);
     const Eigen::VectorXd column = table.col(static_cast<Index>(t));
@@ -153,8 +162,8 @@ class Comparer {
     const Extrapolation networks = extrapolate(p.widths, c.power, compares_at_S() ? e_.limit.neurons : 0);
     const Estimate& I = networks.at_infinity;
     const Estimate L = limit_at(t, networks, c.power);
-    const double systematic =
-        std::sqrt(I.systematic * I.systematic + L.systematic * L.systematic + noise_floor() * noise_floor());
+    const double systematic = std::sqrt(I.systematic * I.systematic + L.systematic * L.systematic +
+                                        noise_floor() * noise_floor() + left_out() * left_out());
     const statistics::Variance error =
         statistics::sum({I.statistical, L.statistical, {systematic * systematic, infinity}});
     const double difference = I.value - L.value;
@@ -173,8 +182,8 @@ class Comparer {
       const statistics::Moments m = statistics::moments(seeds_of(w, t));
       c.mean(k, at) = m.mean, c.mean_error(k, at) = m.mean_error;
       const double gap = p.widths[w].mean - L.value;
-      const double noise =
-          std::sqrt(p.widths[w].error * p.widths[w].error + L.error() * L.error() + noise_floor() * noise_floor());
+      const double noise = std::sqrt(p.widths[w].error * p.widths[w].error + L.error() * L.error() +
+                                     noise_floor() * noise_floor() + left_out() * left_out());
       c.deviation_z(k, at) = gap == 0 ? 0 : gap / noise;
       N.push_back(p.widths[w].N), deviation.push_back(m.mean - c.limit_corrected.back());
       errors.push_back(std::hypot(m.mean_error, c.limit_corrected_error.back()));
