@@ -76,6 +76,12 @@ void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<
     if (s.N < 1 || s.M < 1 || s.Ne < 1)
       refuse("network.widths", fmt::format("{}", width), fmt::format("gives {} experts of width {}", s.M, s.Ne),
              "Raise it, or model.experts_per_width and model.expert_width_per_width.");
+    else if (!spec.network.init_from.empty())
+      try {
+        read_weights(spec.network.init_from, s, spec.place("network.init_from"));
+      } catch (const ConfigError& error) {
+        for (const std::string& fault : error.faults) faults.add(fault);
+      }
   }
 }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "support/hdf5.hpp"
+#include "tests/folders.hpp"
 #include "tests/program.hpp"
 
 using namespace moe;
@@ -200,6 +201,17 @@ TEST_CASE("dmft_solve: Ctrl-C and SIGTERM finish the step, write and say so, sta
     CHECK(file.read("/limit/loss").values.size() >= 1);
     CHECK(folder.file_count() == 1);
   }
+}
+
+TEST_CASE("moe_train: initial weights of other sizes are refused before a folder of runs is made, status 2") {
+  const TemporaryFolder folder;
+  const ProgramRun run =
+      run_program("moe_train", with({"--init-from", source_folder() + "/tests/data/networks/II_mssp_adam_soft.h5",
+                                     "--widths", "16,64", "--out", folder / "a.h5"}));
+  CAPTURE(run.text);
+  CHECK(run.status == 2);
+  for (const char* piece : {"network.init_from", "N = 16", "N = 64"}) CHECK(contains(run.text, piece));
+  CHECK(folder.file_count() == 0);
 }
 
 TEST_CASE("moe_train: networks that diverge name step and field, status 1, and the file keeps their curves") {
