@@ -80,15 +80,15 @@ def limit_file(path: Path, param: str = "mssp", lr: float = 0.5, final: float = 
     return path
 
 
-def network_file(path: Path, param: str = "mssp", lr: float = 0.5, widths: tuple[int, ...] = WIDTHS) -> Path:
-    """Loss of seed s is that of the limit + s/N; rms_y_init = N^-0.5 (1 +- 1 %), rms_h = 1.5."""
+def network_file(path: Path, param: str = "mssp", lr: float = 0.5, widths: tuple[int, ...] = WIDTHS, ended: int = 0) -> Path:
+    """Loss of seed s is that of the limit + s/N; rms_y_init = N^-0.5 (1 +- 1 %), rms_h = 1.5. Those of width `ended` end at step 2."""
     with written(path) as file:
         root(file, "network", param, lr)
         for width in widths:
             group = f"network/N{width}"
             seeds = np.arange(SEEDS)[:, None]
             dataset(file, f"{group}/loss", np.linspace(2, 0.8, 5)[None] + seeds / width, "seed", "step")
-            spread = 1 + 0.01 * (seeds - 1) + np.zeros((1, 3))
+            spread = 1 + 0.01 * (seeds - 1) + np.array([0, 0, np.nan if width == ended else 0])
             dataset(file, f"{group}/observables/rms_h", 1.5 * spread, "seed", "step")
             dataset(file, f"{group}/observables/rms_y_init", width**-0.5 * spread, "seed", "step")
             dataset(file, f"{group}/observables/observe_steps", [0, 2, 4], "step")

@@ -12,7 +12,7 @@ import matplotlib.pyplot
 import numpy as np
 from matplotlib.axes import Axes
 from moe_dmft import ResultError, draw, figures, load, style
-from moe_dmft.cases import cases_of
+from moe_dmft.cases import case_of, cases_of
 from moe_dmft.gallery import GALLERY, NothingToDraw, draw_figure
 from result_files import STEPS, WIDTHS, dataset, kernel_values, limit_file, network_file, validation_file, written
 
@@ -66,6 +66,13 @@ class Figures(unittest.TestCase):
         self.assertEqual(seen["rms_y_init limit"]["rms"][0], 0)
         with self.assertRaisesRegex(ResultError, "l.h5.*Set output.observables"):
             figures.coordinate_check(self.limit, ["rms_zeta_init"])
+
+    def test_runs_that_ended_early_are_compared_where_all_were(self) -> None:
+        case = case_of([self.limit, load(network_file(self.folder / "e.h5", ended=WIDTHS[0]))])
+        self.assertEqual(figures.last_step(case, "observables/rms_y_init"), 2)
+        ax = figures.coordinate_check(case, ["rms_y_init"])
+        self.assertEqual(ax.get_ylabel(), "rms at t = 2")
+        self.assertEqual(len(self.series(ax)["rms_y_init"]["N"]), len(WIDTHS))
 
     def test_kernels_are_ordered_by_class(self) -> None:
         order = [1, 3, 2, 5, 0, 4]  # rows of the classes 0, 1, 2

@@ -121,9 +121,10 @@ def scaling(results: Source, name: str, step: float) -> Scaling:
 
 
 def last_step(case: Case, name: str) -> float:
-    """The last recorded step of a curve."""
+    """The last recorded step that limit and networks of all widths have: a run may end at a loss, or early."""
     curves = [*case.network_curves(name).values(), *([c] if (c := case.curve(name)) is not None else [])]
-    return float(max(curve.x[-1] for curve in curves)) if curves else 0.0
+    ends = [known[-1] for curve in curves if len(known := curve.x[np.isfinite(curve.mean)])]
+    return float(min(ends)) if ends else 0.0
 
 
 def _width_axis(ax: Axes, widths: Sequence[float] | Floats, infinity: float | None = None) -> None:
