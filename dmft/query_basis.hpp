@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "dmft/pointwise.hpp"
 #include "dmft/small_linear_algebra.hpp"
@@ -35,11 +36,17 @@ class QueryBasis {
   /// are queries that are not finite: a flow tries stages that overflow, and goes on without them.
   void ask(View query) {
     if (users_ == 0) return;
-    const double size2 = mean_square(query);
     project(query, coefficients_);
-    if (!(size2 > 0) || !std::isfinite(size2)) return;
-    constexpr double rounding = 64 * static_cast<double>(std::numeric_limits<typename B::Real>::epsilon());
-    while (extend(query, std::max(tolerance_, rounding) * std::sqrt(size2))) {
+    for (bool more = true; more;) {
+      auto residual = Matrix::uninitialized(sites_, query.cols);
+      B::copy(query, residual);
+      subtract(coefficients_, residual);
+      const auto [size2, left2] = mean_squares(query, residual);
+      if (!(size2 > 0) || !std::isfinite(size2)) return;
+      constexpr double rounding = 64 * static_cast<double>(std::numeric_limits<typename B::Real>::epsilon());
+      const double threshold = std::max(tolerance_, rounding) * std::sqrt(size2);
+      // The largest eigenvalue of the residual's Gram matrix is at most its trace.
+      more = left2 * static_cast<double>(query.cols) > threshold * threshold && extend(query, residual, threshold);
     }
   }
 
@@ -78,12 +85,7 @@ class QueryBasis {
 
  private:
   /// Adds what the residual of the query has above the threshold, as far as its Gram matrix tells; true if more may be left below.
-  bool extend(View query, double threshold) {
-    auto residual = Matrix::uninitialized(sites_, query.cols);
-    B::copy(query, residual);
-    subtract(coefficients_, residual);
-    // The largest eigenvalue of the Gram matrix is at most its trace.
-    if (mean_square(residual) * static_cast<double>(query.cols) <= threshold * threshold) return false;
+  bool extend(View query, View residual, double threshold) {
     const Eigen::MatrixXd gram = B::gram(residual);
     const double resolved = resolution(gram), least = std::max(threshold * threshold, resolved);
     const Eigen::MatrixXd combine = new_directions(gram, std::sqrt(least), sites_ - rank());
@@ -112,7 +114,14 @@ class QueryBasis {
     return resolved > threshold * threshold;
   }
 
-  static double mean_square(View q) { return sum_of_squares<B>(q) / static_cast<double>(q.size()); }
+  /// Over all elements of a and of b, which have one shape; a device waits once.
+  static std::pair<double, double> mean_squares(View a, View b) {
+    auto of_columns = Matrix::uninitialized(2, a.cols);
+    column_sums_of_products<B>(a, a, of_columns.view().row_range(0, 1));
+    column_sums_of_products<B>(b, b, of_columns.view().row_range(1, 1));
+    const Eigen::MatrixXd sums = B::download(of_columns);
+    return {sums.row(0).sum() / static_cast<double>(a.size()), sums.row(1).sum() / static_cast<double>(b.size())};
+  }
 
   Index sites_;
   double tolerance_;
