@@ -98,7 +98,7 @@ struct Accounted : moe::Cuda<float> {
 double field_bytes(const moe::SampleCounts& counts, double P) {
   const double neurons = static_cast<double>(counts.neurons), experts = static_cast<double>(counts.experts),
                sites = experts * static_cast<double>(counts.hidden);
-  return 2 * 4 * P * (13 * neurons + 7 * experts + 9 * sites);
+  return 2 * 4 * P * (10 * neurons + 5 * experts + 5 * sites);
 }
 
 struct Problem {

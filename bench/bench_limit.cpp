@@ -69,7 +69,7 @@ void products() {
       moe::UpdateRule rule;
       rule.lr = 0.1;
       moe::Operator<B> W(X, zt, Y, xt, {1, 1}, rule, {1, 0, 3, 0});
-      moe::Answer<B> on_X(S, P), on_Y(S, P);
+      B::Matrix on_X(S, P), on_Y(S, P);
       auto x = gaussian(S, P, 10), z = gaussian(S, P, 11);
       for (Index have = 0; have < rank; have += P) {
         x = gaussian(S, P, static_cast<std::uint32_t>(100 + have));
@@ -84,14 +84,15 @@ void products() {
         W.backward(z, on_Y);
         W.update(z, x);
       });
-      // Products of S x r x P: per direction coefficients, residual, images, responses, answered, learned; r x r x P ones are 2 more.
+      // Products of S x r x P: per direction coefficients, residual, images, responses, and along the basis what answers and was learned
+      // together; r x r x P ones are 2 more.
       const double big = 2.0 * static_cast<double>(S) * static_cast<double>(rank) * static_cast<double>(P);
       const double small = 2.0 * static_cast<double>(rank) * static_cast<double>(rank) * static_cast<double>(P);
-      const double flops = 2 * (6 * big) + 3 * small;
+      const double flops = 2 * (5 * big) + 3 * small;
       const double plain = best_library_rate(Op::plain, S, P, rank),
                    transposed = best_library_rate(Op::transposed, rank, P, S);
-      // Per direction two of the six are transposed (inner dimension S).
-      const double ideal = 2 * (4 * big / plain + 2 * big / transposed) + 3 * small / plain;
+      // Per direction two of the five are transposed (inner dimension S).
+      const double ideal = 2 * (3 * big / plain + 2 * big / transposed) + 3 * small / plain;
       fmt::print("{:>5} {:>5}  {:>12.1f} {:>12.1f} {:>12.1f}  {:>7.0f} %\n", P, rank, flops / time / 1e9, plain / 1e9,
                  transposed / 1e9, 100 * ideal / time);
     }

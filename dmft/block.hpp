@@ -31,17 +31,11 @@ struct BlockSpec {
 template <class B>
 struct BlockFields {
   using Matrix = typename B::Matrix;
-  Answer<B> r_parts, u_parts, y_parts, zeta_parts, xi_A_parts, xi_Q_parts;  ///< init and learned part of each
-  Matrix r, mask, G, s, rho;                                                ///< (SE, P)
-  Matrix u, v, Gv, zeta, ghat;                                              ///< (SE Sa, P)
+  Matrix r, mask, G, s, rho;    ///< (SE, P)
+  Matrix u, v, Gv, zeta, ghat;  ///< (SE Sa, P)
+  Matrix xi_A, xi_Q;            ///< (S, P): what experts and router send back
   BlockFields(Index S, Index SE, Index sites, Index P)
-      : r_parts(SE, P),
-        u_parts(sites, P),
-        y_parts(S, P),
-        zeta_parts(sites, P),
-        xi_A_parts(S, P),
-        xi_Q_parts(S, P),
-        r(SE, P),
+      : r(SE, P),
         mask(SE, P),
         G(SE, P),
         s(SE, P),
@@ -50,22 +44,10 @@ struct BlockFields {
         v(sites, P),
         Gv(sites, P),
         zeta(sites, P),
-        ghat(sites, P) {}
+        ghat(sites, P),
+        xi_A(S, P),
+        xi_Q(S, P) {}
 };
-
-namespace detail {
-/// out_ia = G_i w_ia
-template <class B>
-void times_gate(typename B::View G, typename B::View w, Index hidden, typename B::View out) {
-  B::each(hidden, G.rows * G.cols, [=] MOE_HD(Index a, Index k) {
-    const Index p = k / G.rows, i = k % G.rows;
-    out(i * hidden + a, p) = G(i, p) * w(i * hidden + a, p);
-  });
-}
-}  // namespace detail
-
-/// Of an evaluation-only query: W(t) or W(0).
-enum class Weights { now, initial };
 
 template <class B>
 class Block {
@@ -125,15 +107,11 @@ class Block {
     BlockFields<B>& f = fields_;
     z_ = z;
     phi_basis_.ask(z);
-    router_->forward(z, f.r_parts);  // (T2), (T15)
-    add(f.r_parts, f.r);
+    router_->forward(z, f.r);  // (T2), (T15)
     apply_gate<B>(spec_.gate, f.r, bias_, f.mask, f.G);
-    A_->to_experts(z, f.u_parts);  // (T3), (T16)
-    add(f.u_parts, f.u);
-    activate<B>(spec_.activation, spec_.activation_scale, f.u, f.v);
-    gated(f.G, f.v, f.Gv);
-    B_->from_experts(f.Gv, f.y_parts);  // (T4), (T17)
-    add(f.y_parts, y);
+    A_->to_experts(z, f.u);  // (T3), (T16)
+    activate_and_gate<B>(spec_.activation, spec_.activation_scale, f.u, f.G, f.v, f.Gv);
+    B_->from_experts(f.Gv, y);  // (T4), (T17)
   }
 
   /// xi (S, P) from A and Q alone, of D (S, P) = -N dL/dy.
@@ -141,21 +119,40 @@ class Block {
     BlockFields<B>& f = fields_;
     D_ = D;
     D_basis_.ask(D);
-    B_->to_experts(D, f.zeta_parts);  // (T7), (T18)
-    add(f.zeta_parts, f.zeta);
-    times_slope<B>(spec_.activation, spec_.activation_scale, f.u, f.zeta, f.ghat);
-    gated(f.G, f.ghat, f.ghat);  // (T8)
+    B_->to_experts(D, f.zeta);                                                                // (T7), (T18)
+    gated_slope<B>(spec_.activation, spec_.activation_scale, f.u, f.v, f.G, f.zeta, f.ghat);  // (T8)
     detail::mean_products_over_hidden<B>(f.v, f.zeta, f.s);
     gate_backward<B>(spec_.gate, f.mask, f.G, f.s, f.rho);  // (T9)
     if (spec_.gate.has_balance_loss()) balance_backward<B>(spec_.gate, f.r, f.mask, f.rho);
-    A_->from_experts(f.ghat, f.xi_A_parts);  // (T10), (T19)
+    A_->from_experts(f.ghat, f.xi_A);  // (T10), (T19)
     rho_basis_.ask(f.rho);
-    router_->backward(f.rho, f.xi_Q_parts);
-    const Real over_kappa = static_cast<Real>(1 / shape_.kappa);
-    scale<B>(f.xi_Q_parts.init, over_kappa);
-    scale<B>(f.xi_Q_parts.learned, over_kappa);
-    add(f.xi_A_parts, xi);
-    accumulate_sum<B>(f.xi_Q_parts.init, f.xi_Q_parts.learned, xi);
+    router_->backward(f.rho, f.xi_Q, of_router());
+    add<B>(f.xi_A, f.xi_Q, xi);
+  }
+
+  /// The two parts of a field of this step, before the update, of y as forward() gave it: W(0) and W(t) - W(0) acting on what is there now.
+  enum class Split { r, u, y, zeta, xi_A, xi_Q };
+  AnswerParts<B> parts(Split field, View y) {
+    BlockFields<B>& f = fields_;
+    const View whole = field == Split::r      ? f.r
+                       : field == Split::u    ? f.u
+                       : field == Split::y    ? y
+                       : field == Split::zeta ? f.zeta
+                       : field == Split::xi_A ? f.xi_A
+                                              : f.xi_Q;
+    AnswerParts<B> parts(whole.rows, whole.cols);
+    const Part at_hand = router_->part_at_hand();
+    switch (field) {
+      case Split::r: split<B>(whole, at_hand, parts, [&](View out) { router_->forward_part(at_hand, z_, out); }); break;
+      case Split::u: A_->parts_to_experts(z_, whole, parts); break;
+      case Split::y: B_->parts_from_experts(f.Gv, whole, parts); break;
+      case Split::zeta: B_->parts_to_experts(D_, whole, parts); break;
+      case Split::xi_A: A_->parts_from_experts(f.ghat, whole, parts); break;
+      case Split::xi_Q:
+        split<B>(whole, at_hand, parts, [&](View out) { router_->backward_part(at_hand, f.rho, out, of_router()); });
+        break;
+    }
+    return parts;
   }
 
   /// use(operator, z, x) for every operator of Q, A and B with its gradient sum_mu z_mu x_mu^T of this step. z and D of forward()
@@ -186,37 +183,28 @@ class Block {
   /// y of other inputs (S, E); nothing is stored. Ask the stored queries of a step first.
   void evaluate(View z, View y, Weights weights) {
     const Index E = z.cols;
-    Answer<B> r_parts(shape_.experts, E), u_parts(shape_.sites(), E), y_parts(y.rows, E);
     auto r = Matrix::uninitialized(shape_.experts, E);
     auto mask = Matrix::uninitialized(shape_.experts, E);
     auto G = Matrix::uninitialized(shape_.experts, E);
     auto v = Matrix::uninitialized(shape_.sites(), E);
-    const auto take = [&](const Answer<B>& parts, View total) {
-      weights == Weights::now ? add(parts, total) : B::copy(parts.init.view(), total);
-    };
-    router_->evaluate_forward(z, r_parts);
-    take(r_parts, r);
+    router_->evaluate_forward(z, r, weights);
     apply_gate<B>(spec_.gate, r, weights == Weights::now ? bias_.view() : View{}, mask, G);  // at first there is none
-    A_->evaluate_to_experts(z, u_parts);
-    take(u_parts, v);
-    activate<B>(spec_.activation, spec_.activation_scale, v, v);
-    gated(G, v, v);
-    B_->evaluate_from_experts(v, y_parts);
-    take(y_parts, y);
+    A_->evaluate_to_experts(z, v, weights);
+    activate_and_gate<B>(spec_.activation, spec_.activation_scale, v, G, v, v);
+    B_->evaluate_from_experts(v, y, weights);
   }
 
   /// Hidden features v(0) (sites, E) of other inputs (S, E) at initialisation.
   void initial_features(View z, View v0) {
-    Answer<B> u(shape_.sites(), z.cols);
-    A_->evaluate_to_experts(z, u);
-    activate<B>(spec_.activation, spec_.activation_scale, u.init, v0);
+    A_->evaluate_to_experts(z, v0, Weights::initial);
+    activate<B>(spec_.activation, spec_.activation_scale, v0, v0);
   }
 
   /// (1/K) sum_i G_i B_i(0) w_i of given hidden features w (sites, P) with the gates of this step: an evaluation-only query (T26).
-  void initial_aggregate(View w, Matrix& y) {
+  void initial_aggregate(View w, View y) {
     auto Gw = Matrix::uninitialized(w.rows, w.cols);
-    gated(fields_.G, w, Gw);
-    B_->evaluate_initial_from_experts(Gw, y);
+    times_gate<B>(fields_.G, w, Gw);
+    B_->evaluate_from_experts(Gw, y, Weights::initial);
   }
 
   void transfer(Archive& a) {
@@ -257,9 +245,7 @@ class Block {
            "\"bases\"."});
     if (can) for_each_operator([](Operator<B>& o) { o.become_dense(); });
   }
-  static void add(const Answer<B>& parts, View total) { moe::add<B>(parts.init.view(), parts.learned.view(), total); }
-  /// out_ia = G_i w_ia
-  void gated(View G, View w, View out) const { detail::times_gate<B>(G, w, shape_.hidden, out); }
+  Into of_router() const { return {1 / shape_.kappa, 0}; }
 
   BlockSpec spec_;
   Population<B> neurons_;

@@ -31,6 +31,15 @@ void sum_over_experts(typename B::View z, Index experts, typename B::Real factor
     out(a, p) = factor * static_cast<Real>(s);
   });
 }
+/// out_ia += common_a, sites expert-major.
+template <class B>
+void add_to_experts(typename B::View common, Index experts, typename B::View out) {
+  const Index hidden = common.rows;
+  B::each(hidden, experts * common.cols, [=] MOE_HD(Index a, Index k) {
+    const Index p = k / experts, i = k % experts;
+    out(i * hidden + a, p) += common(a, p);
+  });
+}
 }  // namespace detail
 
 /// The matrices between neurons and product sites. A is used as it stands (A = "to experts"); B by its transpose, so that both have
@@ -72,31 +81,46 @@ class ExpertMatrix {
     }
   }
 
-  /// Neurons -> sites: A phi, or B^T D. The neuron basis has been asked.
-  void to_experts(View x, Answer<B>& out) { broadcast(x, out, false); }
+  /// Neurons -> sites: A phi, or B^T D, out (sites, P). The neuron basis has been asked.
+  void to_experts(View x, View out) {
+    broadcast(out, [&](Operator<B>& o, View to) { o.forward(x, to); });
+  }
   /// Sites -> neurons, averaged over experts: (1/K) sum_i B_i (G v)_i, or (N/(K N_e)) sum_i A_i^T ghat_i. Stores z as a query.
-  void from_experts(View z, Answer<B>& out) { aggregate(z, out, false); }
-  /// The same for evaluation-only queries.
-  void evaluate_to_experts(View x, Answer<B>& out) { broadcast(x, out, true); }
-  void evaluate_from_experts(View z, Answer<B>& out) { aggregate(z, out, true); }
-
-  /// The initial matrices alone on an evaluation-only query, sites -> neurons: init (neurons, P).
-  void evaluate_initial_from_experts(View z, Matrix& init) {
-    if (structure_ == Structure::per_expert) {
-      auto one = Matrix::uninitialized(neurons_, z.cols);
-      init.fill(0);
-      for (Index i = 0; i < shape_.experts; ++i) {
-        op(i).evaluate_initial_backward(expert(z, i), one);
-        accumulate(one, static_cast<Real>(1 / (shape_.kappa * static_cast<double>(shape_.experts))), init);
-      }
-    } else if (structure_ == Structure::shared) {
-      auto mean = Matrix::uninitialized(shape_.hidden, z.cols);
-      mean_over_experts(z, mean);
-      op(0).evaluate_initial_backward(mean, init);
-    } else {
-      op(0).evaluate_initial_backward(z, init);
-      scale(init, static_cast<Real>(1 / shape_.kappa));
+  void from_experts(View z, View out) {
+    if (structure_ == Structure::shared) {
+      hidden_query_ = Matrix::uninitialized(shape_.hidden, z.cols);
+      mean_over_experts(z, hidden_query_);
     }
+    aggregate(z, hidden_query_, out, [](Operator<B>& o, QueryBasis<B>& basis, View query, View to, const Into& into) {
+      basis.ask(query);
+      o.backward(query, to, into);
+    });
+  }
+  /// The same for evaluation-only queries.
+  void evaluate_to_experts(View x, View out, Weights weights) {
+    broadcast(out, [&](Operator<B>& o, View to) { o.evaluate_forward(x, to, weights); });
+  }
+  void evaluate_from_experts(View z, View out, Weights weights) {
+    auto mean = Matrix::uninitialized(structure_ == Structure::shared ? shape_.hidden : 0, z.cols);
+    if (structure_ == Structure::shared) mean_over_experts(z, mean);
+    aggregate(z, mean, out, [&](Operator<B>& o, QueryBasis<B>&, View query, View to, const Into& into) {
+      o.evaluate_backward(query, to, weights, into);
+    });
+  }
+
+  /// The parts of the answers `whole` that this step's queries have had.
+  void parts_to_experts(View x, View whole, AnswerParts<B>& parts) {
+    const Part part = part_at_hand();
+    split<B>(whole, part, parts,
+             [&](View out) { broadcast(out, [&](Operator<B>& o, View to) { o.forward_part(part, x, to); }); });
+  }
+  void parts_from_experts(View z, View whole, AnswerParts<B>& parts) {
+    const Part part = part_at_hand();
+    split<B>(whole, part, parts, [&](View out) {
+      aggregate(z, hidden_query_, out, [&](Operator<B>& o, QueryBasis<B>&, View query, View to, const Into& into) {
+        o.backward_part(part, query, to, into);
+      });
+    });
   }
 
   /// use(operator, z, x) for every operator and the gradient sum_mu z_mu x_mu^T that is its own; z (sites, P) and x (neurons, P) are
@@ -130,84 +154,53 @@ class ExpertMatrix {
   QueryBasis<B>& basis(Index i) { return *bases_[static_cast<std::size_t>(i)]; }
   View expert(View sites, Index i) const { return sites.row_range(i * shape_.hidden, shape_.hidden); }
 
-  void broadcast(View x, Answer<B>& out, bool evaluation_only) {
-    const auto ask = [&](Operator<B>& o, Answer<B>& answer) {
-      evaluation_only ? o.evaluate_forward(x, answer) : o.forward(x, answer);
-    };
+  /// ask(operator, out) for the rows of out that an operator answers.
+  template <class Ask>
+  void broadcast(View out, const Ask& ask) {
     switch (structure_) {
       case Structure::stacked: ask(op(0), out); return;
-      case Structure::per_expert: {
-        Answer<B> one(shape_.hidden, x.cols);
-        for (Index i = 0; i < shape_.experts; ++i) {
-          ask(op(i), one);
-          B::copy(one.init, expert(out.init, i));
-          B::copy(one.learned, expert(out.learned, i));
-        }
+      case Structure::per_expert:
+        for (Index i = 0; i < shape_.experts; ++i) ask(op(i), expert(out, i));
         return;
-      }
       case Structure::shared: {
-        Answer<B> common(shape_.hidden, x.cols);
+        auto common = Matrix::uninitialized(shape_.hidden, out.cols);
         ask(op(0), common);
         ask(op(1), out);
-        for (Index i = 0; i < shape_.experts; ++i) {
-          B::copy(common.init, expert(out.init, i));
-          if (op(0).decayed()) accumulate(common.learned, Real(1), expert(out.learned, i));
-        }
+        detail::add_to_experts<B>(common, shape_.experts, out);
         return;
       }
     }
   }
 
-  void aggregate(View z, Answer<B>& out, bool evaluation_only) {
-    const auto ask = [&](Index which, View query, Answer<B>& answer) {
-      if (evaluation_only) {
-        op(which).evaluate_backward(query, answer);
-      } else {
-        basis(which).ask(query);
-        op(which).backward(query, answer);
-      }
-    };
-    const Real over_kappa = static_cast<Real>(1 / shape_.kappa);
+  /// out: the sum of what ask(operator, basis, query, out, into) gives; `mean` is <z>_i / kappa, which the common matrix of shared experts is asked.
+  template <class Ask>
+  void aggregate(View z, View mean, View out, const Ask& ask) {
+    const double over_kappa = 1 / shape_.kappa;
     switch (structure_) {
-      case Structure::stacked:
-        ask(0, z, out);
-        scale(out.init, over_kappa);
-        scale(out.learned, over_kappa);
+      case Structure::stacked: ask(op(0), basis(0), z, out, Into{over_kappa, 0}); return;
+      case Structure::per_expert:
+        for (Index i = 0; i < shape_.experts; ++i)
+          ask(op(i), basis(i), expert(z, i), out,
+              Into{over_kappa / static_cast<double>(shape_.experts), i == 0 ? 0.0 : 1.0});
         return;
-      case Structure::per_expert: {
-        const Real over_K = static_cast<Real>(1 / (shape_.kappa * static_cast<double>(shape_.experts)));
-        Answer<B> one(neurons_, z.cols);
-        out.init.fill(0);
-        out.learned.fill(0);
-        for (Index i = 0; i < shape_.experts; ++i) {
-          ask(i, expert(z, i), one);
-          accumulate(one.init, over_K, out.init);
-          accumulate(one.learned, over_K, out.learned);
-        }
+      case Structure::shared:
+        ask(op(0), basis(0), mean, out, Into{});
+        ask(op(1), basis(1), z, out, Into{over_kappa, 1});
         return;
-      }
-      case Structure::shared: {
-        // <.>_i / kappa of the query, asked of the common matrix
-        auto mean = Matrix::uninitialized(shape_.hidden, z.cols);
-        mean_over_experts(z, mean);
-        ask(0, mean, out);
-        Answer<B> own(neurons_, z.cols);
-        ask(1, z, own);
-        accumulate(own.learned, over_kappa, out.learned);
-        if (!evaluation_only) std::swap(hidden_query_, mean);
-        return;
-      }
     }
+  }
+
+  /// The part that all operators are asked for: the initial one where any has it at hand.
+  Part part_at_hand() const {
+    for (const auto& o : operators_)
+      if (o->part_at_hand() == Part::init) return Part::init;
+    return Part::learned;
   }
 
   void mean_over_experts(View z, View mean) const {
     const auto weight = static_cast<Real>(1 / (shape_.kappa * static_cast<double>(shape_.experts)));
     detail::sum_over_experts<B>(z, shape_.experts, weight, mean);
   }
-  static void scale(View a, Real factor) {
-    if (factor != Real(1)) moe::scale<B>(a, factor);
-  }
-  static void accumulate(View from, Real factor, View to) { moe::accumulate<B>(from, factor, to); }
 
   Structure structure_;
   SiteShape shape_;

@@ -101,6 +101,70 @@ void apply_gate(const GateSpec& spec, typename B::View r, typename B::View bias,
   }
 }
 
+/// Fields of hidden units (SE Sa, P), expert-major, with the gates of their experts: one pass over pairs of expert and token, Sa fastest.
+namespace detail {
+template <class Map>
+struct OfUnits {
+  Index hidden, experts;
+  Map map;
+  /// map(row of the unit, its expert, token)
+  MOE_HD void operator()(Index a, Index k) const {
+    const Index p = k / experts, i = k % experts;
+    map(i * hidden + a, i, p);
+  }
+};
+template <class B, class Map>
+void each_unit(typename B::View G, Index units, const Map& map) {
+  const Index hidden = units / G.rows;
+  B::each(hidden, G.rows * G.cols, OfUnits<Map>{hidden, G.rows, map});
+}
+template <class View>
+struct TimesGate {
+  View G, w, out;
+  MOE_HD void operator()(Index n, Index i, Index p) const { out(n, p) = G(i, p) * w(n, p); }
+};
+template <class View, class Phi>
+struct ActivateAndGate {
+  View u, G, v, Gv;
+  Phi phi;
+  MOE_HD void operator()(Index n, Index i, Index p) const {
+    const auto value = phi(u(n, p));
+    v(n, p) = value;
+    Gv(n, p) = G(i, p) * value;
+  }
+};
+template <class View, class Slope>
+struct GatedSlope {
+  View u, v, G, zeta, ghat;
+  Slope slope;
+  MOE_HD void operator()(Index n, Index i, Index p) const {
+    ghat(n, p) = G(i, p) * (slope(u(n, p), v(n, p)) * zeta(n, p));
+  }
+};
+}  // namespace detail
+
+/// out_ia = G_i w_ia
+template <class B>
+void times_gate(typename B::View G, typename B::View w, typename B::View out) {
+  detail::each_unit<B>(G, w.rows, detail::TimesGate<typename B::View>{G, w, out});
+}
+/// v = phi(u), Gv_ia = G_i v_ia; where v is Gv, Gv alone is kept.                                                      (T3), (T4)
+template <class B>
+void activate_and_gate(Activation kind, double b, typename B::View u, typename B::View G, typename B::View v,
+                       typename B::View Gv) {
+  PointActivation<typename B::Real>{kind, static_cast<typename B::Real>(b)}.with_value([&](auto phi) {
+    detail::each_unit<B>(G, u.rows, detail::ActivateAndGate<typename B::View, decltype(phi)>{u, G, v, Gv, phi});
+  });
+}
+/// ghat_ia = phi'(u_ia) G_i zeta_ia, of v = phi(u)                                                                       (T8)
+template <class B>
+void gated_slope(Activation kind, double b, typename B::View u, typename B::View v, typename B::View G,
+                 typename B::View zeta, typename B::View ghat) {
+  PointActivation<typename B::Real>{kind, static_cast<typename B::Real>(b)}.with_derivative([&](auto slope) {
+    detail::each_unit<B>(G, u.rows, detail::GatedSlope<typename B::View, decltype(slope)>{u, v, G, zeta, ghat, slope});
+  });
+}
+
 /// rho out of s_i = <v zeta>_a: sigmoid sigma'(r/tau) s / tau, softmax G_i (s_i - (1/K) sum_j G_j s_j) / tau, constant 0. (T9)
 template <class B>
 void gate_backward(const GateSpec& spec, typename B::View mask, typename B::View G, typename B::View s,

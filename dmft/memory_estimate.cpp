@@ -160,9 +160,9 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   Account account(sizes.float64 ? 8 : 4, L);
 
   const double of_norm = limit.layer.norm == Norm::none ? 0 : 1;
-  account.add_of_blocks(fmt::format("fields on {:.0f} expert sites x {:.0f} samples", sites, P), 12 * sites * P);
+  account.add_of_blocks(fmt::format("fields on {:.0f} expert sites x {:.0f} samples", sites, P), 8 * sites * P);
   account.add_of_blocks(fmt::format("fields on {:.0f} neurons x {:.0f} samples", S, P),
-                        (10 + of_norm) * S * P + 9 * SE * P);
+                        (6 + of_norm) * S * P + 7 * SE * P);
   account.add("the stream outside blocks", (9 + of_norm) * S * P);
   account.add(fmt::format("input weights, {:.0f} x {:.0f}", S, D), S * D * (2 + moments(limit.input)));
   account.add("readout weights", S * C * (1 + moments(limit.readout)));
@@ -229,7 +229,7 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   const double test_piece = std::min(piece, sizes.batch < sizes.train ? std::max(sizes.train, sizes.test) : sizes.test);
   const double ranks = rank_phi + rank_D;
   const double in_step = (3 * std::max(sites, S) + 2 * ranks) * P,
-               at_test = (6 * sites + 10 * S + 5 * SE + 2 * ranks + D) * test_piece;
+               at_test = (4 * sites + 8 * S + 4 * SE + 2 * ranks + D) * test_piece;
   account.add(at_test > in_step ? fmt::format("work space of an evaluation of {:.0f} samples at once", test_piece)
                                 : std::string("work space of a step"),
               std::max(in_step, at_test));

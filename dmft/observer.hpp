@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <string>
@@ -83,14 +84,30 @@ class Observer {
   Block<B>& block() const { return layer_->block(); }
   BlockFields<B>& fields() const { return block().fields(); }
 
-  /// (T26): y_init by an evaluation-only query of B(0) with the gates of this step; the rest by subtraction from the initial part.
-  void aggregation_terms(int l) {
+  /// Root mean squares of the parts of r, u, y, zeta, xi_A or xi_Q, as rms_<field>_init and rms_<field>_effective.
+  void measure_parts(const std::string& field, int l) {
+    using Split = typename Block<B>::Split;
+    static const std::map<std::string, Split> splits = {{"r", Split::r},       {"u", Split::u},
+                                                        {"y", Split::y},       {"zeta", Split::zeta},
+                                                        {"xi_A", Split::xi_A}, {"xi_Q", Split::xi_Q}};
+    const std::string of_block = "." + std::to_string(l + 1), rms_of = "rms_" + field;
+    AnswerParts<B> parts = block().parts(splits.at(field), layer_->y());
+    cache_[rms_of + "_effective" + of_block] = rms(parts.learned);
+    if (field != "y")
+      cache_[rms_of + "_init" + of_block] = rms(parts.init);
+    else if (wants("rms_y_init", l) || wants("rms_y_propagating", l))
+      aggregation_terms(parts.init, l);
+  }
+  bool wants(const std::string& name, int l) const {
+    return std::any_of(wanted_.begin(), wanted_.end(),
+                       [&](const Recorded& w) { return w.name == name && w.block == l; });
+  }
+  /// (T26): y_init by an evaluation-only query of B(0) with the gates of this step; y_propagating is the rest of the initial part.
+  void aggregation_terms(View initial_part, int l) {
     const std::string of_block = "." + std::to_string(l + 1);
-    if (cache_.contains("rms_y_init" + of_block)) return;
-    BlockFields<B>& f = fields();
     auto y_init = Matrix::uninitialized(layer_->y().rows, layer_->y().cols);
     if (first_measurement_) {  // v(t) = v(0): the stored answer
-      B::copy(f.y_parts.init, y_init);
+      B::copy(initial_part, y_init);
     } else if (fixed_batch_) {
       block().initial_aggregate(initial_.at("v" + of_block), y_init);
     } else {
@@ -98,15 +115,17 @@ class Observer {
       block().initial_aggregate(v0_[static_cast<std::size_t>(l)], y_init);
     }
     cache_["rms_y_init" + of_block] = rms(y_init);
-    cache_["rms_y_propagating" + of_block] = rms_difference(f.y_parts.init, y_init);
+    cache_["rms_y_propagating" + of_block] = rms_difference(initial_part, y_init);
   }
   double value(const Recorded& one) {
     const std::string &name = one.name, of_block = "." + std::to_string(one.block + 1);
     BlockFields<B>& f = fields();
-    if (name == "rms_y_init" || name == "rms_y_propagating") {
-      aggregation_terms(one.block);
-      return cache_.at(name + of_block);
-    }
+    for (const char* part : {"_init", "_effective", "_propagating"})
+      if (name.ends_with(part)) {
+        if (!cache_.contains(name + of_block))
+          measure_parts(name.substr(4, name.size() - 4 - std::strlen(part)), one.block);  // rms_<field><part>
+        return cache_.at(name + of_block);
+      }
     if (name == "load_q99" || name == "load_max") {
       if (!cache_.contains(name + of_block)) {
         const Loads l = expert_loads(B::download(f.mask), block().shape().kappa);
@@ -118,27 +137,16 @@ class Observer {
     if (name == "rms_h") return rms(r_->h());
     if (name == "rms_phi") return rms(r_->phi());
     if (name == "rms_r") return rms(f.r);
-    if (name == "rms_r_init") return rms(f.r_parts.init);
-    if (name == "rms_r_effective") return rms(f.r_parts.learned);
     if (name == "rms_u") return rms_active(f.u);
     if (name == "rms_u_all") return rms(f.u);
-    if (name == "rms_u_init") return rms(f.u_parts.init);
-    if (name == "rms_u_effective") return rms(f.u_parts.learned);
     if (name == "rms_v") return rms_active(f.v);
     if (name == "rms_v_all") return rms(f.v);
     if (name == "rms_y") return rms(layer_->y());
-    if (name == "rms_y_effective") return rms(f.y_parts.learned);
     if (name == "rms_f") return std::sqrt(r_->outputs().array().square().mean());
     if (name == "rms_D") return rms(layer_->D());
     if (name == "rms_zeta") return rms(f.zeta);
-    if (name == "rms_zeta_init") return rms(f.zeta_parts.init);
-    if (name == "rms_zeta_effective") return rms(f.zeta_parts.learned);
     if (name == "rms_rho") return rms(f.rho);
     if (name == "rms_xi") return rms(r_->xi());
-    if (name == "rms_xi_A_init") return rms(f.xi_A_parts.init);
-    if (name == "rms_xi_A_effective") return rms(f.xi_A_parts.learned);
-    if (name == "rms_xi_Q_init") return rms(f.xi_Q_parts.init);
-    if (name == "rms_xi_Q_effective") return rms(f.xi_Q_parts.learned);
     if (name == "router_entropy")
       return router_entropy<B>(fields().G, block().shape().kappa * static_cast<double>(block().shape().experts));
     if (name == "ess_forward") return effective_sample_size(f.Gv);

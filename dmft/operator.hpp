@@ -15,19 +15,36 @@ namespace moe {
 
 /// The two parts of an answer, each (sites, P): W(0) and W(t) - W(0) acting on the same query.
 template <class B>
-struct Answer {
+struct AnswerParts {
   typename B::Matrix init, learned;
-  Answer() = default;
-  Answer(Index sites, Index P) : init(sites, P), learned(sites, P) {}
+  AnswerParts(Index sites, Index P)
+      : init(B::Matrix::uninitialized(sites, P)), learned(B::Matrix::uninitialized(sites, P)) {}
 };
+enum class Part { init, learned };
+/// Both out of the answer `whole`: ask(out) makes the one that is at hand, the other is what is left.
+template <class B, class Ask>
+void split(typename B::View whole, Part at_hand, AnswerParts<B>& parts, const Ask& ask) {
+  const bool init = at_hand == Part::init;
+  const typename B::View known = init ? parts.init : parts.learned, rest = init ? parts.learned : parts.init;
+  ask(known);
+  subtract<B>(whole, known, rest);
+}
+
+/// What becomes of an answer W q: out = keep * out + factor * W q.
+struct Into {
+  double factor = 1, keep = 0;
+};
+
+/// Of an evaluation-only query: W(t) or W(0).
+enum class Weights { now, initial };
 
 /// W: Y -> X. Forward queries x are functions of a Y-site, backward queries z of an X-site:
 ///     W x   = sum_k chi_k <xt_k, x> + sum_j zt_j <be_j, x> + learned                                        (T24)
 ///     W^T z = sum_j be_j <zt_j, z> + sum_k xt_k <chi_k, z> + learned                                        (T25)
 /// chi lives on X with variance s_chi^2, be on Y with s_beta^2; both are drawn when a basis has grown, orthogonal to the other
 /// side's basis. Linear rules keep the learned part as zt Theta xt^T, entrywise rules as an array over pairs of sites. When the bases
-/// are no longer small the operator becomes dense (T27). The two sides play the same part with roles exchanged, so each formula
-/// stands here once, for an answer on side `to` to a query on side `from`.
+/// are no longer small the operator becomes dense (T27): one array that learns, and what it was at first. The two sides play the same
+/// part with roles exchanged, so each formula stands here once, for an answer on side `to` to a query on side `from`.
 template <class B>
 class Operator {
  public:
@@ -53,18 +70,32 @@ class Operator {
 
   /// A matrix that is an explicit array from the start: W x = W0 x / SY, W^T z = W0^T z / SX (the router in regime I).
   Operator(Matrix W0, const UpdateRule& rule) : rule_(rule), dense_(true), W0_(std::move(W0)) {
-    if (learns()) pairs_ = LearnedArray<B>(W0_.rows(), W0_.cols(), rule);
+    if (!learns()) return;
+    pairs_ = LearnedArray<B>(W0_.rows(), W0_.cols(), rule);
+    B::copy(W0_, pairs_.value());
   }
 
   /// Stored queries. The basis of the query's side must have been asked (QueryBasis::ask) in this step.
-  void forward(View x, Answer<B>& out) { answer(y_, x_, Op::plain, x, out, false); }
-  void backward(View z, Answer<B>& out) { answer(x_, y_, Op::transposed, z, out, false); }
+  void forward(View x, View out, const Into& into = {}) { answer(y_, x_, Op::plain, x, out, into); }
+  void backward(View z, View out, const Into& into = {}) { answer(x_, y_, Op::transposed, z, out, into); }
 
   /// Evaluation-only queries: drawn jointly over the block, nothing stored (theory section 6). Ask the stored ones first.
-  void evaluate_forward(View x, Answer<B>& out) { answer(y_, x_, Op::plain, x, out, true); }
-  void evaluate_backward(View z, Answer<B>& out) { answer(x_, y_, Op::transposed, z, out, true); }
-  /// W(0) alone on an evaluation-only backward query.
-  void evaluate_initial_backward(View z, Matrix& init) { evaluate_initial(x_, y_, Op::transposed, z, init); }
+  void evaluate_forward(View x, View out, Weights weights, const Into& into = {}) {
+    evaluate(y_, x_, Op::plain, x, out, weights, into);
+  }
+  void evaluate_backward(View z, View out, Weights weights, const Into& into = {}) {
+    evaluate(x_, y_, Op::transposed, z, out, weights, into);
+  }
+
+  /// One part of the answer that a step's stored query has had, before the update.
+  void forward_part(Part part, View x, View out, const Into& into = {}) {
+    part_of_answer(y_, x_, Op::plain, part, x, out, into);
+  }
+  void backward_part(Part part, View z, View out, const Into& into = {}) {
+    part_of_answer(x_, y_, Op::transposed, part, z, out, into);
+  }
+  /// Which of the parts is at hand; the other one is what is left of the answer.
+  Part part_at_hand() const { return !dense_ && decay_ == 1 && has_initial() ? Part::learned : Part::init; }
 
   /// One optimizer step with the gradient sum_mu z_mu x_mu^T of the step's stored queries z (SX, P), x (SY, P).
   void update(View z, View x) {
@@ -84,8 +115,22 @@ class Operator {
     accumulate<B>(velocity_, static_cast<Real>(rule_.lr), theta_);
   }
 
-  /// What SGD learns, for a flow: Theta, which may be smaller than the bases, or once dense the array over pairs. Empty if frozen.
-  Matrix& learned() { return pairs_.empty() ? theta_ : pairs_.learned(); }
+  /// What SGD learns, for a flow: Theta, which may be smaller than the bases, or once dense W(t) - W(0) over pairs. Empty if frozen.
+  void learned(Matrix& out) {
+    const View value = pairs_.empty() ? theta_.view() : pairs_.value();
+    out = Matrix::uninitialized(value.rows, value.cols);
+    B::copy(value, out);
+    if (!pairs_.empty() && !W0_.empty()) accumulate<B>(W0_, Real(-1), out);
+  }
+  void set_learned(View from) {
+    if (pairs_.empty() && (theta_.rows() != from.rows || theta_.cols() != from.cols))
+      theta_ = Matrix::uninitialized(from.rows, from.cols);
+    const View value = pairs_.empty() ? theta_.view() : pairs_.value();
+    if (!pairs_.empty() && !W0_.empty())
+      add<B>(W0_, from, value);
+    else
+      B::copy(from, value);
+  }
   /// Its derivative eta sum_mu z_mu x_mu^T, of the step's stored queries.
   void derivative(View z, View x, Matrix& out) {
     if (!learns()) {
@@ -113,7 +158,6 @@ class Operator {
   }
 
   bool dense() const { return dense_; }
-  bool decayed() const { return decay_ != 1; }
   std::size_t bytes() const {
     return x_.images.bytes() + y_.images.bytes() + theta_.bytes() + velocity_.bytes() + pairs_.bytes() + W0_.bytes();
   }
@@ -137,6 +181,7 @@ class Operator {
   }
 
   /// Goes dense between steps: W0 = chi xt^T + zt be^T + (1 - zt zt^T/SX) Gamma (1 - xt xt^T/SY)                   (T27)
+  /// From there on the array that learns holds all of W(t), and W0 stands beside it for what is said of W(0).
   void become_dense() {
     if (dense_) return;
     synchronise(y_, x_);
@@ -171,6 +216,7 @@ class Operator {
         B::gemm(Op::plain, Op::plain, 1, zt, half, 0, pairs_.velocity());
       }
     }
+    if (!pairs_.empty() && !W0_.empty()) accumulate<B>(W0_, static_cast<Real>(decay_), pairs_.value());
     dense_ = true;
     theta_ = Matrix();
     velocity_ = Matrix();
@@ -188,8 +234,9 @@ class Operator {
     double variance = 0;  ///< s_chi^2 on X, s_beta^2 on Y: of the images that live here
     Matrix
         images;  ///< (sites, known): images of the first `known` vectors of the other side's basis; none if variance = 0
-    Index known = 0;   ///< how many vectors of the OTHER side's basis this operator has taken in
-    Index listed = 0;  ///< how many of the images are of listed draws
+    Index known = 0;     ///< how many vectors of the OTHER side's basis this operator has taken in
+    Index listed = 0;    ///< how many of the images are of listed draws
+    Index answered = 0;  ///< of `known`, those that were there when this side's query was answered last; of the step
     Index sites() const { return population->sites(); }
     void transfer(Archive& a) {
       a("images", images);
@@ -198,8 +245,9 @@ class Operator {
     }
   };
 
+  bool has_initial() const { return x_.variance > 0 || y_.variance > 0; }
   bool learns() const { return rule_.lr != 0; }  ///< 0: frozen, or the common initial matrix of shared experts
-  bool keeps_bases() const { return (rule_.linear() && learns()) || x_.variance > 0 || y_.variance > 0; }
+  bool keeps_bases() const { return (rule_.linear() && learns()) || has_initial(); }
 
   /// to = keep * to + weight * sum_nu <zt, z_nu> <xt, x_nu>^T
   void add_gradient(double weight, double keep, View to) {
@@ -295,70 +343,85 @@ class Operator {
   }
 
   /// The answer on side `to` to a query on side `from`; `op` says whether the dense arrays act plainly or transposed.
-  void answer(Side& from, Side& to, Op op, View query, Answer<B>& out, bool evaluation_only) {
+  void answer(Side& from, Side& to, Op op, View query, View out, const Into& into) {
+    if (dense_) return weights_act(op, query, out, into);
+    synchronise(from, to);
+    from.answered = from.known;
+    combine(from, to, op, query, from.basis->coefficients(), {decay_, 1, from.known}, out, into);
+  }
+
+  void evaluate(Side& from, Side& to, Op op, View query, View out, Weights weights, const Into& into) {
+    const bool now = weights == Weights::now;
+    if (dense_) return now ? weights_act(op, query, out, into) : array_acts(W0_, op, query, out, into);
+    if (!now && !has_initial()) return array_acts({}, op, query, out, into);
     Matrix own;
-    if (!dense_ && evaluation_only) from.basis->project(query, own);
-    if (!dense_ && !evaluation_only) synchronise(from, to);
-    const View c = dense_ || evaluation_only ? own.view() : from.basis->coefficients();
-    initial_answer(from, to, op, query, c, out.init, evaluation_only);
-    if (!pairs_.empty())
-      B::gemm(op, Op::plain, 1.0 / static_cast<double>(query.rows), pairs_.value(), query, 0, out.learned);
-    else if (dense_)
-      out.learned.fill(0);
+    from.basis->project(query, own);
+    const Shares shares{now ? decay_ : 1, now ? 1.0 : 0.0, from.known};
+    combine(from, to, op, query, own, shares, out, into);
+    if (to.variance > 0) add_new_randomness(from, to, query, own, shares.initial * into.factor, out);
+  }
+
+  void part_of_answer(Side& from, Side& to, Op op, Part part, View query, View out, const Into& into) {
+    const bool init = part == Part::init;
+    if (!dense_) {
+      const Shares shares{init ? 1 : decay_ - 1, init ? 0.0 : 1.0, from.answered};
+      return combine(from, to, op, query, from.basis->coefficients(), shares, out, into);
+    }
+    if (init) return array_acts(W0_, op, query, out, into);
+    weights_act(op, query, out, into);
+    array_acts(W0_, op, query, out, {-into.factor, 1});
+  }
+
+  /// Once dense: W(t), of which a matrix that does not learn keeps the share c(t) of what it was at first.
+  void weights_act(Op op, View query, View out, const Into& into) {
+    if (pairs_.empty())
+      array_acts(W0_, op, query, out, {decay_ * into.factor, into.keep});
     else
-      learned_answer(op, to, c, out.learned);
-    add_decay(out);
+      array_acts(pairs_.value(), op, query, out, into);
+  }
+  /// An empty array is a matrix of zeros.
+  static void array_acts(View W, Op op, View query, View out, const Into& into) {
+    if (W.size() == 0) return B::gemm(Op::plain, Op::plain, 0, {}, query.row_range(0, 0), into.keep, out);
+    B::gemm(op, Op::plain, into.factor / static_cast<double>(query.rows), W, query, into.keep, out);
   }
 
-  void evaluate_initial(Side& from, Side& to, Op op, View query, Matrix& init) {
-    Matrix own;
-    if (!dense_) from.basis->project(query, own);
-    initial_answer(from, to, op, query, own, init, true);
-  }
+  /// What of the matrix answers: initial W(0) + learned (W(t) - c(t) W(0)), the responses being those to `responses` vectors.
+  struct Shares {
+    double initial, learned;
+    Index responses;
+  };
 
-  /// W(0) acting on the query; c: its coefficients (not used once dense).
-  void initial_answer(Side& from, Side& to, Op op, View query, View c, Matrix& init, bool evaluation_only) {
+  /// The answer by the bases; c: the query's coefficients. Along the basis of `to` there are the responses <be_j, x>, Stein's estimate, and
+  /// what a linear rule has learned, zt Theta c or xt Theta^T c: Theta may be smaller than the bases, since what was added after the last
+  /// update has no learned part.
+  void combine(Side& from, Side& to, Op op, View query, View c, const Shares& shares, View out, const Into& into) {
     const double per_site = 1.0 / static_cast<double>(query.rows);
-    if (dense_) {
-      if (W0_.empty())
-        init.fill(0);
-      else
-        B::gemm(op, Op::plain, per_site, W0_, query, 0, init);
-      return;
+    double keep = into.keep;
+    const auto add_product = [&](Op of, double factor, View a, View b) {
+      B::gemm(of, Op::plain, factor * into.factor, a, b, keep, out);
+      keep = 1;
+    };
+    if (to.variance > 0 && shares.initial != 0) add_product(Op::plain, shares.initial, to.images, c);
+    const bool plain = op == Op::plain;
+    const Index inner = plain ? theta_.cols() : theta_.rows(), outer = plain ? theta_.rows() : theta_.cols();
+    const Index responses = responses_ && from.variance > 0 && shares.initial != 0 ? shares.responses : 0,
+                learned = shares.learned != 0 && inner > 0 ? outer : 0;
+    if (responses > 0 || learned > 0) {
+      Matrix along(std::max(responses, learned), query.cols);
+      if (responses > 0)
+        B::gemm(Op::transposed, Op::plain, shares.initial * per_site, from.images.columns(0, responses), query, 0,
+                along.view().row_range(0, responses));
+      if (learned > 0)
+        B::gemm(op, Op::plain, shares.learned, theta_, c.row_range(0, inner), 1, along.view().row_range(0, learned));
+      add_product(Op::plain, 1, to.basis->vectors().columns(0, along.rows()), along);
     }
-    if (to.variance > 0)
-      B::gemm(Op::plain, Op::plain, 1, to.images, c, 0, init);
-    else
-      init.fill(0);
-    if (responses_ && from.variance > 0 && from.known > 0) {  // <be_j, x>: the Stein estimate of the response
-      auto response = Matrix::uninitialized(from.known, query.cols);
-      B::gemm(Op::transposed, Op::plain, per_site, from.images, query, 0, response);
-      B::gemm(Op::plain, Op::plain, 1, to.basis->vectors().columns(0, from.known), response, 1, init);
-    }
-    if (evaluation_only && to.variance > 0) add_new_randomness(from, to, query, c, init);
-  }
-
-  /// AdamW: W(t) = c(t) W(0) + Delta, so W(t) - W(0) holds (c(t) - 1) W(0) as well.
-  void add_decay(Answer<B>& out) const {
-    if (decay_ != 1) accumulate<B>(out.init, static_cast<Real>(decay_ - 1), out.learned);
-  }
-
-  /// zt Theta c, or xt Theta^T c. Theta may be smaller than the bases: what was added since the last update has no learned part.
-  void learned_answer(Op op, Side& to, View c, Matrix& out) {
-    const Index rows = op == Op::plain ? theta_.rows() : theta_.cols(),
-                inner = op == Op::plain ? theta_.cols() : theta_.rows();
-    if (rows == 0 || inner == 0) {
-      out.fill(0);
-      return;
-    }
-    auto weights = Matrix::uninitialized(rows, c.cols);
-    B::gemm(op, Op::plain, 1, theta_, c.row_range(0, inner), 0, weights);
-    B::gemm(Op::plain, Op::plain, 1, to.basis->vectors().columns(0, rows), weights, 0, out);
+    if (shares.learned != 0 && !pairs_.empty()) add_product(op, shares.learned * per_site, pairs_.value(), query);
+    if (keep != 1) array_acts({}, op, query, out, {0, keep});  // nothing has answered
   }
 
   /// The part of an evaluation-only query outside the basis, e, gets a fresh Gaussian answer s Z L^T with L L^T = <e e>, orthogonal
-  /// to the basis of the side it lives on.
-  void add_new_randomness(Side& from, Side& to, View query, View coefficients, View init) {
+  /// to the basis of the side it lives on; out += factor times it.
+  void add_new_randomness(Side& from, Side& to, View query, View coefficients, double factor, View out) {
     auto residual = Matrix::uninitialized(query.rows, query.cols);
     B::copy(query, residual);
     from.basis->subtract(coefficients, residual);
@@ -380,7 +443,7 @@ class Operator {
       const double wanted = left / (to.variance * total);
       if (wanted > 0 && found > 0) restore = std::sqrt(wanted / found);
     }
-    accumulate<B>(g, static_cast<Real>(restore), init);
+    accumulate<B>(g, static_cast<Real>(restore * factor), out);
   }
 
   UpdateRule rule_;
@@ -388,12 +451,12 @@ class Operator {
   bool responses_ = true;
   std::uint32_t noise_draws_ = 0;
   Side x_, y_;
-  double decay_ = 1;  ///< c(t) of AdamW: W(t) = c(t) W(0) + learned
+  double decay_ = 1;  ///< c(t) of AdamW: while not dense W(t) = c(t) W(0) + what was learned
   double defect_ = 0;
   bool dense_ = false;
   Matrix theta_, velocity_;  ///< (rank zt, rank xt)
-  LearnedArray<B> pairs_;    ///< (SX, SY)
-  Matrix W0_;                ///< (SX, SY) once dense
+  LearnedArray<B> pairs_;    ///< (SX, SY) W(t) - c(t) W(0) of an entrywise rule; once dense W(t)
+  Matrix W0_;                ///< (SX, SY) W(0) once dense
 };
 
 }  // namespace moe

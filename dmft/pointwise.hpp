@@ -23,10 +23,10 @@ template <class B>
 void add(typename B::View a, typename B::View b, typename B::View total) {
   B::each(total.rows, total.cols, [=] MOE_HD(Index i, Index j) { total(i, j) = a(i, j) + b(i, j); });
 }
-/// to += a + b
+/// rest = a - b
 template <class B>
-void accumulate_sum(typename B::View a, typename B::View b, typename B::View to) {
-  B::each(to.rows, to.cols, [=] MOE_HD(Index i, Index j) { to(i, j) += a(i, j) + b(i, j); });
+void subtract(typename B::View a, typename B::View b, typename B::View rest) {
+  B::each(rest.rows, rest.cols, [=] MOE_HD(Index i, Index j) { rest(i, j) = a(i, j) - b(i, j); });
 }
 /// out = factor * a^T
 template <class B>

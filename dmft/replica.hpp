@@ -102,19 +102,11 @@ class Replica {
   /// What SGD learns, by tensor and operator; a flow of it passes through states between steps.
   void learned(ArrayList<B>& w) {
     w.arrays.clear();
-    for_each_learned([&](Matrix& value) {
-      w.arrays.push_back(Matrix::uninitialized(value.rows(), value.cols()));
-      B::copy(value, w.arrays.back());
-    });
+    for_each_learned([&](auto& tensor) { tensor.learned(w.arrays.emplace_back()); });
   }
   void set_learned(const ArrayList<B>& w) {
     std::size_t k = 0;
-    for_each_learned([&](Matrix& value) {
-      const Matrix& from = w.arrays[k++];
-      if (value.rows() != from.rows() || value.cols() != from.cols())
-        value = Matrix::uninitialized(from.rows(), from.cols());
-      B::copy(from.view(), value);
-    });
+    for_each_learned([&](auto& tensor) { tensor.set_learned(w.arrays[k++].view()); });
   }
   /// Its time derivative, with the gradients of this step.
   void learned_derivative(ArrayList<B>& d) {
@@ -187,9 +179,9 @@ class Replica {
   }
   template <class Use>
   void for_each_learned(Use&& use) {
-    use(W_in_.learned());
-    use(w_bar_.learned());
-    for (auto& layer : layers_) layer->block().for_each_operator([&](Operator<B>& o) { use(o.learned()); });
+    use(W_in_);
+    use(w_bar_);
+    for (auto& layer : layers_) layer->block().for_each_operator(use);
   }
 
   Index S() const { return spec_.block.counts.neurons; }

@@ -546,8 +546,7 @@ void ExpertBatch<B>::forward(Index t, View logits) {
   }
   detail::remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
   dA_.act(over_neurons, phi, u);
-  activate<B>(block.activation, block.activation_scale, u, v_);
-  detail::times_gate<B>(G_, v_, Sa_, Gv_now);
+  activate_and_gate<B>(block.activation, block.activation_scale, u, G_, v_, Gv_now);
   if (block.constants.expert_out_shared) detail::mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
   sent_Gv.ask(asked_out().columns(t * P_, P_));
 }
@@ -581,8 +580,7 @@ void ExpertBatch<B>::backward(Index t) {
     of_batch.add(of_balance, rho_now);
   }
   if (gate_.has_bias()) move_bias<B>(gate_, mask, bias_);
-  times_slope<B>(block.activation, block.activation_scale, u_, zeta, ghat_now);
-  detail::times_gate<B>(G_, ghat_now, Sa_, ghat_now);
+  gated_slope<B>(block.activation, block.activation_scale, u_, v_, G_, zeta, ghat_now);
   if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
   sent_ghat.ask(asked_in().columns(t * P_, P_));
   sent_rho.ask(rho_now);

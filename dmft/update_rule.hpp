@@ -137,7 +137,11 @@ class LearnedArray {
   }
 
   /// What learns, for a flow: d value/dt = scale * lr * sum_mu z_mu x_mu^T, SGD only.
-  Matrix& learned() { return value_; }
+  void learned(Matrix& out) {
+    out = Matrix::uninitialized(value_.rows(), value_.cols());
+    B::copy(value_, out);
+  }
+  void set_learned(View from) { B::copy(from, value_); }
   void derivative(View z, View x, Matrix& out) const {
     out = Matrix::uninitialized(z.rows, x.rows);
     add_gradient(z, x, 0, out);

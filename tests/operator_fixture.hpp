@@ -43,22 +43,29 @@ class Asked {
   Eigen::MatrixXd forward(const Eigen::MatrixXd& x) {
     upload(x, x_);
     xt_.ask(x_);
-    return answer([&](moe::Answer<B>& a) { op_.forward(x_, a); }, X_.sites(), x.cols());
+    return answer([&](View a) { op_.forward(x_, a); }, X_.sites(), x.cols());
   }
   Eigen::MatrixXd backward(const Eigen::MatrixXd& z) {
     upload(z, z_);
     zt_.ask(z_);
-    return answer([&](moe::Answer<B>& a) { op_.backward(z_, a); }, Y_.sites(), z.cols());
+    return answer([&](View a) { op_.backward(z_, a); }, Y_.sites(), z.cols());
   }
-  Eigen::MatrixXd evaluate_forward(const Eigen::MatrixXd& x) {
+  Eigen::MatrixXd evaluate_forward(const Eigen::MatrixXd& x, moe::Weights weights = moe::Weights::now) {
     Matrix query;
     upload(x, query);
-    return answer([&](moe::Answer<B>& a) { op_.evaluate_forward(query, a); }, X_.sites(), x.cols());
+    return answer([&](View a) { op_.evaluate_forward(query, a, weights); }, X_.sites(), x.cols());
   }
-  Eigen::MatrixXd evaluate_backward(const Eigen::MatrixXd& z) {
+  Eigen::MatrixXd evaluate_backward(const Eigen::MatrixXd& z, moe::Weights weights = moe::Weights::now) {
     Matrix query;
     upload(z, query);
-    return answer([&](moe::Answer<B>& a) { op_.evaluate_backward(query, a); }, Y_.sites(), z.cols());
+    return answer([&](View a) { op_.evaluate_backward(query, a, weights); }, Y_.sites(), z.cols());
+  }
+  /// A part of what the last forward() or backward() has answered.
+  Eigen::MatrixXd forward_part(moe::Part part) {
+    return answer([&](View a) { op_.forward_part(part, x_, a); }, X_.sites(), x_.cols());
+  }
+  Eigen::MatrixXd backward_part(moe::Part part) {
+    return answer([&](View a) { op_.backward_part(part, z_, a); }, Y_.sites(), z_.cols());
   }
   /// With the queries of the last forward() and backward().
   void update() { op_.update(z_, x_); }
@@ -74,9 +81,9 @@ class Asked {
   }
   template <class F>
   static Eigen::MatrixXd answer(F&& ask, Index sites, Index P) {
-    moe::Answer<B> a(sites, P);
-    ask(a);
-    return B::download(a.init) + B::download(a.learned);
+    auto a = Matrix::uninitialized(sites, P);
+    ask(a.view());
+    return B::download(a);
   }
   moe::Population<B> X_, Y_;
   moe::QueryBasis<B> zt_, xt_;

@@ -121,6 +121,67 @@ TEST_CASE("operator: the dense form reproduces all stored answers and continues 
 }
 
 TEST_CASE(
+    "operator: the parts of an answer are those of W(0) and of what was learned, in either form [every structure, "
+    "AdamW "
+    "included]") {
+  using moe::Part;
+  for (const auto& c : structures)
+    for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam, OptimizerKind::adamw}) {
+      INFO(std::string(c.name));
+      CAPTURE(static_cast<int>(kind));
+      moe::UpdateRule r = rule(kind, 0.3);
+      r.decay = kind == OptimizerKind::adamw ? 0.97 : 1.0;
+      Asked W(SX, SY, c.constants, r, 1e-9, false, 17);
+      const bool initial = c.constants.chi2 > 0 || c.constants.beta2 > 0;
+      const History h = train(W, 3);
+      for (const bool dense : {false, true}) {
+        CAPTURE(dense);
+        if (dense) W.become_dense();
+        const MatrixXd x = dense ? h.x[1] : gaussian(SY, P, 8, 1), z = dense ? h.z[2] : gaussian(SX, P, 8, 2);
+        const MatrixXd Wx = W.forward(x), Wz = W.backward(z);
+        const MatrixXd init_x = W.forward_part(Part::init), learned_x = W.forward_part(Part::learned),
+                       init_z = W.backward_part(Part::init), learned_z = W.backward_part(Part::learned);
+        CHECK(relative(init_x + learned_x, Wx) <= rounding);
+        CHECK(relative(init_z + learned_z, Wz) <= rounding);
+        CHECK(learned_x.norm() > 0.01 * Wx.norm());
+        CHECK((init_x.norm() > 0.01 * Wx.norm()) == initial);
+        // Each part is a matrix of its own, asked from both sides.
+        const double scale = rounding * z.norm() * x.norm();
+        CHECK((z.transpose() * init_x / SX - init_z.transpose() * x / SY).norm() <= scale);
+        CHECK((z.transpose() * learned_x / SX - learned_z.transpose() * x / SY).norm() <= scale);
+        // W(0) does not learn: after an update it answers what is in the bases as before.
+        W.update();
+        CHECK((W.evaluate_forward(x, moe::Weights::initial) - init_x).norm() <= rounding * (1 + init_x.norm()));
+        CHECK((W.evaluate_backward(z, moe::Weights::initial) - init_z).norm() <= rounding * (1 + init_z.norm()));
+      }
+    }
+}
+
+TEST_CASE("operator: what is at hand and what is left are the parts, and an answer is added to what is there") {
+  for (const auto& c : structures)
+    for (const bool dense : {false, true}) {
+      INFO(std::string(c.name));
+      Asked W(SX, SY, c.constants, rule(OptimizerKind::adam, 0.3), 1e-9, false, 18);
+      const History h = train(W, 3);
+      if (dense) W.become_dense();
+      const MatrixXd Wx = W.forward(h.x[1]), init = W.forward_part(moe::Part::init),
+                     learned = W.forward_part(moe::Part::learned);
+      operator_fixture::Matrix x(SY, P), out(SX, P), whole(SX, P);
+      operator_fixture::B::upload(h.x[1], x);
+      operator_fixture::B::upload(Wx, whole);
+      moe::AnswerParts<operator_fixture::B> parts(SX, P);
+      const moe::Part at_hand = W.op().part_at_hand();
+      moe::split<operator_fixture::B>(whole, at_hand, parts, [&](auto to) { W.op().forward_part(at_hand, x, to); });
+      CHECK((operator_fixture::B::download(parts.init) - init).norm() <= rounding * (1 + Wx.norm()));
+      CHECK((operator_fixture::B::download(parts.learned) - learned).norm() <= rounding * (1 + Wx.norm()));
+      const MatrixXd there = gaussian(SX, P, 9, 1);
+      operator_fixture::B::upload(there, out);
+      W.op().forward(x, out, {0.5, -2});
+      CHECK((operator_fixture::B::download(out) - (0.5 * Wx - 2 * there)).norm() <= rounding * (1 + Wx.norm()));
+    }
+}
+
+TEST_CASE(
     "operator: learned part is the sum of outer products of stored queries, (T15)-(T19), momentum and decay included") {
   for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum}) {
     Asked W(SX, SY, {0.0, 0.0}, rule(kind, 0.25), 1e-10, false, 15);
