@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <csignal>
 #include <cstdio>
 #include <deque>
 #include <filesystem>
@@ -311,6 +312,7 @@ Invocation parse_command_line(const ProgramInfo& program, int argc, const char* 
 }
 
 int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is told of as one on a full disk is
   int status = 0;
   std::exception_ptr error;
   try {

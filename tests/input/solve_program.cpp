@@ -107,6 +107,16 @@ TEST_CASE("dmft_solve: the small run of these tests is sound") {
   CHECK(folder.file_count() == 1);
 }
 
+TEST_CASE("dmft_solve: a limit on the size of files ends the run with a message and leaves nothing behind") {
+  const TemporaryFolder folder, logs;
+  std::string line = "ulimit -f 8; exec " + program_folder() + "/dmft_solve";  // 4 KiB or 8, by the shell
+  for (const std::string& argument : with({"--quiet", "--out", folder / "a.h5"})) line += " '" + argument + "'";
+  const int status = std::system(("(" + line + ") >" + logs / "log" + " 2>&1").c_str());
+  REQUIRE(WIFEXITED(status));
+  check_says({WEXITSTATUS(status), read_bytes(logs / "log"), 0}, {"cannot write", folder / "a.h5", "File too large"});
+  CHECK(folder.file_count() == 0);
+}
+
 TEST_CASE("dmft_solve: output that cannot be written is refused before the solve [folder missing, folder, read-only]") {
   const TemporaryFolder folder;
   check_refused(run_program("dmft_solve", with({"--out", folder / "none/a.h5"})), 1,
