@@ -134,25 +134,16 @@ class Block {
   enum class Split { r, u, y, zeta, xi_A, xi_Q };
   AnswerParts<B> parts(Split field, View y) {
     BlockFields<B>& f = fields_;
-    const View whole = field == Split::r      ? f.r
-                       : field == Split::u    ? f.u
-                       : field == Split::y    ? y
-                       : field == Split::zeta ? f.zeta
-                       : field == Split::xi_A ? f.xi_A
-                                              : f.xi_Q;
-    AnswerParts<B> parts(whole.rows, whole.cols);
     const Part at_hand = router_->part_at_hand();
     switch (field) {
-      case Split::r: split<B>(whole, at_hand, parts, [&](View out) { router_->forward_part(at_hand, z_, out); }); break;
-      case Split::u: A_->parts_to_experts(z_, whole, parts); break;
-      case Split::y: B_->parts_from_experts(f.Gv, whole, parts); break;
-      case Split::zeta: B_->parts_to_experts(D_, whole, parts); break;
-      case Split::xi_A: A_->parts_from_experts(f.ghat, whole, parts); break;
-      case Split::xi_Q:
-        split<B>(whole, at_hand, parts, [&](View out) { router_->backward_part(at_hand, f.rho, out, of_router()); });
-        break;
+      case Split::r: return split<B>(f.r, at_hand, [&](View out) { router_->forward_part(at_hand, z_, out); });
+      case Split::u: return A_->parts_to_experts(z_, f.u);
+      case Split::y: return B_->parts_from_experts(f.Gv, y);
+      case Split::zeta: return B_->parts_to_experts(D_, f.zeta);
+      case Split::xi_A: return A_->parts_from_experts(f.ghat, f.xi_A);
+      case Split::xi_Q: break;
     }
-    return parts;
+    return split<B>(f.xi_Q, at_hand, [&](View out) { router_->backward_part(at_hand, f.rho, out, of_router()); });
   }
 
   /// use(operator, z, x) for every operator of Q, A and B with its gradient sum_mu z_mu x_mu^T of this step. z and D of forward()

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "dmft/expert_measures.hpp"
 #include "dmft/operator.hpp"
 
 namespace moe {
@@ -18,29 +19,6 @@ struct SiteShape {
   double kappa = 1;               ///< K_S / SE
   Index sites() const { return experts * hidden; }
 };
-
-namespace detail {
-/// out_a = factor * sum_i z_ia, sites expert-major.
-template <class B>
-void sum_over_experts(typename B::View z, Index experts, typename B::Real factor, typename B::View out) {
-  using Real = typename B::Real;
-  const Index hidden = out.rows;
-  B::each(hidden, z.cols, [=] MOE_HD(Index a, Index p) {
-    double s = 0;
-    for (Index i = 0; i < experts; ++i) s += static_cast<double>(z(i * hidden + a, p));
-    out(a, p) = factor * static_cast<Real>(s);
-  });
-}
-/// out_ia += common_a, sites expert-major.
-template <class B>
-void add_to_experts(typename B::View common, Index experts, typename B::View out) {
-  const Index hidden = common.rows;
-  B::each(hidden, experts * common.cols, [=] MOE_HD(Index a, Index k) {
-    const Index p = k / experts, i = k % experts;
-    out(i * hidden + a, p) += common(a, p);
-  });
-}
-}  // namespace detail
 
 /// The matrices between neurons and product sites. A is used as it stands (A = "to experts"); B by its transpose, so that both have
 /// neurons on side Y and sites on side X. Constants are those of that orientation: chi2 for images on sites, beta2 on neurons.
@@ -60,7 +38,7 @@ class ExpertMatrix {
 
   ExpertMatrix(Structure structure, const SiteShape& shape, const Populations& on, QueryBasis<B>& neuron_basis,
                const GaussianConstants& constants, const UpdateRule& rule, double tolerance, StreamNumbers& streams)
-      : structure_(structure), shape_(shape), neurons_(on.neurons->sites()) {
+      : structure_(structure), shape_(shape) {
     const auto add = [&](Population<B>& population, const GaussianConstants& c, const UpdateRule& r, Index experts) {
       bases_.push_back(std::make_unique<QueryBasis<B>>(population.sites(), tolerance));
       operators_.push_back(std::make_unique<Operator<B>>(population, *bases_.back(), *on.neurons, neuron_basis, c, r,
@@ -83,14 +61,11 @@ class ExpertMatrix {
 
   /// Neurons -> sites: A phi, or B^T D, out (sites, P). The neuron basis has been asked.
   void to_experts(View x, View out) {
-    broadcast(out, [&](Operator<B>& o, View to) { o.forward(x, to); });
+    broadcast(out, [&](Operator<B>& o, View to, const Into& into) { o.forward(x, to, into); });
   }
   /// Sites -> neurons, averaged over experts: (1/K) sum_i B_i (G v)_i, or (N/(K N_e)) sum_i A_i^T ghat_i. Stores z as a query.
   void from_experts(View z, View out) {
-    if (structure_ == Structure::shared) {
-      hidden_query_ = Matrix::uninitialized(shape_.hidden, z.cols);
-      mean_over_experts(z, hidden_query_);
-    }
+    hidden_query_ = common_query(z);
     aggregate(z, hidden_query_, out, [](Operator<B>& o, QueryBasis<B>& basis, View query, View to, const Into& into) {
       basis.ask(query);
       o.backward(query, to, into);
@@ -98,25 +73,25 @@ class ExpertMatrix {
   }
   /// The same for evaluation-only queries.
   void evaluate_to_experts(View x, View out, Weights weights) {
-    broadcast(out, [&](Operator<B>& o, View to) { o.evaluate_forward(x, to, weights); });
+    broadcast(out, [&](Operator<B>& o, View to, const Into& into) { o.evaluate_forward(x, to, weights, into); });
   }
   void evaluate_from_experts(View z, View out, Weights weights) {
-    auto mean = Matrix::uninitialized(structure_ == Structure::shared ? shape_.hidden : 0, z.cols);
-    if (structure_ == Structure::shared) mean_over_experts(z, mean);
-    aggregate(z, mean, out, [&](Operator<B>& o, QueryBasis<B>&, View query, View to, const Into& into) {
+    Matrix common = common_query(z);
+    aggregate(z, common, out, [&](Operator<B>& o, QueryBasis<B>&, View query, View to, const Into& into) {
       o.evaluate_backward(query, to, weights, into);
     });
   }
 
   /// The parts of the answers `whole` that this step's queries have had.
-  void parts_to_experts(View x, View whole, AnswerParts<B>& parts) {
+  AnswerParts<B> parts_to_experts(View x, View whole) {
     const Part part = part_at_hand();
-    split<B>(whole, part, parts,
-             [&](View out) { broadcast(out, [&](Operator<B>& o, View to) { o.forward_part(part, x, to); }); });
+    return split<B>(whole, part, [&](View out) {
+      broadcast(out, [&](Operator<B>& o, View to, const Into& into) { o.forward_part(part, x, to, into); });
+    });
   }
-  void parts_from_experts(View z, View whole, AnswerParts<B>& parts) {
+  AnswerParts<B> parts_from_experts(View z, View whole) {
     const Part part = part_at_hand();
-    split<B>(whole, part, parts, [&](View out) {
+    return split<B>(whole, part, [&](View out) {
       aggregate(z, hidden_query_, out, [&](Operator<B>& o, QueryBasis<B>&, View query, View to, const Into& into) {
         o.backward_part(part, query, to, into);
       });
@@ -154,27 +129,27 @@ class ExpertMatrix {
   QueryBasis<B>& basis(Index i) { return *bases_[static_cast<std::size_t>(i)]; }
   View expert(View sites, Index i) const { return sites.row_range(i * shape_.hidden, shape_.hidden); }
 
-  /// ask(operator, out) for the rows of out that an operator answers.
+  /// ask(operator, out, into) for the rows of out that an operator answers.
   template <class Ask>
   void broadcast(View out, const Ask& ask) {
     switch (structure_) {
-      case Structure::stacked: ask(op(0), out); return;
+      case Structure::stacked: ask(op(0), out, Into{}); return;
       case Structure::per_expert:
-        for (Index i = 0; i < shape_.experts; ++i) ask(op(i), expert(out, i));
+        for (Index i = 0; i < shape_.experts; ++i) ask(op(i), expert(out, i), Into{});
         return;
       case Structure::shared: {
         auto common = Matrix::uninitialized(shape_.hidden, out.cols);
-        ask(op(0), common);
-        ask(op(1), out);
-        detail::add_to_experts<B>(common, shape_.experts, out);
+        ask(op(0), common, Into{});
+        for_all_experts<B>(common, out);
+        ask(op(1), out, Into{1, 1});
         return;
       }
     }
   }
 
-  /// out: the sum of what ask(operator, basis, query, out, into) gives; `mean` is <z>_i / kappa, which the common matrix of shared experts is asked.
+  /// out: the sum of what ask(operator, basis, query, out, into) gives; `common` is the common_query(z).
   template <class Ask>
-  void aggregate(View z, View mean, View out, const Ask& ask) {
+  void aggregate(View z, View common, View out, const Ask& ask) {
     const double over_kappa = 1 / shape_.kappa;
     switch (structure_) {
       case Structure::stacked: ask(op(0), basis(0), z, out, Into{over_kappa, 0}); return;
@@ -184,7 +159,7 @@ class ExpertMatrix {
               Into{over_kappa / static_cast<double>(shape_.experts), i == 0 ? 0.0 : 1.0});
         return;
       case Structure::shared:
-        ask(op(0), basis(0), mean, out, Into{});
+        ask(op(0), basis(0), common, out, Into{});
         ask(op(1), basis(1), z, out, Into{over_kappa, 1});
         return;
     }
@@ -197,14 +172,16 @@ class ExpertMatrix {
     return Part::learned;
   }
 
-  void mean_over_experts(View z, View mean) const {
-    const auto weight = static_cast<Real>(1 / (shape_.kappa * static_cast<double>(shape_.experts)));
-    detail::sum_over_experts<B>(z, shape_.experts, weight, mean);
+  /// <z>_i / kappa, which the common matrix of shared experts is asked; nothing where there is none.
+  Matrix common_query(View z) const {
+    if (structure_ != Structure::shared) return {};
+    auto common = Matrix::uninitialized(shape_.hidden, z.cols);
+    mean_over_experts<B>(z, shape_.kappa, common);
+    return common;
   }
 
   Structure structure_;
   SiteShape shape_;
-  Index neurons_;
   std::vector<std::unique_ptr<QueryBasis<B>>> bases_;  ///< of the queries over sites, one per operator
   std::vector<std::unique_ptr<Operator<B>>> operators_;
   Matrix hidden_query_;  ///< (Sa, P) shared: the step's averaged query

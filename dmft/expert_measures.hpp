@@ -65,6 +65,28 @@ void mean_products_over_hidden(typename B::View v, typename B::View zeta, typena
 }
 }  // namespace detail
 
+/// out_ia = from_a
+template <class B>
+void for_all_experts(typename B::View from, typename B::View out) {
+  const Index hidden = from.rows, experts = out.rows / hidden;
+  B::each(hidden, experts * out.cols, [=] MOE_HD(Index a, Index k) {
+    const Index p = k / experts, i = k % experts;
+    out(i * hidden + a, p) = from(a, p);
+  });
+}
+/// out_a = <w_ia>_i / kappa
+template <class B>
+void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
+  using Real = typename B::Real;
+  const Index hidden = out.rows, experts = w.rows / hidden;
+  const Real weight = static_cast<Real>(1 / (kappa * static_cast<double>(experts)));
+  B::each(hidden, out.cols, [=] MOE_HD(Index a, Index p) {
+    double total = 0;
+    for (Index i = 0; i < experts; ++i) total += static_cast<double>(w(i * hidden + a, p));
+    out(a, p) = weight * static_cast<Real>(total);
+  });
+}
+
 /// Mean of w_ia^2 over active (expert, token) pairs and their hidden units.
 template <class B>
 double mean_square_of_active(typename B::View w, typename B::View mask) {

@@ -21,13 +21,15 @@ struct AnswerParts {
       : init(B::Matrix::uninitialized(sites, P)), learned(B::Matrix::uninitialized(sites, P)) {}
 };
 enum class Part { init, learned };
-/// Both out of the answer `whole`: ask(out) makes the one that is at hand, the other is what is left.
+/// Both of the answer `whole`: ask(out) makes the one that is at hand, the other is what is left.
 template <class B, class Ask>
-void split(typename B::View whole, Part at_hand, AnswerParts<B>& parts, const Ask& ask) {
+AnswerParts<B> split(typename B::View whole, Part at_hand, const Ask& ask) {
+  AnswerParts<B> parts(whole.rows, whole.cols);
   const bool init = at_hand == Part::init;
   const typename B::View known = init ? parts.init : parts.learned, rest = init ? parts.learned : parts.init;
   ask(known);
   subtract<B>(whole, known, rest);
+  return parts;
 }
 
 /// What becomes of an answer W q: out = keep * out + factor * W q.

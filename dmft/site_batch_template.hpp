@@ -97,28 +97,6 @@ void remember(typename B::Matrix& source, const CausalArray<B>& W, Index t, bool
   B::gemm(Op::plain, Op::plain, 1, source.columns(0, length), of_step.view.row_range(0, length), 1, out);
 }
 
-/// out_ia = from_a
-template <class B>
-void for_all_experts(typename B::View from, typename B::View out) {
-  const Index hidden = from.rows, experts = out.rows / hidden;
-  B::each(hidden, experts * out.cols, [=] MOE_HD(Index a, Index k) {
-    const Index p = k / experts, i = k % experts;
-    out(i * hidden + a, p) = from(a, p);
-  });
-}
-/// out_a = <w_ia>_i / kappa
-template <class B>
-void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
-  using Real = typename B::Real;
-  const Index hidden = out.rows, experts = w.rows / hidden;
-  const Real weight = static_cast<Real>(1 / (kappa * static_cast<double>(experts)));
-  B::each(hidden, out.cols, [=] MOE_HD(Index a, Index p) {
-    Real total = 0;
-    for (Index i = 0; i < experts; ++i) total += w(i * hidden + a, p);
-    out(a, p) = weight * total;
-  });
-}
-
 /// `factor` times the mean products (first + count, count) of b at the queries first .. first + count with a at all queries up to them.
 template <class B>
 Eigen::MatrixXd mean_products(typename B::View a, typename B::View b, Index first, Index count, double factor) {
@@ -539,7 +517,7 @@ void ExpertBatch<B>::forward(Index t, View logits) {
     detail::clear<B>(common_);
     chi_A.add_to(common_, t, detail::left_of(block.expert_in, t));
     detail::remember<B>(shared_ghat, kernels_.u_of_shared, t, false, common_);
-    detail::for_all_experts<B>(common_, u);
+    for_all_experts<B>(common_, u);
   } else {
     detail::clear<B>(u);
     chi_A.add_to(u, t, detail::left_of(block.expert_in, t));
@@ -547,7 +525,7 @@ void ExpertBatch<B>::forward(Index t, View logits) {
   detail::remember<B>(ghat, kernels_.u_of_ghat, t, false, u);
   dA_.act(over_neurons, phi, u);
   activate_and_gate<B>(block.activation, block.activation_scale, u, G_, v_, Gv_now);
-  if (block.constants.expert_out_shared) detail::mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
+  if (block.constants.expert_out_shared) mean_over_experts<B>(Gv_now, kappa_, shared_Gv.columns(t * P_, P_));
   sent_Gv.ask(asked_out().columns(t * P_, P_));
 }
 
@@ -561,7 +539,7 @@ void ExpertBatch<B>::backward(Index t) {
     detail::clear<B>(common_);
     beta_B.add_to(common_, t, detail::left_of(block.expert_out, t));
     detail::remember<B>(shared_Gv, kernels_.zeta_of_shared, t, true, common_);
-    detail::for_all_experts<B>(common_, zeta);
+    for_all_experts<B>(common_, zeta);
   } else {
     detail::clear<B>(zeta);
     beta_B.add_to(zeta, t, detail::left_of(block.expert_out, t));
@@ -581,7 +559,7 @@ void ExpertBatch<B>::backward(Index t) {
   }
   if (gate_.has_bias()) move_bias<B>(gate_, mask, bias_);
   gated_slope<B>(block.activation, block.activation_scale, u_, v_, G_, zeta, ghat_now);
-  if (block.constants.expert_in_shared) detail::mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
+  if (block.constants.expert_in_shared) mean_over_experts<B>(ghat_now, kappa_, shared_ghat.columns(t * P_, P_));
   sent_ghat.ask(asked_in().columns(t * P_, P_));
   sent_rho.ask(rho_now);
   dA_.update(ghat_now, phi);

@@ -97,6 +97,9 @@ class Comparer {
     return in_bases && is_change ? sampling.tolerance * sampling.tolerance * largest_sum_ : 0;
   }
 
+  /// What neither statistics nor extrapolation know of.
+  double unresolved() const { return std::hypot(noise_floor(), left_out()); }
+
   std::vector<double> seeds_of(std::size_t width, std::size_t t) const {
     const MatrixXd& table = e_.networks[width].curves.at(q_.name);
     const Eigen::VectorXd column = table.col(static_cast<Index>(t));
@@ -162,8 +165,7 @@ class Comparer {
     const Extrapolation networks = extrapolate(p.widths, c.power, compares_at_S() ? e_.limit.neurons : 0);
     const Estimate& I = networks.at_infinity;
     const Estimate L = limit_at(t, networks, c.power);
-    const double systematic = std::sqrt(I.systematic * I.systematic + L.systematic * L.systematic +
-                                        noise_floor() * noise_floor() + left_out() * left_out());
+    const double systematic = std::hypot(I.systematic, L.systematic, unresolved());
     const statistics::Variance error =
         statistics::sum({I.statistical, L.statistical, {systematic * systematic, infinity}});
     const double difference = I.value - L.value;
@@ -182,8 +184,7 @@ class Comparer {
       const statistics::Moments m = statistics::moments(seeds_of(w, t));
       c.mean(k, at) = m.mean, c.mean_error(k, at) = m.mean_error;
       const double gap = p.widths[w].mean - L.value;
-      const double noise = std::sqrt(p.widths[w].error * p.widths[w].error + L.error() * L.error() +
-                                     noise_floor() * noise_floor() + left_out() * left_out());
+      const double noise = std::hypot(p.widths[w].error, L.error(), unresolved());
       c.deviation_z(k, at) = gap == 0 ? 0 : gap / noise;
       N.push_back(p.widths[w].N), deviation.push_back(m.mean - c.limit_corrected.back());
       errors.push_back(std::hypot(m.mean_error, c.limit_corrected_error.back()));

@@ -27,6 +27,13 @@ struct Case {
 const std::vector<Case> structures = {
     {"two-sided", {1.0, 1.5}}, {"only s_chi", {1.3, 0.0}}, {"only s_beta", {0.0, 0.7}}, {"absent", {0.0, 0.0}}};
 
+/// Where the optimizer has one.
+moe::UpdateRule with_decay(OptimizerKind kind) {
+  moe::UpdateRule r = rule(kind, 0.3);
+  r.decay = kind == OptimizerKind::adamw ? 0.97 : 1.0;
+  return r;
+}
+
 double relative(const MatrixXd& a, const MatrixXd& b) {
   return (a - b).norm() / std::max(1e-300, std::max(a.norm(), b.norm()));
 }
@@ -98,8 +105,7 @@ TEST_CASE("operator: the dense form reproduces all stored answers and continues 
     for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam, OptimizerKind::adamw}) {
       INFO(std::string(c.name));
       CAPTURE(static_cast<int>(kind));
-      moe::UpdateRule r = rule(kind, 0.3);
-      r.decay = kind == OptimizerKind::adamw ? 0.97 : 1.0;
+      const moe::UpdateRule r = with_decay(kind);
       Asked W(SX, SY, c.constants, r, 1e-9, false, 14), V(SX, SY, c.constants, r, 1e-9, false, 14);
       const History h = train(W, 4);
       train(V, 4);
@@ -129,8 +135,7 @@ TEST_CASE(
     for (const auto kind : {OptimizerKind::sgd, OptimizerKind::momentum, OptimizerKind::adam, OptimizerKind::adamw}) {
       INFO(std::string(c.name));
       CAPTURE(static_cast<int>(kind));
-      moe::UpdateRule r = rule(kind, 0.3);
-      r.decay = kind == OptimizerKind::adamw ? 0.97 : 1.0;
+      const moe::UpdateRule r = with_decay(kind);
       Asked W(SX, SY, c.constants, r, 1e-9, false, 17);
       const bool initial = c.constants.chi2 > 0 || c.constants.beta2 > 0;
       const History h = train(W, 3);
@@ -169,9 +174,9 @@ TEST_CASE("operator: what is at hand and what is left are the parts, and an answ
       operator_fixture::Matrix x(SY, P), out(SX, P), whole(SX, P);
       operator_fixture::B::upload(h.x[1], x);
       operator_fixture::B::upload(Wx, whole);
-      moe::AnswerParts<operator_fixture::B> parts(SX, P);
       const moe::Part at_hand = W.op().part_at_hand();
-      moe::split<operator_fixture::B>(whole, at_hand, parts, [&](auto to) { W.op().forward_part(at_hand, x, to); });
+      auto parts =
+          moe::split<operator_fixture::B>(whole, at_hand, [&](auto to) { W.op().forward_part(at_hand, x, to); });
       CHECK((operator_fixture::B::download(parts.init) - init).norm() <= rounding * (1 + Wx.norm()));
       CHECK((operator_fixture::B::download(parts.learned) - learned).norm() <= rounding * (1 + Wx.norm()));
       const MatrixXd there = gaussian(SX, P, 9, 1);
