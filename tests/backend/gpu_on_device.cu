@@ -13,3 +13,10 @@ static void on_device(void (*check)()) {
   else
     MESSAGE("skipped: ", card.why_not);
 }
+
+const char* vectors_of_other_files();  // gpu_solve.cpp
+
+// Else the linker, which keeps one copy of each of Eigen's functions, may keep a slow one with other roundings.
+TEST_CASE("GPU code for the host: Eigen uses the vectors there that it uses in other files") {
+  CHECK(std::string(Eigen::SimdInstructionSetsInUse()) == vectors_of_other_files());
+}

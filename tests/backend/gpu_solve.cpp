@@ -29,6 +29,9 @@ bool refused_without_gpu(const moe::RunSpec& spec, const moe::Dataset& data, con
 
 }  // namespace
 
+/// Of Eigen, for gpu_on_device.cu.
+const char* vectors_of_other_files() { return Eigen::SimdInstructionSetsInUse(); }
+
 TEST_CASE(
     "a solve on the GPU is the CPU's within rounding in float64, step by step; without a GPU it is refused by name") {
   const moe::Dataset data = limit_fixture::data(5, 6, 1);
