@@ -311,7 +311,7 @@ def run_ours(bench):
     for what in ("steps", "many"):
         print(f"{bench} {what}", flush=True)
         try:
-            done = subprocess.run([*by_line, bench, what], timeout=120)
+            done = subprocess.run([*by_line, bench, what], timeout=150)
             if done.returncode:
                 print(f"{what}: ended with status {done.returncode}", flush=True)
         except (OSError, subprocess.TimeoutExpired) as error:

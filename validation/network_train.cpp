@@ -44,6 +44,7 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
   check_network_device(spec, options.device, faults);
   faults.throw_if_any();
   const NetworkShape shape = network_shape(spec, data, width);
+  set_operation_threads(team.share());
   NetworkWeights start = start_weights(spec, data, width, seed, options.initial);
   if (options.device == Device::cuda)
     return trainer::train_on_gpu(spec, data, shape, std::move(start), seed, options, team);

@@ -27,11 +27,13 @@ MatrixXd gaussian(Index rows, Index cols, double std, Tensor tensor, int width, 
   const StreamKey key{seed, 0, first_weight_stream + static_cast<std::uint32_t>(tensor),
                       static_cast<std::uint32_t>(width)};
   MatrixXd w(rows, cols);
-  for (Index k = 0; k < w.size(); k += 2) {
+  const Index size = w.size();
+#pragma omp parallel for schedule(static) if (size > 2048)
+  for (Index k = 0; k < size; k += 2) {
     double pair[2];
     normal_pair(key, static_cast<std::uint64_t>(k / 2), pair);
     w.data()[k] = std * pair[0];
-    if (k + 1 < w.size()) w.data()[k + 1] = std * pair[1];
+    if (k + 1 < size) w.data()[k + 1] = std * pair[1];
   }
   return w;
 }

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <type_traits>
@@ -83,13 +84,20 @@ Tensors<B> tensors_of(const NetworkWeights& w) {
   using Real = typename B::Real;
   const auto plain = [](const Eigen::MatrixXd& from) {
     auto to = HostMatrix<Real>::uninitialized(from.rows(), from.cols());
-    for (Index k = 0; k < from.size(); ++k) to.data()[k] = static_cast<Real>(from.data()[k]);
+    const Index size = from.size();
+#pragma omp parallel for schedule(static) if (size > 16384)
+    for (Index k = 0; k < size; ++k) to.data()[k] = static_cast<Real>(from.data()[k]);
     return moved<B>(std::move(to));
   };
   const auto transposed = [](const Eigen::MatrixXd& from) {
-    auto to = HostMatrix<Real>::uninitialized(from.cols(), from.rows());
-    for (Index j = 0; j < from.cols(); ++j)
-      for (Index i = 0; i < from.rows(); ++i) to(j, i) = static_cast<Real>(from(i, j));
+    constexpr Index side = 32;  // of squares, of which caches hold both sides
+    const Index rows = from.rows(), cols = from.cols();
+    auto to = HostMatrix<Real>::uninitialized(cols, rows);
+#pragma omp parallel for schedule(static) if (rows * cols > 16384)
+    for (Index i0 = 0; i0 < rows; i0 += side)
+      for (Index j0 = 0; j0 < cols; j0 += side)
+        for (Index i = i0; i < std::min(rows, i0 + side); ++i)
+          for (Index j = j0; j < std::min(cols, j0 + side); ++j) to(j, i) = static_cast<Real>(from(i, j));
     return moved<B>(std::move(to));
   };
   return {{plain(w.w_in), transposed(w.router), transposed(w.expert_in), plain(w.expert_out), transposed(w.readout)}};
