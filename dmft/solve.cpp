@@ -226,11 +226,6 @@ RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::
           fmt::format("{}", fmt::join(numbers, " "))};
 }
 
-AvailableMemory gpu_memory() {
-  const gpu::Device card = gpu::device();
-  return {card.free_bytes, "the memory of " + card.name};
-}
-
 std::string device_fault(Device device) {
   if (device != Device::cuda) return "";
   const gpu::Device card = gpu::device();

@@ -80,9 +80,6 @@ inline constexpr const char* random_limit_warning =
 /// Why a solve cannot run on the GPU though the run is a good one; empty if it can, and for other devices.
 std::string device_fault(Device device);
 
-/// What is free on the GPU.
-AvailableMemory gpu_memory();
-
 /// What a checkpoint of this solve belongs to.
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);
 

@@ -15,9 +15,22 @@ namespace moe::gpu {
 struct Device {
   bool present = false;
   std::string name, why_not;
-  double free_bytes = 0, total_bytes = 0;
+  double free_bytes = 0, total_bytes = 0;  ///< free: an equal share of what all ranks that have this device may take
+  int ranks = 1;
 };
 Device device();
+
+/// Which of the devices that it sees a rank takes, and how many ranks take the same one.
+struct Choice {
+  int device = 0, ranks = 1;
+};
+/// Ranks of a machine, of which this is number `number`, take the devices in turn. `own`: a launcher has shown it some that are its alone.
+inline Choice choose(int number, int ranks, int devices, bool own) {
+  if (own && devices == 1) return {0, 1};
+  const int device = number % devices;
+  return {device, (ranks - 1 - device) / devices + 1};
+}
+
 /// The most bytes that this process's arrays have taken at once.
 double peak_bytes();
 

@@ -4,10 +4,14 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <iterator>
 
 #include "support/error.hpp"
-#include "support/gpu.hpp"
+#include "support/gpu_launch.hpp"
+#include "support/ranks.hpp"
 #include "support/resources.hpp"
 
 namespace moe::gpu {
@@ -25,15 +29,33 @@ void check(cublasStatus_t status, const char* what, Index m, Index n, Index k) {
                                    cublasGetStatusString(status), cublasGetStatusName(status)));
 }
 
+/// Without a device the first call that needs one says so.
+const Choice& choice() {
+  static const Choice made = [] {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) return Choice{};
+    return choose(ranks().number_on_machine(), ranks().on_this_machine(), count,
+                  std::getenv("CUDA_VISIBLE_DEVICES") != nullptr);
+  }();
+  return made;
+}
+
+cudaMemPool_t pool() {
+  cudaMemPool_t of_device = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&of_device, choice().device), "cudaDeviceGetDefaultMemPool");
+  return of_device;
+}
+double of_pool(cudaMemPoolAttr what) {
+  std::uint64_t bytes = 0;
+  check(cudaMemPoolGetAttribute(pool(), what, &bytes), "cudaMemPoolGetAttribute");
+  return static_cast<double>(bytes);
+}
+
 /// Once per process: the pool of the device keeps what is freed.
 void keep_freed() {
   static const bool done = [] {
-    cudaMemPool_t pool = nullptr;
-    int current = 0;
-    check(cudaGetDevice(&current), "cudaGetDevice");
-    check(cudaDeviceGetDefaultMemPool(&pool, current), "cudaDeviceGetDefaultMemPool");
     std::uint64_t all = UINT64_MAX;
-    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "cudaMemPoolSetAttribute");
+    check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrReleaseThreshold, &all), "cudaMemPoolSetAttribute");
     return true;
   }();
   static_cast<void>(done);
@@ -43,8 +65,9 @@ void keep_freed() {
 class Blas {
  public:
   Blas() {
+    const cudaStream_t mine = stream();
     check(cublasCreate(&handle_), "cublasCreate", 0, 0, 0);
-    check(cublasSetStream(handle_, cudaStreamPerThread), "cublasSetStream", 0, 0, 0);
+    check(cublasSetStream(handle_, mine), "cublasSetStream", 0, 0, 0);
   }
   ~Blas() { cublasDestroy(handle_); }
   Blas(const Blas&) = delete;
@@ -59,9 +82,21 @@ cublasHandle_t blas() {
   return mine;
 }
 
+/// 100 times a compute capability.
+int oldest_built_for() {
+  const int all[] = {__CUDA_ARCH_LIST__};
+  return *std::min_element(std::begin(all), std::end(all));
+}
+
 cublasOperation_t operation(Op op) { return op == Op::plain ? CUBLAS_OP_N : CUBLAS_OP_T; }
 
 }  // namespace
+
+cudaStream_t stream() noexcept {
+  thread_local const cudaError_t chosen = cudaSetDevice(choice().device);  // if it fails, so does what comes next
+  static_cast<void>(chosen);
+  return cudaStreamPerThread;
+}
 
 Device device() {
   Device found;
@@ -75,39 +110,33 @@ Device device() {
     cudaGetLastError();  // not a fault of what comes later
     return found;
   }
-  int current = 0;
-  check(cudaGetDevice(&current), "cudaGetDevice");
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, current), "cudaGetDeviceProperties");
+  check(cudaGetDeviceProperties(&properties, choice().device), "cudaGetDeviceProperties");
+  if (const int has = 100 * properties.major + 10 * properties.minor; has < oldest_built_for()) {
+    found.why_not =
+        fmt::format("{} has compute capability {}.{}, and this build is for {}.{} and later", properties.name,
+                    properties.major, properties.minor, oldest_built_for() / 100, oldest_built_for() / 10 % 10);
+    return found;
+  }
+  stream();
   std::size_t available = 0, total = 0;
   check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
   found.present = true;
   found.name = properties.name;
-  // What this process's pool keeps for the next arrays is free too.
-  cudaMemPool_t pool = nullptr;
-  std::uint64_t reserved = 0, used = 0;
-  check(cudaDeviceGetDefaultMemPool(&pool, current), "cudaDeviceGetDefaultMemPool");
-  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved), "cudaMemPoolGetAttribute");
-  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "cudaMemPoolGetAttribute");
-  found.free_bytes = static_cast<double>(available) + static_cast<double>(reserved - used);
+  found.ranks = choice().ranks;
+  // What this process's pool keeps for the next arrays is free too. It only grows: asked last, it has all that is used.
+  const double used = of_pool(cudaMemPoolAttrUsedMemCurrent), kept = of_pool(cudaMemPoolAttrReservedMemCurrent);
+  found.free_bytes = (static_cast<double>(available) + kept - used) / found.ranks;
   found.total_bytes = static_cast<double>(total);
   return found;
 }
 
-double peak_bytes() {
-  cudaMemPool_t pool = nullptr;
-  std::uint64_t peak = 0;
-  int current = 0;
-  check(cudaGetDevice(&current), "cudaGetDevice");
-  check(cudaDeviceGetDefaultMemPool(&pool, current), "cudaDeviceGetDefaultMemPool");
-  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &peak), "cudaMemPoolGetAttribute");
-  return static_cast<double>(peak);
-}
+double peak_bytes() { return of_pool(cudaMemPoolAttrUsedMemHigh); }
 
 void* allocate(std::size_t bytes) {
   keep_freed();
   void* p = nullptr;
-  const cudaError_t status = cudaMallocAsync(&p, bytes, cudaStreamPerThread);
+  const cudaError_t status = cudaMallocAsync(&p, bytes, stream());
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     std::size_t available = 0, total = 0;
@@ -123,10 +152,10 @@ void* allocate(std::size_t bytes) {
 }
 
 void release(void* p) noexcept {
-  if (p != nullptr) cudaFreeAsync(p, cudaStreamPerThread);
+  if (p != nullptr) cudaFreeAsync(p, stream());
 }
 
-void zero(void* p, std::size_t bytes) { check(cudaMemsetAsync(p, 0, bytes, cudaStreamPerThread), "cudaMemsetAsync"); }
+void zero(void* p, std::size_t bytes) { check(cudaMemsetAsync(p, 0, bytes, stream()), "cudaMemsetAsync"); }
 
 void copy(Direction direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
           std::size_t width, std::size_t height) {
@@ -134,16 +163,15 @@ void copy(Direction direction, void* to, std::size_t to_pitch, const void* from,
   const cudaMemcpyKind kind = direction == Direction::to_device ? cudaMemcpyHostToDevice
                               : direction == Direction::to_host ? cudaMemcpyDeviceToHost
                                                                 : cudaMemcpyDeviceToDevice;
-  if (height == 1)
-    check(cudaMemcpyAsync(to, from, width, kind, cudaStreamPerThread), "cudaMemcpyAsync");
+  if (height == 1 || (to_pitch == width && from_pitch == width))  // one piece
+    check(cudaMemcpyAsync(to, from, width * height, kind, stream()), "cudaMemcpyAsync");
   else
-    check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, height, kind, cudaStreamPerThread),
-          "cudaMemcpy2DAsync");
+    check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, height, kind, stream()), "cudaMemcpy2DAsync");
   // Host arrays may be gone, or are read, as soon as this returns.
   if (direction != Direction::on_device) synchronise();
 }
 
-void synchronise() { check(cudaStreamSynchronize(cudaStreamPerThread), "a kernel or copy"); }
+void synchronise() { check(cudaStreamSynchronize(stream()), "a kernel or copy"); }
 
 void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
           float beta, float* C, Index ldc) {

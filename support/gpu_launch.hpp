@@ -8,6 +8,12 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+
+namespace moe::gpu {
+/// The calling thread's own, on the device of this process.
+cudaStream_t stream() noexcept;
+}  // namespace moe::gpu
+
 #define MOE_DEVICE_SPACE on_gpu
 #define MOE_KERNEL __global__
 #define MOE_DEVICE __device__
@@ -127,7 +133,7 @@ MOE_DEVICE inline void multiply_add_tf32(const float (&a)[4], const float (&b)[2
 template <class Kernel, class... Arguments>
 void launch(const char* name, Kernel kernel, Index blocks, Extent block, Arguments... arguments) {
   if (blocks == 0) return;
-  kernel<<<static_cast<unsigned>(blocks), dim3(block.x, block.y), 0, cudaStreamPerThread>>>(arguments...);
+  kernel<<<static_cast<unsigned>(blocks), dim3(block.x, block.y), 0, gpu::stream()>>>(arguments...);
   gpu::check_launch(name);
 }
 namespace device = gpu;

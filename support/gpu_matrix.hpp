@@ -31,13 +31,9 @@ struct GpuView {
 /// to = from, both on the device, of one shape.
 template <class Real>
 void copy_on_device(GpuView<Real> from, GpuView<Real> to) {
-  if (from.size() == 0) return;
   const auto bytes = [](Index n) { return static_cast<std::size_t>(n) * sizeof(Real); };
-  if (from.ld == from.rows && to.ld == to.rows)
-    device::copy(gpu::Direction::on_device, to.data, 0, from.data, 0, bytes(from.size()), 1);
-  else
-    device::copy(gpu::Direction::on_device, to.data, bytes(to.ld), from.data, bytes(from.ld), bytes(from.rows),
-                 static_cast<std::size_t>(from.cols));
+  device::copy(gpu::Direction::on_device, to.data, bytes(to.ld), from.data, bytes(from.ld), bytes(from.rows),
+               static_cast<std::size_t>(from.cols));
 }
 
 /// Owns rows x capacity values. Growing keeps the columns that are there.

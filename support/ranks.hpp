@@ -25,6 +25,7 @@ class RankTransport {
   virtual int rank() const = 0;
   virtual int count() const = 0;
   virtual int on_this_machine() const = 0;
+  virtual int number_on_machine() const = 0;  ///< of this one, from 0
   virtual void sum(double* values, std::size_t count) = 0;
   virtual void smallest(std::int64_t* values, std::size_t count) = 0;
   virtual void broadcast(void* bytes, std::size_t count, int from) = 0;
@@ -43,6 +44,7 @@ class Ranks {
   bool several() const { return count() > 1; }
   bool first() const { return rank() == 0; }
   int on_this_machine() const { return transport_ ? transport_->on_this_machine() : 1; }
+  int number_on_machine() const { return transport_ ? transport_->number_on_machine() : 0; }
 
   /// Which rank does job `number` of a list, and how many of `jobs` are this one's.
   int owner(std::size_t number) const { return static_cast<int>(number % static_cast<std::size_t>(count())); }

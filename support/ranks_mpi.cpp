@@ -21,6 +21,7 @@ class Mpi final : public moe::RankTransport {
     MPI_Comm machine = MPI_COMM_NULL;
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
     MPI_Comm_size(machine, &on_this_machine_);
+    MPI_Comm_rank(machine, &number_on_machine_);
     MPI_Comm_free(&machine);
   }
   Mpi(const Mpi&) = delete;
@@ -30,6 +31,7 @@ class Mpi final : public moe::RankTransport {
   int rank() const override { return rank_; }
   int count() const override { return count_; }
   int on_this_machine() const override { return on_this_machine_; }
+  int number_on_machine() const override { return number_on_machine_; }
 
   // An error of MPI ends all ranks with its own message: the default handler of the communicator.
   void sum(double* values, std::size_t count) override {
@@ -47,7 +49,7 @@ class Mpi final : public moe::RankTransport {
  private:
   static int piece(std::size_t count) { return static_cast<int>(std::min(count, largest_message)); }
 
-  int rank_ = 0, count_ = 1, on_this_machine_ = 1;
+  int rank_ = 0, count_ = 1, on_this_machine_ = 1, number_on_machine_ = 0;
 };
 
 }  // namespace

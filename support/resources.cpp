@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "support/error.hpp"
+#include "support/gpu.hpp"
 #include "support/ranks.hpp"
 
 namespace moe {
@@ -85,6 +86,8 @@ double left_in_address_space(const fs::path& proc) {
   return std::max(0.0, static_cast<double>(limit.rlim_cur) - number_after(proc / "self/status", "VmSize", 0));
 }
 
+std::string shared_by(int processes) { return processes > 1 ? fmt::format(", shared by {} processes", processes) : ""; }
+
 }  // namespace
 
 int thread_count(int threads) {
@@ -105,11 +108,14 @@ AvailableMemory available_memory(const std::string& proc, const std::string& cgr
       {left_in_address_space(proc), "the address space limit (ulimit -v)"}};
   AvailableMemory least = *std::min_element(std::begin(candidates), std::end(candidates),
                                             [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
-  if (const int sharing = ranks().on_this_machine(); sharing > 1) {
-    least.bytes /= sharing;
-    least.source += fmt::format(", shared by {} processes", sharing);
-  }
+  least.bytes /= ranks().on_this_machine();
+  least.source += shared_by(ranks().on_this_machine());
   return least;
+}
+
+AvailableMemory gpu_memory() {
+  const gpu::Device card = gpu::device();
+  return {card.free_bytes, "the memory of " + card.name + shared_by(card.ranks)};
 }
 
 double free_disk(const std::string& path) {

@@ -19,6 +19,9 @@ struct AvailableMemory {
 /// RLIMIT_AS leaves. Infinite where nothing can be read. The arguments are for tests.
 AvailableMemory available_memory(const std::string& proc = "/proc", const std::string& cgroups = "/sys/fs/cgroup");
 
+/// What is free in the memory of the GPU.
+AvailableMemory gpu_memory();
+
 /// Bytes that an unprivileged user may still write into the folder of `path`; infinite where the system does not say.
 double free_disk(const std::string& path);
 

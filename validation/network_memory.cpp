@@ -7,7 +7,6 @@
 
 #include "regimes/regime.hpp"
 #include "support/error.hpp"
-#include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
 
@@ -160,8 +159,7 @@ void require_gpu_network_memory(const RunSpec& spec, const Dataset& data, int th
 
 void require_network_memory(const RunSpec& spec, const Dataset& data, int threads, Device device) {
   if (device != Device::cuda) return require_network_memory(spec, data, threads);
-  const gpu::Device card = gpu::device();
-  require_gpu_network_memory(spec, data, threads, {card.free_bytes, "the memory of " + card.name});
+  require_gpu_network_memory(spec, data, threads, gpu_memory());
 }
 
 }  // namespace moe
