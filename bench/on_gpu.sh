@@ -10,6 +10,7 @@ fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) bin=$(cd "$1" && pwd) out=$2
 shift 2
 mkdir -p "$out"
+export MOE_SOURCE_DIR=${here%/*} # the numbers of tests/data, if BIN was built elsewhere
 failed=0
 
 # part NAME SECONDS COMMAND...: the last lines of the output are shown, all of it is in OUT/NAME.log
@@ -41,7 +42,7 @@ sanitize() {
 fast() {
   local lines=60
   part bench_network_kernels 60 "$bin/bench_gpu_network" kernels
-  part bench_network_steps 90 "$bin/bench_gpu_network" steps
+  part bench_network_steps 180 "$bin/bench_gpu_network" steps
   part bench_network_many 60 "$bin/bench_gpu_network" many
   part bench_limit_sweep 60 "$bin/bench_gpu_limit" sweep
   part bench_limit_pairs 30 "$bin/bench_gpu_limit" pairs

@@ -3,7 +3,8 @@
 
 #include <string>
 
-/// The folder of CMakeLists.txt, without a slash at its end.
+/// The folder of CMakeLists.txt, without a slash at its end: MOE_SOURCE_DIR of the environment, for programs that were carried elsewhere, or
+/// where they were built.
 std::string source_folder();
 /// The folder of the built programs, without a slash at its end.
 std::string program_folder();

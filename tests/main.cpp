@@ -43,7 +43,10 @@ bool long_tests_wanted() {
 
 }  // namespace
 
-std::string source_folder() { return MOE_SOURCE_DIR; }
+std::string source_folder() {
+  const char* const elsewhere = std::getenv("MOE_SOURCE_DIR");
+  return elsewhere != nullptr ? elsewhere : MOE_SOURCE_DIR;
+}
 std::string program_folder() { return MOE_BINARY_DIR; }
 
 int main(int argc, char** argv) {
