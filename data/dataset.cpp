@@ -49,18 +49,18 @@ void take(const LabelledPool& pool, const std::size_t* rows, std::size_t n, int 
 Dataset assemble(const RunSpec& spec, const LabelledSource& source, Faults& faults) {
   const DataSpec& want = spec.data;
   Dataset data;
-  if (want.classes < 0 || want.classes == 1 || want.classes > source.classes) {
+  const bool all = want.classes == 0, possible = all || (want.classes > 1 && want.classes <= source.classes);
+  if (!possible)
     faults.add("data.classes", std::to_string(want.classes), spec.place("data.classes"),
                fmt::format("is neither 0 (all) nor between 2 and the {} classes of {}", source.classes, want.source),
                "Give 0 or the number of classes to keep.");
-    return data;
-  }
-  const int classes = want.classes == 0 ? source.classes : want.classes;
+  const int classes = all || !possible ? source.classes : want.classes;  // what else is wrong is told beside it
   const std::size_t train = static_cast<std::size_t>(std::max(0, want.train)),
                     test = static_cast<std::size_t>(std::max(0, want.test));
   const std::vector<std::size_t> rows =
       eligible_rows(source.pool, classes, source.random_order, data_key(want.seed, DataStream::train_rows));
-  const std::string of = want.classes == 0 ? want.source : fmt::format("{} with labels below {}", want.source, classes);
+  const std::string of =
+      classes == source.classes ? want.source : fmt::format("{} with labels below {}", want.source, classes);
   if (train > rows.size())
     faults.add("data.train", std::to_string(train), spec.place("data.train"),
                fmt::format("is more than the {} samples of {}", rows.size(), of), "Lower it.");
@@ -116,7 +116,12 @@ Dataset load_dataset(const RunSpec& spec) {
   if (spec.data.test < 0)
     faults.add("data.test", std::to_string(spec.data.test), spec.place("data.test"), "is negative",
                "Give the number of test samples, 0 for none.");
-  Dataset data = load_raw(spec, faults);
+  Dataset data;
+  try {
+    data = load_raw(spec, faults);
+  } catch (const IoError& error) {
+    faults.add("data.source", spec.data.source, spec.place("data.source"), error);
+  }
   if (faults.empty()) {
     check_finite(data, spec.data.source, faults);
     check_targets(data, spec, faults);
@@ -126,6 +131,13 @@ Dataset load_dataset(const RunSpec& spec) {
   // Differences of the largest numbers overflow.
   check_finite(data, spec.data.source + " after normalisation", faults);
   faults.throw_if_any();
+  return data;
+}
+
+std::unique_ptr<const Dataset> load_dataset(const RunSpec& spec, Faults& faults) {
+  std::unique_ptr<const Dataset> data;
+  if (!faults.refused("data.source"))
+    faults.collect([&] { data = std::make_unique<const Dataset>(load_dataset(spec)); });
   return data;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,8 @@ struct Dataset {
   std::string description;
 };
 
-/// Loads, selects, builds targets for the loss and normalises. Throws IoError for files, ConfigError with every fault.
+/// Loads, selects, builds targets for the loss and normalises. Throws ConfigError with every fault, files that cannot be read among
+/// them.
 ///
 /// Selection. Labelled sources: data.seed permutes the samples; of those with labels below data.classes the first
 /// data.train train and the next data.test test. Sources with a test part of their own (fashion-mnist, cifar10,
@@ -27,6 +29,8 @@ struct Dataset {
 ///
 /// Targets. mse with two classes: one target -1, +1; otherwise one-hot; from HDF5 files as they stand.
 Dataset load_dataset(const RunSpec& spec);
+/// Nothing where there are faults, or where the source itself was refused.
+std::unique_ptr<const Dataset> load_dataset(const RunSpec& spec, Faults& faults);
 
 /// Row numbers of step t's batch: (t*batch + j) mod P, or shuffled anew each epoch by data.seed. Empty vector: full
 /// batch.

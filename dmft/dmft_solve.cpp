@@ -6,6 +6,8 @@
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
+#include <optional>
 
 #include "data/dataset.hpp"
 #include "dmft/kernel_iteration.hpp"
@@ -13,10 +15,10 @@
 #include "dmft/memory_estimate.hpp"
 #include "dmft/solve.hpp"
 #include "support/config.hpp"
-#include "support/hdf5.hpp"
 #include "support/progress.hpp"
 #include "support/ranks.hpp"
 #include "support/resources.hpp"
+#include "support/result_file.hpp"
 #include "support/schedule.hpp"
 
 namespace {
@@ -147,16 +149,8 @@ std::string kernels_text(const moe::RunSpec& spec, const moe::IterationMemory& m
 }
 
 /// Refuses what this machine cannot hold, in memory or in the folders of the result and of kernels.
-moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data,
-                                      const moe::ProgramOptions& options, const std::string& out,
-                                      const std::string& scratch) {
-  moe::Faults faults;
-  std::vector<std::string> warnings;  // solve_limit reports them
-  const moe::LimitSpec limit = moe::limit_spec(spec, moe::step_shape(spec, data), faults, warnings);
-  if (spec.sampling.method == moe::Method::iterate)
-    for (const std::string& fault : moe::iteration_faults(spec, limit)) faults.add(fault);
-  if (const std::string fault = moe::device_fault(options.device); !fault.empty()) faults.add(fault);
-  faults.throw_if_any();
+moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Dataset& data, const moe::LimitSpec& limit,
+                                      const moe::ProgramOptions& options, const std::string& scratch) {
   if (spec.sampling.method == moe::Method::iterate) {
     const bool on_gpu = options.device == moe::Device::cuda;
     const moe::AvailableMemory available = moe::available_memory();
@@ -178,46 +172,58 @@ moe::MemoryEstimate require_resources(const moe::RunSpec& spec, const moe::Datas
   moe::MemoryEstimate estimate = moe::memory_estimate(limit, moe::solve_sizes(spec, data, options.threads));
   if (options.device != moe::Device::cuda)
     moe::require_memory(estimate, spec, limit);  // else solve_limit asks the card
-  moe::require_disk(estimate.output, out, "the result", "--out FILE");
+  moe::require_disk(estimate.output, options.out, "the result", "--out FILE");
   return estimate;
 }
 
 int run(int argc, char** argv) {
-  const moe::Invocation call = moe::parse_command_line(program, argc, argv);
+  moe::Faults faults;
+  const moe::Invocation call = moe::parse_command_line(program, argc, argv, faults);
   if (call.exit_code >= 0) return call.exit_code;
   // A checkpoint says what it is of: with no key given, that is what goes on.
   const moe::CheckpointOptions& checkpoint = call.options.checkpoint;
   if (checkpoint.every_said && checkpoint.file.empty())
-    throw moe::ConfigError(
-        {"--checkpoint-every: there is no checkpoint to write. Name its file with --checkpoint FILE"});
-  const bool from_checkpoint = !checkpoint.resume.empty() && call.spec.origin.empty();
-  const moe::RunSpec spec = from_checkpoint ? moe::checkpoint_config(checkpoint.resume) : call.spec;
-  const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+    faults.add("--checkpoint-every: there is no checkpoint to write. Name its file with --checkpoint FILE");
+  moe::RunSpec spec = call.spec;
+  if (!checkpoint.resume.empty())
+    faults.collect([&] {
+      const moe::RunSpec kept = moe::checkpoint_config(checkpoint.resume);
+      if (call.spec.origin.empty()) spec = kept;
+    });
+  const std::string& out = call.options.out;
   const auto said = call.own.find("--scratch");
   const std::string beside = std::filesystem::path(out).parent_path().string();
   const std::string scratch = said != call.own.end() ? said->second : beside.empty() ? "." : beside;
   const moe::Ranks& ranks = moe::ranks();
   if (ranks.several() && !checkpoint.file.empty() && spec.sampling.method == moe::Method::sweep)
-    throw moe::ConfigError(
-        {fmt::format("--checkpoint, --resume: replicas of a sweep that are spread over {} processes are not kept. "
-                     "Start one process, or "
-                     "use sampling.method = \"iterate\", which keeps its iterations",
-                     ranks.count())});
+    faults.add(
+        fmt::format("--checkpoint, --resume: replicas of a sweep that are spread over {} processes are not kept. "
+                    "Start one process, or "
+                    "use sampling.method = \"iterate\", which keeps its iterations",
+                    ranks.count()));
 
-  if (ranks.first()) {
-    const moe::H5Writer probe(out);
-  }  // a name that cannot be written is a fault before the solve, not after it
-  const moe::Dataset data = moe::load_dataset(spec);
-  const moe::MemoryEstimate memory = require_resources(spec, data, call.options, out, scratch);
+  moe::check_writable(out, faults);
+  if (!checkpoint.file.empty()) moe::check_writable(checkpoint.file, faults, moe::checkpoint_flag);
+  const std::unique_ptr<const moe::Dataset> loaded = moe::load_dataset(spec, faults);
+  std::optional<moe::LimitSpec> limit;
+  if (moe::rules_known(spec, faults)) limit = moe::checked_limit(spec, loaded.get(), faults);
+  moe::MemoryEstimate memory;
+  std::optional<moe::Checkpoints> checkpoints;
+  if (loaded && limit) {
+    faults.collect([&] { memory = require_resources(spec, *loaded, *limit, call.options, scratch); });
+    moe::CheckpointOptions kept = checkpoint;
+    if (!ranks.first()) kept.file.clear();  // the first keeps the iterations of all
+    faults.collect([&] {
+      checkpoints.emplace(kept, moe::solve_identity(spec, *loaded, program.name), [](const std::string& problem) {
+        fmt::print(stderr, "dmft_solve: warning: no checkpoint: {} The run goes on.\n", problem);
+      });
+    });
+  }
+  faults.throw_if_any();
+  const moe::Dataset& data = *loaded;
   const bool iterates = spec.sampling.method == moe::Method::iterate;
   const std::string jumps = moe::jumping_flow_warning(spec);  // before it takes its time
   if (!jumps.empty()) fmt::print(stderr, "dmft_solve: warning: {}\n", jumps);
-  const moe::RunIdentity identity = moe::solve_identity(spec, data, program.name);
-  moe::CheckpointOptions kept = checkpoint;
-  if (!ranks.first()) kept.file.clear();  // the first keeps the iterations of all
-  moe::Checkpoints checkpoints(kept, identity, [](const std::string& problem) {
-    fmt::print(stderr, "dmft_solve: warning: no checkpoint: {} The run goes on.\n", problem);
-  });
   moe::Progress progress("solving",
                          iterates ? static_cast<long>(spec.sampling.draws) * moe::most_iterations(spec)
                                   : static_cast<long>(ranks.share(static_cast<std::size_t>(spec.sampling.replicas))) *
@@ -225,7 +231,7 @@ int run(int argc, char** argv) {
                          call.options.quiet);
   for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   moe::SolveOptions options;
-  options.checkpoints = &checkpoints;
+  options.checkpoints = &*checkpoints;
   options.on_resume = [&](int, int steps) { progress.skip(steps); };
   options.threads = call.options.threads;
   options.device = call.options.device;

@@ -532,12 +532,11 @@ std::vector<KernelResidual> residuals_of(const Certificate& certificate, const K
 
 }  // namespace
 
-std::vector<std::string> iteration_faults(const RunSpec& spec, const LimitSpec& limit) {
-  std::vector<std::string> faults;
+void refuse_unsolved(const RunSpec& spec, const LimitSpec& limit, Faults& faults) {
   const auto refuse = [&](bool unsolved, const std::string& key, const std::string& value, const std::string& why) {
     if (unsolved)
-      faults.push_back(fmt::format("{} = {} ({}): kernel iteration {}. Use sampling.method = \"sweep\"", key, value,
-                                   spec.place(key), why));
+      faults.add(fmt::format("{} = {} ({}): kernel iteration {}. Use sampling.method = \"sweep\"", key, value,
+                             spec.place(key), why));
   };
   const bool has_moments = spec.optimizer.name == OptimizerKind::adam || spec.optimizer.name == OptimizerKind::adamw ||
                            spec.optimizer.name == OptimizerKind::adafactor;
@@ -555,7 +554,16 @@ std::vector<std::string> iteration_faults(const RunSpec& spec, const LimitSpec& 
   refuse(random && spec.sampling.site_batches > 1, "sampling.site_batches", std::to_string(spec.sampling.site_batches),
          realisation);
   refuse(random && spec.sampling.draws > 1, "sampling.draws", std::to_string(spec.sampling.draws), realisation);
-  return faults;
+  if (spec.sampling.replicas < 3)
+    faults.add(
+        fmt::format("sampling.replicas = {} ({}): kernel iteration tells noise from change by the scatter of "
+                    "replicas. Take at least 3",
+                    spec.sampling.replicas, spec.place("sampling.replicas")));
+  if (spec.sampling.anderson > 0 && !is_linear(spec.optimizer.name))
+    faults.add(
+        fmt::format("sampling.anderson = {} ({}): combines kernels, and under optimizer.name = \"{}\" paths of sites "
+                    "are unknowns beside them. Use 0; sampling.damping and sampling.window do for every rule",
+                    spec.sampling.anderson, spec.place("sampling.anderson"), to_string(spec.optimizer.name)));
 }
 
 int most_iterations(const RunSpec& spec) {
@@ -567,21 +575,12 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   std::vector<std::string> warnings;
   RunSpec of_batch =
       spec;  // a batch's sites stand for the population: thresholds and the share of active experts are its own
+  of_batch.sampling.method = Method::iterate;
+  of_batch.sampling.replicas = options.replicas, of_batch.sampling.anderson = options.anderson;
   of_batch.sampling.neurons = static_cast<int>(options.batch.neurons);
   of_batch.sampling.experts = static_cast<int>(options.batch.experts);
   of_batch.sampling.hidden = static_cast<int>(options.batch.hidden);
   const LimitSpec limit = limit_spec(of_batch, step_shape(spec, data), faults, warnings);
-  for (const std::string& fault : iteration_faults(spec, limit)) faults.add(fault);
-  if (options.replicas < 3)
-    faults.add(
-        fmt::format("sampling.replicas = {} ({}): kernel iteration tells noise from change by the scatter of "
-                    "replicas. Take at least 3",
-                    options.replicas, spec.place("sampling.replicas")));
-  if (options.anderson > 0 && !is_linear(spec.optimizer.name))
-    faults.add(
-        fmt::format("sampling.anderson = {} ({}): combines kernels, and under optimizer.name = \"{}\" paths of sites "
-                    "are unknowns beside them. Use 0; sampling.damping and sampling.window do for every rule",
-                    options.anderson, spec.place("sampling.anderson"), to_string(spec.optimizer.name)));
   faults.throw_if_any();
   IterationOptions sizes = options;
   SiteProblem problem{&limit, data.x, data.y, spec.training.steps + Index{1}, options.batches};

@@ -58,8 +58,8 @@ struct IterationInterrupted : Error {
   using Error::Error;
 };
 
-/// Sentences that name what kernel iteration does not solve; empty: it solves this.
-std::vector<std::string> iteration_faults(const RunSpec& spec, const LimitSpec& limit);
+/// Faults for what kernel iteration does not solve.
+void refuse_unsolved(const RunSpec& spec, const LimitSpec& limit, Faults& faults);
 
 /// IterationOptions::most of a run: sampling.iterations, or 40 + 4 T.
 int most_iterations(const RunSpec& spec);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dmft/kernel_iteration.hpp"
 #include "dmft/solve.hpp"
 
 namespace moe {
@@ -51,15 +52,15 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   const Regime& regime = regime_named(spec.model.regime);
   LimitSpec limit;
   BlockSpec& block = limit.block;
-  const Parameterization param = load_parameterization(spec, faults);
-  if (!faults.empty()) return limit;
+  Parameterization param;
+  if (!faults.collect([&] { param = load_parameterization(spec); })) return limit;
   block.constants = limit_constants(spec, param, regime, step.inputs, faults);
   warnings.insert(warnings.end(), block.constants.warnings.begin(), block.constants.warnings.end());
   limit.flows = spec.training.dynamics == Dynamics::flow;
   block.must_start_dense = spec.sampling.form == Form::dense;
   block.starts_dense = block.must_start_dense || (spec.sampling.form == Form::automatic && limit.flows);
   const bool keeps_lists = spec.sampling.matching != Matching::off && !block.starts_dense;
-  block.counts = counts_of(spec, regime, block.constants, step, keeps_lists);
+  faults.collect([&] { block.counts = counts_of(spec, regime, block.constants, step, keeps_lists); });
   block.experts_sampled = regime.experts_sampled;
   block.gate = {spec.model.gate,         spec.model.routing == Routing::topk,
                 block.counts.active,     1 / spec.model.router_temperature,
@@ -79,7 +80,19 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   limit.readout = update_rule(spec, block.constants, Tensor::readout);
   limit.seed = spec.sampling.seed;
   limit.vanishing = vanishing_gradients(spec, regime, block.constants);
+  if (spec.sampling.method == Method::iterate) refuse_unsolved(spec, limit, faults);
   return limit;
+}
+
+std::optional<LimitSpec> checked_limit(const RunSpec& spec, const Dataset* data, Faults& faults) {
+  LimitSpec limit;
+  const bool sound = faults.collect([&] {
+    Faults own;
+    std::vector<std::string> warnings;  // solve_limit reports them
+    limit = limit_spec(spec, data != nullptr ? step_shape(spec, *data) : StepShape{1, 1, 1}, own, warnings);
+    own.throw_if_any();
+  });
+  return sound ? std::optional(limit) : std::nullopt;
 }
 
 }  // namespace moe

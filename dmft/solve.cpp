@@ -226,19 +226,14 @@ RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::
           fmt::format("{}", fmt::join(numbers, " "))};
 }
 
-std::string device_fault(Device device) {
-  if (device != Device::cuda) return "";
-  const gpu::Device card = gpu::device();
-  return card.present ? "" : fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not);
-}
-
 LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOptions& options) {
-  if (const std::string fault = device_fault(options.device); !fault.empty()) throw ConfigError({fault});
+  Faults faults;
+  refuse_unavailable(options.device, faults);
+  faults.throw_if_any();
   if (spec.sampling.method == Method::iterate) return solve_by_iteration(spec, data, options);
   const auto start = Clock::now();
   keep_freed_memory();
   LimitResult result;
-  Faults faults;
   Plan plan{&spec, &data, limit_spec(spec, step_shape(spec, data), faults, result.warnings), {}, {}, {}, {}, {}, true};
   faults.throw_if_any();
   MemoryEstimate memory = memory_estimate(plan.limit, solve_sizes(spec, data, options.threads));

@@ -253,7 +253,6 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
   LimitResult result;
   Faults faults;
   const LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, result.warnings);
-  for (const std::string& fault : iteration_faults(spec, limit)) faults.add(fault);
   faults.throw_if_any();
   const AvailableMemory available = available_memory();
   const bool on_gpu = solve.device == Device::cuda;

@@ -246,6 +246,11 @@ std::optional<std::string> table_file(const RunSpec& spec, Faults& faults) {
   return std::nullopt;
 }
 
+/// Regime and optimizer say which sections count.
+bool rules_are_known(const Faults& faults) {
+  return !faults.refused("model.regime") && !faults.refused("optimizer.name");
+}
+
 }  // namespace
 
 std::string parameterizations_folder() {
@@ -278,6 +283,7 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
   const Sections sections = TableReader(*file, faults).read(*root, param);
   if (param.name.empty()) param.name = fs::path(*file).stem().string();
 
+  if (!rules_are_known(faults)) return param;
   const bool entrywise = !is_linear(spec.optimizer.name);
   const bool uses_eps = entrywise && spec.optimizer.name != OptimizerKind::signsgd;
   const std::string optimizer = optimizer_families[entrywise ? 1 : 0];
@@ -319,6 +325,19 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
     result.names_depth = rule.lr_names_depth || (entrywise && rule.eps_names_depth);
   }
   return param;
+}
+
+Parameterization load_parameterization(const RunSpec& spec) {
+  Faults faults;
+  Parameterization param = load_parameterization(spec, faults);
+  faults.throw_if_any();
+  return param;
+}
+
+bool rules_known(const RunSpec& spec, Faults& faults) {
+  if (rules_are_known(faults)) return true;
+  load_parameterization(spec, faults);
+  return false;
 }
 
 }  // namespace moe

@@ -33,8 +33,13 @@ struct Parameterization {
 };
 
 /// Loads `param` (a name in the parameterizations folder, or a path ending in .toml). Faults: unknown keys, missing tensors
-/// or tables for this regime and optimizer, named with the file and line. Returns what could be read.
+/// or tables for this regime and optimizer, named with the file and line; where one of these two was refused, of the file alone.
+/// Returns what could be read.
 Parameterization load_parameterization(const RunSpec& spec, Faults& faults);
+/// Throws ConfigError with the faults.
+Parameterization load_parameterization(const RunSpec& spec);
+/// Are regime and optimizer known? If not, faults of the table's file are added: more cannot be said of it.
+bool rules_known(const RunSpec& spec, Faults& faults);
 
 /// Folder of the tables that ship with the project: beside the executable's source tree, see .cpp.
 std::string parameterizations_folder();

@@ -203,10 +203,7 @@ template SignalSetup<Size> signal_setup<Size>(const RunSpec&, const Parameteriza
 template SignalSetup<TracedSize> signal_setup<TracedSize>(const RunSpec&, const Parameterization&, const Regime&);
 
 std::vector<ObservableExponents> observable_exponents(const RunSpec& spec) {
-  Faults faults;
-  const Parameterization param = load_parameterization(spec, faults);
-  faults.throw_if_any();
-  return observable_exponents(spec, param);
+  return observable_exponents(spec, load_parameterization(spec));
 }
 
 std::vector<ObservableExponents> observable_exponents(const RunSpec& spec, const Parameterization& param) {

@@ -51,6 +51,7 @@ Exit status: 0 done, 1 a verdict is negative (no limit, a desideratum broken, no
 
 struct Call {
   RunSpec spec;
+  moe::Faults faults;  ///< of the command line; a command adds its own before it throws them
   std::string format = "text", desiderata, base, target;
   std::vector<std::string> without;
 };
@@ -60,10 +61,10 @@ std::string context(const RunSpec& spec, const std::string& param) {
   return fmt::format("{}, regime {}, {}", param, spec.model.regime, moe::to_string(spec.optimizer.name));
 }
 
-moe::Parameterization table_of(const RunSpec& spec) {
-  moe::Faults faults;
-  moe::Parameterization param = moe::load_parameterization(spec, faults);
-  faults.throw_if_any();
+/// The table, once nothing is at fault.
+moe::Parameterization table_of(Call& call) {
+  moe::Parameterization param = moe::load_parameterization(call.spec, call.faults);
+  call.faults.throw_if_any();
   return param;
 }
 
@@ -78,8 +79,8 @@ std::string path_text(const RunSpec& spec) {
   return text;
 }
 
-int table(const Call& call, Report& report) {
-  const moe::Parameterization param = table_of(call.spec);
+int table(Call& call, Report& report) {
+  const moe::Parameterization param = table_of(call);
   report.title = context(call.spec, param.name);
   report.notes.push_back(param.description);
   moe::ReportTable rows{"tensors", {"tensor", "init std", "lr / eta"}, {}, ""};
@@ -97,8 +98,8 @@ int table(const Call& call, Report& report) {
   return 0;
 }
 
-int constants(const Call& call, Report& report) {
-  const moe::Parameterization param = table_of(call.spec);
+int constants(Call& call, Report& report) {
+  const moe::Parameterization param = table_of(call);
   const moe::Regime& regime = moe::regime_named(call.spec.model.regime);
   moe::Faults faults;
   const auto limit = moe::limit_constants(call.spec, param, regime, 1, faults);
@@ -124,8 +125,8 @@ moe::Cell exponent_cell(const std::optional<double>& exponent) {
   return *exponent;
 }
 
-int exponents(const Call& call, Report& report) {
-  const moe::Parameterization param = table_of(call.spec);
+int exponents(Call& call, Report& report) {
+  const moe::Parameterization param = table_of(call);
   report.title = "Size exponents of " + context(call.spec, param.name);
   report.notes.push_back(
       fmt::format("Exponent of N along {}, {}. \"-\": identically zero. Marked: v vanishes, ^ grows, with size.",
@@ -157,18 +158,16 @@ int exponents(const Call& call, Report& report) {
   return 0;
 }
 
-moe::Desiderata desiderata_of(const Call& call, moe::Faults& faults) {
+moe::Desiderata desiderata_of(Call& call) {
   if (!call.desiderata.empty())
-    return moe::load_desiderata(call.desiderata, moe::known_quantities(), call.without, faults);
-  faults.add("command line: --desiderata is missing. Give a name or a file");
+    return moe::load_desiderata(call.desiderata, moe::known_quantities(), call.without, call.faults);
+  call.faults.add("command line: --desiderata is missing. Give a name or a file");
   return {};
 }
 
-int check(const Call& call, Report& report) {
-  moe::Faults faults;
-  const moe::Desiderata desiderata = desiderata_of(call, faults);
-  const moe::Parameterization param = moe::load_parameterization(call.spec, faults);
-  faults.throw_if_any();
+int check(Call& call, Report& report) {
+  const moe::Desiderata desiderata = desiderata_of(call);
+  const moe::Parameterization param = table_of(call);
   // Which conditions have to be relaxed depends on what other tables can do.
   moe::Conditions relaxed;
   std::vector<moe::Violation> broken;
@@ -275,10 +274,9 @@ void add_conflicts(const moe::Desiderata& desiderata, const RunSpec& spec, Repor
   report.remarks.emplace_back("No table in the space (half-integer powers within N^2 of order one) has all of this.");
 }
 
-int derive(const Call& call, Report& report) {
-  moe::Faults faults;
-  const moe::Desiderata desiderata = desiderata_of(call, faults);
-  faults.throw_if_any();
+int derive(Call& call, Report& report) {
+  const moe::Desiderata desiderata = desiderata_of(call);
+  call.faults.throw_if_any();
   const auto derivations = moe::derive(desiderata, call.spec);
   report.title = fmt::format("Tables with {} in regime {} under {}", desiderata.name, call.spec.model.regime,
                              moe::to_string(call.spec.optimizer.name));
@@ -348,18 +346,20 @@ int derive(const Call& call, Report& report) {
 }
 
 int transfer(Call& call, Report& report, std::string& python) {
-  moe::Faults faults;
   const auto sizes = [&](const char* flag, const std::string& text) {
-    if (!text.empty()) return moe::parse_sizes(text, flag, faults);
-    faults.add(fmt::format("command line: {} is missing. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag));
+    if (!text.empty()) return moe::parse_sizes(text, flag, call.faults);
+    call.faults.add(fmt::format("command line: {} is missing. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag));
     return moe::Sizes{};
   };
   const moe::Sizes base = sizes("--base", call.base), target = sizes("--target", call.target);
-  faults.throw_if_any();
-  const moe::PathKind kind = moe::path_kind(base, target);
   const bool chosen = call.spec.origin.contains("model.regime");
+  if (!call.faults.empty()) {
+    if (!chosen) call.faults.set_aside("model.regime");  // sizes would have said it
+    table_of(call);
+  }
+  const moe::PathKind kind = moe::path_kind(base, target);
   if (!chosen) call.spec.model.regime = kind.regime;
-  const moe::Parameterization param = table_of(call.spec);
+  const moe::Parameterization param = table_of(call);
   const auto multipliers = moe::role_multipliers(call.spec, param, base, target);
   python = moe::python_snippet(call.spec, multipliers, base, target);
   report.title = fmt::format("From {} to {} with {}", call.base, call.target, context(call.spec, param.name));
@@ -407,7 +407,8 @@ int transfer(Call& call, Report& report, std::string& python) {
   return 0;
 }
 
-int list(Report& report) {
+int list(const Call& call, Report& report) {
+  call.faults.throw_if_any();
   report.title = "What ships";
   const auto add = [&](const char* name, const std::filesystem::path& folder, auto&& describe) {
     moe::ReportTable rows{name, {"name", "description"}, {}, ""};
@@ -447,7 +448,7 @@ int run(int argc, char** argv) {
     return 0;
   }
   Call call;
-  moe::Faults faults;
+  moe::Faults& faults = call.faults;
   std::string without;
   const std::map<std::string, std::string*> own = {{"--format", &call.format},
                                                    {"--desiderata", &call.desiderata},
@@ -484,21 +485,17 @@ int run(int argc, char** argv) {
       {"check", [&] { return check(call, report); }},
       {"derive", [&] { return derive(call, report); }},
       {"transfer", [&] { return transfer(call, report, python); }},
-      {"list", [&] { return list(report); }},
+      {"list", [&] { return list(call, report); }},
   };
   if (command != "--version" && !commands.contains(command))
     faults.add(
         fmt::format("command line: there is no command '{}'. Use table, transfer, constants, exponents, check, derive "
                     "or list; {} --help explains",
                     command, program.name));
-  moe::Invocation invocation;
-  try {
-    invocation = moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data());
-  } catch (const moe::ConfigError& error) {
-    for (const auto& fault : error.faults) faults.add(fault);
-  }
-  faults.throw_if_any();
+  const moe::Invocation invocation =
+      moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data(), faults);
   if (invocation.exit_code >= 0) return invocation.exit_code;
+  if (!commands.contains(command)) faults.throw_if_any();
   call.spec = invocation.spec;
   const int status = commands.at(command)();
   if (call.format == "python")

@@ -25,16 +25,13 @@ static_assert(regime_names.size() == std::tuple_size_v<decltype(regimes)>, "the 
 constexpr double largest_count = 1 << 24;
 
 /// round(ratio * N), halves away from zero. Zero units cannot run, and neither can more than an array holds.
-double scaled(const RunSpec& spec, const char* key, double ratio, int N, const char* what) {
+double scaled(const RunSpec& spec, const char* key, double ratio, int N, const char* what, Faults& faults) {
   const double count = std::round(ratio * N);
   const bool none = count < 1;
-  if (none || count > largest_count) {
-    Faults faults;
+  if (none || count > largest_count)
     faults.add(key, fmt::format("{}", ratio), spec.place(key),
                fmt::format("gives {} {} at width {}", none ? "no" : fmt::format("{}", count), what, N),
                none ? "Raise it or the width" : "Lower it or the width");
-    faults.throw_if_any();
-  }
   return count;
 }
 
@@ -57,12 +54,15 @@ double active_fraction(const RunSpec& spec) {
 Sizes network_sizes(const RunSpec& spec, int N, int D) {
   const Regime& regime = regime_named(spec.model.regime);
   Sizes sizes;
+  Faults faults;
   sizes.N = N;
-  sizes.M = regime.experts_sampled ? scaled(spec, "model.experts_per_width", spec.model.experts_per_width, N, "experts")
-                                   : spec.model.experts;
+  sizes.M = regime.experts_sampled
+                ? scaled(spec, "model.experts_per_width", spec.model.experts_per_width, N, "experts", faults)
+                : spec.model.experts;
   sizes.Ne = regime.hidden_sampled ? scaled(spec, "model.expert_width_per_width", spec.model.expert_width_per_width, N,
-                                            "hidden units in an expert")
+                                            "hidden units in an expert", faults)
                                    : spec.model.expert_width;
+  faults.throw_if_any();
   sizes.K = active_of(spec, sizes.M);
   sizes.D = D;
   sizes.L = spec.model.depth;
@@ -71,15 +71,17 @@ Sizes network_sizes(const RunSpec& spec, int N, int D) {
 
 SampleCounts sample_counts(const RunSpec& spec, const Regime& regime) {
   SampleCounts counts;
+  Faults faults;
   counts.neurons = spec.sampling.neurons > 0 ? spec.sampling.neurons : regime.default_neurons;
   const auto population = [&](bool sampled, int fixed, int said, const char* key, double ratio, const char* what) {
     if (!sampled) return fixed;
-    return said > 0 ? said : static_cast<int>(scaled(spec, key, ratio, counts.neurons, what));
+    return said > 0 ? said : static_cast<int>(scaled(spec, key, ratio, counts.neurons, what, faults));
   };
   counts.experts = population(regime.experts_sampled, spec.model.experts, spec.sampling.experts,
                               "model.experts_per_width", spec.model.experts_per_width, "expert samples");
   counts.hidden = population(regime.hidden_sampled, spec.model.expert_width, spec.sampling.hidden,
                              "model.expert_width_per_width", spec.model.expert_width_per_width, "hidden samples");
+  faults.throw_if_any();
   counts.active = static_cast<int>(active_of(spec, counts.experts));
   return counts;
 }

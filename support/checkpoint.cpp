@@ -18,7 +18,6 @@ namespace {
 
 /// Layout of the state in the file: a change of it makes older checkpoints unreadable.
 constexpr int checkpoint_version = 9;
-constexpr const char* checkpoint_flag = "--checkpoint FILE";
 
 std::string job_group(int job) { return fmt::format("/job/{}", job); }
 

@@ -33,6 +33,9 @@ std::map<std::string, std::string> identifying_values(const RunSpec& spec);
 /// Digest of arrays, for RunIdentity::data.
 std::string digest(const std::vector<const Eigen::MatrixXd*>& arrays);
 
+/// Chooses the file, for messages.
+inline constexpr const char* checkpoint_flag = "--checkpoint FILE";
+
 /// Configuration that a checkpoint was written with: `dmft_solve --resume FILE` needs to say no more.
 RunSpec checkpoint_config(const std::string& file);
 

@@ -95,7 +95,8 @@ std::string help_text(const ProgramInfo& program) {
 /// all faults are reported together.
 class CommandLine {
  public:
-  explicit CommandLine(const ProgramInfo& program) : program_(program), app_(program.summary, program.name) {
+  CommandLine(const ProgramInfo& program, Faults& list)
+      : faults(list), program_(program), app_(program.summary, program.name) {
     app_.set_help_flag();
     app_.allow_extras();
     app_.add_flag("-h,--help", help);
@@ -149,11 +150,17 @@ class CommandLine {
       if (flag.option->count() > 0) invocation.own[flag.flag->name] = flag.flag->value.empty() ? "true" : flag.text;
     if (program_.own_defaults) program_.own_defaults(spec, invocation.own);
     validate(spec, faults);
-    refuse_unavailable(invocation.options.device, "--device on the command line", faults);
+    set_refused_aside(spec);
+    const std::size_t others = faults.list().size();
+    refuse_unavailable(invocation.options.device, faults);
+    if (faults.list().size() > others) {  // told once
+      faults.set_aside("device");
+      invocation.options.device = Device::automatic;
+    }
   }
 
   Invocation invocation;
-  Faults faults;
+  Faults& faults;
   bool help = false, version = false;
 
  private:
@@ -247,6 +254,20 @@ class CommandLine {
     }
   }
 
+  /// Keys at fault go back to their defaults.
+  void set_refused_aside(RunSpec& spec) {
+    const auto at_fault = [this](const std::string& key) {
+      return std::any_of(faults.list().begin(), faults.list().end(),
+                         [&](const std::string& fault) { return fault.starts_with(key + " = "); });
+    };
+    RunSpec defaults;
+    for (const auto& key : config_keys()) {
+      if (!at_fault(key.path)) continue;
+      faults.set_aside(key.path);
+      assign(key.field(spec), written_on_command_line(key.field(spec), value_as_toml(key.field(defaults))));
+    }
+  }
+
   void set(const Key& key, const std::string& text, const std::string& place, RunSpec& spec) {
     assign_or_report(key, written_on_command_line(key.field(spec), text), place, ".", spec, faults);
   }
@@ -271,7 +292,8 @@ class CommandLine {
     CheckpointOptions& checkpoint = invocation.options.checkpoint;
     if (checkpoint.file.empty()) checkpoint.file = checkpoint.resume;
     checkpoint.every_said = checkpoint_every_option_->count() > 0;
-    const std::string& out = invocation.options.out.empty() ? program_.default_out : invocation.options.out;
+    std::string& out = invocation.options.out;
+    if (out.empty()) out = program_.default_out;
     if (!checkpoint.file.empty() && same_file(checkpoint.file, out))
       faults.add(fmt::format(
           "command line: {} is the file of the result (--out) and of the checkpoint (--checkpoint, --resume), and one "
@@ -299,16 +321,24 @@ class CommandLine {
 
 }  // namespace
 
-Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv) {
-  CommandLine line(program);
+Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv, Faults& faults) {
+  CommandLine line(program, faults);
   line.parse(argc, argv);
-  line.faults.throw_if_any();
+  const bool only_asks = line.help || line.version || line.invocation.options.print_config;
+  if (only_asks) faults.throw_if_any();
   if (line.help) std::fputs(help_text(program).c_str(), stdout);
   if (line.version && !line.help) std::printf("%s %s\n", program.name.c_str(), program_version().c_str());
   const bool print = line.invocation.options.print_config && !line.help && !line.version;
   if (print) std::fputs(print_config(line.invocation.spec).c_str(), stdout);
-  if (line.help || line.version || print) line.invocation.exit_code = 0;
+  if (only_asks) line.invocation.exit_code = 0;
   return line.invocation;
+}
+
+Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv) {
+  Faults faults;
+  Invocation invocation = parse_command_line(program, argc, argv, faults);
+  faults.throw_if_any();
+  return invocation;
 }
 
 int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv) {

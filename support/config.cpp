@@ -219,10 +219,10 @@ void validate(const RunSpec& spec, Faults& faults) {
   check_combinations(spec, faults);
 }
 
-void refuse_unavailable(Device device, const std::string& place, Faults& faults) {
+void refuse_unavailable(Device device, Faults& faults) {
   if (device != Device::cuda) return;
   if (const gpu::Device card = gpu::device(); !card.present)
-    faults.add("device", "cuda", place, "is not available: " + card.why_not, "Use --device cpu or --device auto");
+    faults.add(fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not));
 }
 
 std::string print_config(const RunSpec& spec) {

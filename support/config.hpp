@@ -23,7 +23,7 @@ struct CheckpointOptions {
 /// What a program was asked to do, beyond the run itself.
 struct ProgramOptions {
   std::string config_file;  ///< empty: none given
-  std::string out;          ///< empty: the program's default
+  std::string out;          ///< result file; where nothing was said the program's default
   int threads = 0;          ///< 0: all cores
   Device device = Device::automatic;
   CheckpointOptions checkpoint;
@@ -56,8 +56,11 @@ struct ProgramInfo {
   std::function<void(RunSpec&, const std::map<std::string, std::string>&)> own_defaults = {};
 };
 
-/// Parses and validates. Throws ConfigError listing every unknown key, wrong type, out-of-range value and impossible
-/// combination with key, value, place and remedy.
+/// Parses and validates: faults for every unknown key, wrong type, out-of-range value and impossible combination, with key, value,
+/// place and remedy. Keys at fault then stand at their defaults, so that the program can list what else is wrong before it throws
+/// everything (Faults::set_aside). With --help, --version and --print-config they are thrown here.
+Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv, Faults& faults);
+/// Throws ConfigError with the faults.
 Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv);
 
 /// The whole of a program's main(): run(), with what it throws said on standard error. Exit status 2 for ConfigError (bad usage or
@@ -71,8 +74,8 @@ RunSpec read_config_text(const std::string& text, const std::string& place);
 /// All faults of a spec that can be seen without reading data or parameterization files.
 void validate(const RunSpec& spec, Faults& faults);
 
-/// A device that is not there is refused by name; parse_command_line() calls this.
-void refuse_unavailable(Device device, const std::string& place, Faults& faults);
+/// A device that is not there is refused by name; parse_command_line() calls this, and what is given a device otherwise.
+void refuse_unavailable(Device device, Faults& faults);
 
 /// The resolved configuration as TOML; read_config_text(print_config(s)) gives s back. output.observe_every is left out
 /// while nothing was said of it, because its default depends on that (support/schedule.hpp).

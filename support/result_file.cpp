@@ -5,6 +5,7 @@
 
 #include "support/config.hpp"
 #include "support/distribution.hpp"
+#include "support/ranks.hpp"
 #include "support/schedule.hpp"
 
 #ifndef MOE_VERSION
@@ -26,6 +27,10 @@ std::string utc_now() {
 std::size_t bytes(const Eigen::MatrixXd& m) { return static_cast<std::size_t>(m.size()) * sizeof(double); }
 
 }  // namespace
+
+void check_writable(const std::string& path, Faults& faults, const std::string& flag) {
+  if (ranks().first()) faults.collect([&] { const H5Writer probe(path, flag); });
+}
 
 std::string program_version() { return MOE_VERSION; }
 

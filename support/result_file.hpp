@@ -33,6 +33,9 @@ void write_distribution_axes(H5Writer& file, const std::string& group, const std
 /// Times (T+1) of the recorded states of a gradient flow, in steps of gradient descent with the same lr.
 void write_flow_times(H5Writer& file, const std::string& name, const RunSpec& spec);
 
+/// A file that cannot be written is a fault before the run, not after it. Of several ranks the first looks.
+void check_writable(const std::string& path, Faults& faults, const std::string& flag = "--out FILE");
+
 /// "0.1.0": what stands in the attribute `version`.
 std::string program_version();
 

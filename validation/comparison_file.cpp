@@ -274,17 +274,24 @@ std::vector<std::string> differing_keys(const RunSpec& limit, const RunSpec& net
 }
 
 Evidence read_evidence(const std::string& limit_path, const std::string& networks_path, bool force) {
-  const H5Reader limit(limit_path), networks(networks_path);
-  limit.verify();
-  networks.verify();
-  require_group(limit, limit_path, "/limit", "--limit", "dmft_solve");
-  require_group(networks, networks_path, "/network", "--networks", "moe_train");
+  std::optional<H5Reader> limit_file, networks_file;
+  Faults faults;
+  const auto open = [&](std::optional<H5Reader>& file, const std::string& path, const char* group, const char* flag,
+                        const char* program) {
+    faults.collect([&] {
+      file.emplace(path).verify();
+      require_group(*file, path, group, flag, program);
+    });
+  };
+  open(limit_file, limit_path, "/limit", "--limit", "dmft_solve");
+  open(networks_file, networks_path, "/network", "--networks", "moe_train");
+  faults.throw_if_any();
+  const H5Reader &limit = *limit_file, &networks = *networks_file;
   Evidence e;
   e.spec = read_config_text(limit.attribute_text("/", "config"), limit_path);
   const RunSpec of_networks = read_config_text(networks.attribute_text("/", "config"), networks_path);
   const std::vector<std::string> different = differing_keys(e.spec, of_networks);
   if (!different.empty() && !force) {
-    Faults faults;
     for (const std::string& key : different)
       faults.add(
           fmt::format("comparison: {} and {} are of different runs: {}. Compare files of one configuration, or "

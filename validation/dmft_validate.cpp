@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 
 #include "data/dataset.hpp"
@@ -148,11 +149,15 @@ std::optional<moe::Comparison> comparison_of(const moe::ValidationRun& run, cons
   }
 }
 
-int compare_files(const moe::Invocation& call, const std::string& out) {
+int compare_files(const moe::Invocation& call, moe::Faults& faults) {
+  const std::string& out = call.options.out;
   const auto given = [&](const char* flag) { return call.own.contains(flag) ? call.own.at(flag) : std::string(); };
   const std::string limit = given("--limit"), networks = given("--networks");
+  moe::Evidence evidence;
+  if (!limit.empty() && !networks.empty())
+    faults.collect([&] { evidence = moe::read_evidence(limit, networks, call.own.contains("--force")); });
+  faults.throw_if_any();
   moe::H5Writer file(out);
-  const moe::Evidence evidence = moe::read_evidence(limit, networks, call.own.contains("--force"));
   const moe::Comparison comparison = moe::compare(evidence);
   moe::write_root_attributes(file, "validation", program.name, evidence.spec);
   moe::write_comparison(file, "/comparison", comparison);
@@ -163,8 +168,7 @@ int compare_files(const moe::Invocation& call, const std::string& out) {
 }
 
 /// Before hours of work: what no run of these can be compared by.
-void require_comparable(const RunSpec& spec) {
-  moe::Faults faults;
+void check_comparable(const RunSpec& spec, moe::Faults& faults) {
   const auto fault = [&](const char* key, const std::string& value, const char* reason) {
     faults.add(key, value, spec.place(key), reason, "At least two are needed");
   };
@@ -173,13 +177,15 @@ void require_comparable(const RunSpec& spec) {
           "is nothing to extrapolate from");
   if (spec.network.seeds < 2) fault("network.seeds", "1", "gives no error of the networks");
   if (spec.sampling.replicas < 2) fault("sampling.replicas", "1", "gives no error of the limit");
-  faults.throw_if_any();
 }
 
-int validate(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
+int validate(const moe::Invocation& call, const moe::Dataset* loaded, moe::Faults& faults) {
   const RunSpec& spec = call.spec;
-  require_comparable(spec);
-  moe::require_resources(spec, data, call.options, out);
+  const std::string& out = call.options.out;
+  check_comparable(spec, faults);
+  moe::check_run(spec, loaded, call.options, faults);
+  faults.throw_if_any();
+  const moe::Dataset& data = *loaded;
   moe::on_signals();
   const moe::ValidationRun run = moe::run_validation(spec, data, call.options, "validating");
   if (!moe::ranks().first()) return 0;
@@ -201,19 +207,19 @@ int validate(const moe::Invocation& call, const moe::Dataset& data, const std::s
 }
 
 /// One comparison per parameterization, all in one file.
-int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
+int coordinate_check(const moe::Invocation& call, const moe::Dataset* loaded, moe::Faults& faults) {
+  const std::string& out = call.options.out;
   std::vector<RunSpec> specs;
-  moe::Faults faults;
+  check_comparable(call.spec, faults);
   for (const std::string& name : moe::comma_separated(call.own.at("--coordinate-check"))) {
     RunSpec spec = call.spec;
     spec.model.param = name;
     spec.origin["model.param"] = "--coordinate-check on the command line";
-    moe::load_parameterization(spec, faults);
+    moe::check_run(spec, loaded, call.options, faults);
     specs.push_back(std::move(spec));
   }
   faults.throw_if_any();
-  require_comparable(call.spec);
-  for (const RunSpec& spec : specs) moe::require_resources(spec, data, call.options, out);
+  const moe::Dataset& data = *loaded;
   moe::on_signals();
   std::optional<moe::H5Writer> file;
   if (moe::ranks().first()) {
@@ -242,20 +248,21 @@ int coordinate_check(const moe::Invocation& call, const moe::Dataset& data, cons
   return status;
 }
 
-int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::string& out) {
-  moe::Faults faults;
+int lr_sweep(const moe::Invocation& call, const moe::Dataset* loaded, moe::Faults& faults) {
+  const std::string& out = call.options.out;
   const std::vector<double> eta = moe::parse_sweep(call.own.at("--lr-sweep"), faults);
   const std::string loss = call.own.contains("--sweep-loss") ? call.own.at("--sweep-loss") : "tail";
   const auto criterion = moe::sweep_criterion(loss);
   if (!criterion)
     faults.add("sweep-loss", loss, "--sweep-loss on the command line", "is not known", "Use tail, final or test");
-  if (criterion == moe::SweepCriterion::test && data.x_test.cols() == 0)
+  if (criterion == moe::SweepCriterion::test && loaded != nullptr && loaded->x_test.cols() == 0)
     faults.add("sweep-loss", loss, "--sweep-loss on the command line", "needs a test set, and there is none",
                "Raise data.test, or use tail or final");
   if (call.spec.network.seeds < 2 || call.spec.sampling.replicas < 2)
     faults.add("comparison: one seed or replica gives no error. Give two at least (network.seeds, sampling.replicas)");
+  moe::check_run(call.spec, loaded, call.options, faults);
   faults.throw_if_any();
-  moe::require_resources(call.spec, data, call.options, out);
+  const moe::Dataset& data = *loaded;
   moe::on_signals();
   const moe::LrSweep sweep = moe::run_lr_sweep(call.spec, data, call.options, eta, *criterion);
   if (!moe::ranks().first()) return 0;
@@ -274,48 +281,43 @@ int lr_sweep(const moe::Invocation& call, const moe::Dataset& data, const std::s
   return 1;
 }
 
-/// Flags that ask for different things.
-void check_flags(const Flags& flags, moe::Device device) {
-  moe::Faults faults;
+/// Flags that ask for different things, or for what this program does not do.
+void check_flags(const Flags& flags, const moe::ProgramOptions& options, moe::Faults& faults) {
   const auto has = [&](const char* flag) { return flags.contains(flag); };
   if (has("--limit") != has("--networks"))
     faults.add(fmt::format("command line: {} needs {} beside it: both files, or neither to compute both",
                            has("--limit") ? "--limit" : "--networks", has("--limit") ? "--networks" : "--limit"));
   if (has("--force") && !has("--limit"))
     faults.add("command line: --force is about files: it needs --limit and --networks");
-  if (device == moe::Device::cuda && has("--limit"))
+  if (options.device == moe::Device::cuda && has("--limit"))
     faults.add("--device cuda: files are compared on the CPU. Say --device cpu or leave it out.");
   if (has("--sweep-loss") && !has("--lr-sweep")) faults.add("command line: --sweep-loss belongs to --lr-sweep");
   const int asked =
       (has("--limit") || has("--networks") ? 1 : 0) + (has("--lr-sweep") ? 1 : 0) + (has("--coordinate-check") ? 1 : 0);
   if (asked > 1)
     faults.add("command line: files to compare, --lr-sweep and --coordinate-check are different tasks. Choose one");
-  faults.throw_if_any();
+  if (!options.checkpoint.file.empty() || options.checkpoint.every_said)
+    faults.add(
+        "--checkpoint, --checkpoint-every, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and "
+        "moe_train keep theirs, and compare their files with --limit FILE --networks FILE.");
 }
 
 int run(int argc, char** argv) {
-  const moe::Invocation call = moe::parse_command_line(program, argc, argv);
+  moe::Faults faults;
+  const moe::Invocation call = moe::parse_command_line(program, argc, argv, faults);
   if (call.exit_code >= 0) return call.exit_code;
-  check_flags(call.own, call.options.device);
-  if (!call.options.checkpoint.file.empty() || call.options.checkpoint.every_said)
-    throw moe::ConfigError(
-        {"--checkpoint, --checkpoint-every, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and "
-         "moe_train keep theirs, and "
-         "compare their "
-         "files with --limit FILE --networks FILE."});
-  const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+  check_flags(call.own, call.options, faults);
+  const std::string& out = call.options.out;
   const bool first = moe::ranks().first();
-  if (first) {
-    const moe::H5Writer probe(out);
-  }  // a name that cannot be written is a fault before the run, not after it
+  moe::check_writable(out, faults);
   int status = 0;
-  if (call.own.contains("--limit")) {
-    if (first) status = compare_files(call, out);  // files are compared by one process
+  if (call.own.contains("--limit") || call.own.contains("--networks")) {
+    if (first) status = compare_files(call, faults);  // files are compared by one process
   } else {
-    const moe::Dataset data = moe::load_dataset(call.spec);
-    status = call.own.contains("--lr-sweep")           ? lr_sweep(call, data, out)
-             : call.own.contains("--coordinate-check") ? coordinate_check(call, data, out)
-                                                       : validate(call, data, out);
+    const std::unique_ptr<const moe::Dataset> data = moe::load_dataset(call.spec, faults);
+    status = call.own.contains("--lr-sweep")           ? lr_sweep(call, data.get(), faults)
+             : call.own.contains("--coordinate-check") ? coordinate_check(call, data.get(), faults)
+                                                       : validate(call, data.get(), faults);
   }
   if (first && !call.own.contains("--no-page") && !moe::interrupted) make_page(out, call.options.quiet);
   return status;

@@ -7,15 +7,18 @@
 #include <csignal>
 #include <cstdio>
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "data/dataset.hpp"
+#include "parameterizations/parameterization.hpp"
 #include "support/config.hpp"
 #include "support/observable.hpp"
 #include "support/progress.hpp"
 #include "support/ranks.hpp"
 #include "support/resources.hpp"
+#include "support/result_file.hpp"
 #include "support/schedule.hpp"
 #include "validation/network.hpp"
 #include "validation/network_file.hpp"
@@ -114,7 +117,9 @@ std::vector<std::vector<moe::NetworkRun>> train(const moe::Invocation& call, con
   // Ranks keep their networks in one folder, which the first makes and guards.
   std::optional<moe::RunStore> opened;
   const moe::RunStore::Options keeping{call.options.checkpoint.every_s, warn, ranks.first()};
-  if (ranks.first()) opened.emplace(folder, spec, data, keeping);
+  moe::Faults faults;
+  if (ranks.first()) faults.collect([&] { opened.emplace(folder, spec, data, keeping); });
+  faults.throw_if_any();
   ranks.any(false);
   if (!ranks.first()) opened.emplace(folder, spec, data, keeping);
   moe::RunStore& store = *opened;
@@ -182,26 +187,37 @@ void require_room(const moe::RunSpec& spec, const moe::Dataset& data, const std:
 }
 
 int run(int argc, char** argv) {
-  const moe::Invocation call = moe::parse_command_line(program, argc, argv);
+  moe::Faults faults;
+  const moe::Invocation call = moe::parse_command_line(program, argc, argv, faults);
   if (call.exit_code >= 0) return call.exit_code;
   const moe::CheckpointOptions& checkpoint = call.options.checkpoint;
   moe::RunSpec spec = call.spec;
   if (!checkpoint.resume.empty()) {
     if (checkpoint.file != checkpoint.resume)
-      throw moe::ConfigError({fmt::format(
-          "--checkpoint {}, --resume {}: moe_train goes on in the folder that it resumes. Give --resume alone.",
-          checkpoint.file, checkpoint.resume)});
-    const moe::RunSpec kept = moe::sweep_config(checkpoint.resume);
-    if (call.spec.origin.empty()) spec = kept;  // with no key given, what was kept says what goes on
+      faults.add(
+          fmt::format("--checkpoint {}, --resume {}: moe_train goes on in the folder that it resumes. Give --resume "
+                      "alone.",
+                      checkpoint.file, checkpoint.resume));
+    faults.collect([&] {
+      const moe::RunSpec kept = moe::sweep_config(checkpoint.resume);
+      if (call.spec.origin.empty()) spec = kept;  // with no key given, what was kept says what goes on
+    });
   }
-  const std::string out = call.options.out.empty() ? program.default_out : call.options.out;
+  const std::string& out = call.options.out;
   const std::string folder = checkpoint.file.empty() ? out + ".runs" : checkpoint.file;
 
-  const moe::Dataset data = moe::load_dataset(spec);
-  moe::Faults faults;
-  moe::check_networks(spec, data, spec.network.widths, faults);
+  moe::check_writable(out, faults);
   moe::check_network_device(spec, call.options.device, faults);
+  const std::unique_ptr<const moe::Dataset> loaded = moe::load_dataset(spec, faults);
+  if (moe::rules_known(spec, faults)) {
+    moe::check_networks(spec, loaded.get(), spec.network.widths, faults);
+    if (loaded) {
+      faults.collect([&] { moe::require_network_memory(spec, *loaded, call.options.threads, call.options.device); });
+      faults.collect([&] { require_room(spec, *loaded, out, folder, !checkpoint.file.empty()); });
+    }
+  }
   faults.throw_if_any();
+  const moe::Dataset& data = *loaded;
   if (const auto undefined = moe::undefined_observables(spec); !undefined.empty())
     fmt::print(stderr,
                "moe_train: output.observables: {} left out: the samples differ from step to step under mini-batches "
@@ -209,11 +225,6 @@ int run(int argc, char** argv) {
                fmt::join(undefined, ", "), spec.training.batch);
 
   if (const std::string jumps = moe::jumping_flow_warning(spec); !jumps.empty()) warn(jumps);
-  moe::require_network_memory(spec, data, call.options.threads, call.options.device);
-  require_room(spec, data, out, folder, !checkpoint.file.empty());
-  if (moe::ranks().first()) {
-    const moe::H5Writer probe(out);
-  }  // a name that cannot be written is a fault before the training, not after it
   std::vector<std::vector<moe::NetworkRun>> runs;
   try {
     runs = train(call, spec, data, folder, out);

@@ -121,8 +121,8 @@ struct TrainOptions {
   std::function<void(int width, double loss)> on_update;
 };
 
-/// Faults of what this trainer cannot run (samples, sizes) at these widths.
-void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults);
+/// Faults of what this trainer cannot run (samples, sizes, tables) at these widths. Without data what does not depend on it is looked at.
+void check_networks(const RunSpec& spec, const Dataset* data, const std::vector<int>& widths, Faults& faults);
 /// Faults of what this device cannot do for networks, or this machine has no device for.
 void check_network_device(const RunSpec& spec, Device device, Faults& faults);
 

@@ -40,7 +40,7 @@ NetworkRun train_on(const trainer::Team& team, const RunSpec& spec, const Datase
                     const TrainOptions& options) {
   const KeepThreads guard;
   Faults faults;
-  check_networks(spec, data, {width}, faults);
+  check_networks(spec, &data, {width}, faults);
   check_network_device(spec, options.device, faults);
   faults.throw_if_any();
   const NetworkShape shape = network_shape(spec, data, width);

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "regimes/regime.hpp"
-#include "support/gpu.hpp"
+#include "support/config.hpp"
 #include "support/hdf5.hpp"
 #include "support/random.hpp"
 #include "validation/network.hpp"
@@ -47,64 +47,77 @@ bool fits(const NetworkWeights& w, const NetworkShape& s) {
 
 std::string text(const std::vector<std::size_t>& shape) { return fmt::format("({})", fmt::join(shape, ", ")); }
 
-}  // namespace
-
-NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width) {
-  const int D = static_cast<int>(data.x.rows());
+NetworkShape shape_of(const RunSpec& spec, int width, int D, int C) {
   const Sizes sizes = network_sizes(spec, width, D);
   return {.N = static_cast<int>(sizes.N),
           .M = static_cast<int>(sizes.M),
           .Ne = static_cast<int>(sizes.Ne),
           .K = static_cast<int>(sizes.K),
           .D = D,
-          .C = static_cast<int>(data.y.rows()),
+          .C = C,
           .L = spec.model.depth};
 }
 
-void check_networks(const RunSpec& spec, const Dataset& data, const std::vector<int>& widths, Faults& faults) {
+/// The file of network.init_from.
+H5Reader weights_file(const std::string& path, const std::string& place) {
+  try {
+    return H5Reader(path);
+  } catch (const IoError& error) {
+    Faults faults;
+    faults.add("network.init_from", path, place, error);
+    throw ConfigError(faults.list());
+  }
+}
+
+}  // namespace
+
+NetworkShape network_shape(const RunSpec& spec, const Dataset& data, int width) {
+  return shape_of(spec, width, static_cast<int>(data.x.rows()), static_cast<int>(data.y.rows()));
+}
+
+void check_networks(const RunSpec& spec, const Dataset* data, const std::vector<int>& widths, Faults& faults) {
   const auto refuse = [&](const std::string& key, const std::string& value, const std::string& problem,
                           const std::string& remedy) { faults.add(key, value, spec.place(key), problem, remedy); };
-  if (data.x.cols() == 0)
+  if (data != nullptr && data->x.cols() == 0)
     faults.add("data: the training set is empty. Raise data.train or choose another data.source.");
-  if (spec.training.batch > data.x.cols())
+  if (data != nullptr && spec.training.batch > data->x.cols())
     refuse("training.batch", fmt::format("{}", spec.training.batch),
-           fmt::format("must not exceed the {} training samples", data.x.cols()), "Lower it or raise data.train.");
+           fmt::format("must not exceed the {} training samples", data->x.cols()), "Lower it or raise data.train.");
+  const std::string &init_from = spec.network.init_from, place = spec.place("network.init_from");
+  if (!init_from.empty()) faults.collect([&] { weights_file(init_from, place); });
+  faults.collect([&] { load_parameterization(spec); });
   std::set<int> seen;
   for (int width : widths) {
     if (!seen.insert(width).second)
       refuse("network.widths", fmt::format("{}", width), "stands there twice",
              "Name every width once; network.seeds repeats runs.");
-    const NetworkShape s = network_shape(spec, data, width);
+    NetworkShape s;
+    const bool has_sizes =
+        faults.collect([&] { s = data != nullptr ? network_shape(spec, *data, width) : shape_of(spec, width, 1, 1); });
+    if (!has_sizes) continue;
+    faults.collect([&] { constants_at(spec, s); });
     if (s.N < 1 || s.M < 1 || s.Ne < 1)
       refuse("network.widths", fmt::format("{}", width), fmt::format("gives {} experts of width {}", s.M, s.Ne),
              "Raise it, or model.experts_per_width and model.expert_width_per_width.");
-    else if (!spec.network.init_from.empty())
-      try {
-        read_weights(spec.network.init_from, s, spec.place("network.init_from"));
-      } catch (const ConfigError& error) {
-        for (const std::string& fault : error.faults) faults.add(fault);
-      }
+    else if (data != nullptr && !init_from.empty())
+      faults.collect([&] { read_weights(init_from, s, place); });
   }
 }
 
 void check_network_device(const RunSpec& spec, Device device, Faults& faults) {
-  if (device == Device::cuda)
-    if (const gpu::Device card = gpu::device(); !card.present)
-      faults.add(fmt::format("--device cuda: {}. Say --device cpu or leave it out", card.why_not));
+  refuse_unavailable(device, faults);
   if (!spec.network.tf32) return;
   const auto refuse = [&](const char* problem, const char* remedy) {
     faults.add("network.tf32", "true", spec.place("network.tf32"), problem, remedy);
   };
-  if (device != Device::cuda) refuse("is a way in which GPUs multiply", "Add --device cuda, or leave it out");
+  if (device != Device::cuda && !faults.refused("device"))
+    refuse("is a way in which GPUs multiply", "Add --device cuda, or leave it out");
   if (spec.sampling.precision == Precision::float64)
     refuse("rounds more than sampling.precision = \"float64\" promises", "Use float32, or leave it out");
 }
 
 NetworkConstants constants_at(const RunSpec& spec, const NetworkShape& shape) {
-  Faults faults;
-  const Parameterization table = load_parameterization(spec, faults);
-  faults.throw_if_any();
-  return network_constants(spec, table, network_sizes(spec, shape.N, shape.D));
+  return network_constants(spec, load_parameterization(spec), network_sizes(spec, shape.N, shape.D));
 }
 
 NetworkWeights start_weights(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
@@ -148,12 +161,12 @@ NetworkWeights random_weights(const RunSpec& spec, const Dataset& data, int widt
 }
 
 NetworkWeights read_weights(const std::string& path, const NetworkShape& s, const std::string& place) {
-  const H5Reader file(path);
+  const H5Reader file = weights_file(path, place);
   Faults faults;
   const auto size = [](int n) { return static_cast<std::size_t>(n); };
   const auto read = [&](const char* name, const std::vector<std::size_t>& shape) {
-    H5Array array = file.read(name);
-    if (array.shape != shape)
+    H5Array array;
+    if (faults.collect([&] { array = file.read(name); }) && array.shape != shape)
       faults.add("network.init_from", path, place,
                  fmt::format("dataset {} has shape {}, the configuration asks for {} (N = {}, M = {}, N_e = {}, D = "
                              "{}, C = {}, L = {})",

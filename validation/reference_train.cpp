@@ -240,7 +240,7 @@ class Trainer {
 NetworkRun train_reference_network(const RunSpec& spec, const Dataset& data, int width, std::uint64_t seed,
                                    const TrainOptions& options) {
   Faults faults;
-  check_networks(spec, data, {width}, faults);
+  check_networks(spec, &data, {width}, faults);
   faults.throw_if_any();
   const NetworkShape shape = network_shape(spec, data, width);
   NetworkRun run = Trainer(spec, data, shape, start_weights(spec, data, width, seed, options.initial), options).run();

@@ -34,10 +34,9 @@ bool ended() {
 
 LimitSpec limit_of(const RunSpec& spec, const Dataset& data) {
   Faults faults;
-  std::vector<std::string> warnings;  // solve_limit reports them
-  LimitSpec limit = limit_spec(spec, step_shape(spec, data), faults, warnings);
+  const std::optional<LimitSpec> limit = checked_limit(spec, &data, faults);
   faults.throw_if_any();
-  return limit;
+  return *limit;
 }
 
 int neurons_of(const RunSpec& spec, const Dataset& data) { return limit_of(spec, data).block.counts.neurons; }
@@ -126,20 +125,24 @@ std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data) {
   return second;
 }
 
-void require_resources(const RunSpec& spec, const Dataset& data, const ProgramOptions& options,
-                       const std::string& out) {
-  Faults faults;
-  const LimitSpec limit = limit_of(spec, data);
-  check_networks(spec, data, spec.network.widths, faults);
+void check_run(const RunSpec& spec, const Dataset* data, const ProgramOptions& options, Faults& faults) {
   check_network_device(spec, options.device, faults);
-  faults.throw_if_any();
-  MemoryEstimate estimate = memory_estimate(limit, solve_sizes(spec, data, options.threads));
-  if (options.device == Device::cuda)
-    require_gpu_memory(estimate, spec, limit, gpu_memory());
-  else
-    require_memory(estimate, spec, limit);
-  require_network_memory(spec, data, options.threads, options.device);
-  require_disk(estimate.output + network_file_bytes(spec, data), out, "the result", "--out FILE");
+  if (!rules_known(spec, faults)) return;
+  const std::optional<LimitSpec> limit = checked_limit(spec, data, faults);
+  check_networks(spec, data, spec.network.widths, faults);
+  if (data == nullptr || !limit) return;
+  MemoryEstimate estimate = memory_estimate(*limit, solve_sizes(spec, *data, options.threads));
+  faults.collect([&] {
+    if (spec.sampling.method == Method::iterate) return;  // solve_limit knows what it needs
+    if (options.device == Device::cuda)
+      require_gpu_memory(estimate, spec, *limit, gpu_memory());
+    else
+      require_memory(estimate, spec, *limit);
+  });
+  faults.collect([&] { require_network_memory(spec, *data, options.threads, options.device); });
+  faults.collect([&] {
+    require_disk(estimate.output + network_file_bytes(spec, *data), options.out, "the result", "--out FILE");
+  });
 }
 
 ValidationRun run_validation(RunSpec spec, const Dataset& data, const ProgramOptions& options,

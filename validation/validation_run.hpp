@@ -24,8 +24,9 @@ void on_signals();
 /// random: networks of as many neurons are compared with that.
 std::optional<RunSpec> second_solve(const RunSpec& spec, const Dataset& data);
 
-/// Refuses before the run what memory of solver or trainer, or the file system of `out`, cannot hold. Throws ConfigError, IoError.
-void require_resources(const RunSpec& spec, const Dataset& data, const ProgramOptions& options, const std::string& out);
+/// Faults of what cannot run, or what memory of solver or trainer, or the file system of the result, cannot hold. Without data what
+/// does not depend on it is looked at.
+void check_run(const RunSpec& spec, const Dataset* data, const ProgramOptions& options, Faults& faults);
 
 /// What was computed; after an interrupt or a limit that diverged only parts of it.
 struct ValidationRun {

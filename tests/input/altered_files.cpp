@@ -129,7 +129,7 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("programs refuse altered files with status 1, the path and a sentence [each that reads one]") {
+TEST_CASE("programs refuse altered files with status 2, the path and a sentence [each that reads one]") {
   const TemporaryFolder folder;
   const Written written(folder);
   const auto path_of = [&](const std::string& name) { return folder / name; };
@@ -152,7 +152,7 @@ TEST_CASE("programs refuse altered files with status 1, the path and a sentence 
       write_bytes(path, altered);
       const ProgramRun run = run_program(r.program, r.arguments);
       INFO(r.program, " and ", r.file, ": ", run.text);
-      CHECK(run.status == 1);
+      CHECK(run.status == 2);
       CHECK(contains(run.text, path + " was cut short or altered"));
       CHECK_FALSE(fs::exists(path_of("x.h5")));
       CHECK_FALSE(fs::exists(path_of("v.h5")));

@@ -106,7 +106,9 @@ TEST_CASE("data files with missing or misshapen parts are refused, all faults at
   spec = file_spec(folder, {{"x", {1, 2}, {1, 2}}, {"y", {1, 1}, {1}}, {"x_test", {1, 2}, {1, 2}}}, 1);
   CHECK(contains(faults_of(spec).at(0), "no dataset y_test"));
   spec.data.source = folder / "none.h5";
-  CHECK(contains(message_of<IoError>([&] { load_dataset(spec); }), "No such file"));
+  spec.origin["data.source"] = "run.toml:3";
+  CHECK(contains(faults_of(spec).at(0), "data.source = " + (folder / "none.h5") + " (run.toml:3): cannot read"));
+  CHECK(contains(faults_of(spec).at(0), "No such file"));
 }
 
 TEST_CASE("values that cannot be trained on are refused with their place [NaN, infinity, overflow]") {

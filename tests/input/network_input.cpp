@@ -47,7 +47,8 @@ TEST_CASE("network.init_from with other sizes names the dataset and both shapes,
   CHECK(mentions(text, "expert_out has shape (12, 32, 8)"));
   CHECK(mentions(text, "run.toml:9"));
   CHECK(!mentions(text, "w_in has shape"));
-  CHECK_THROWS_AS(moe::read_weights("/nonexistent/w.h5", {}, "default"), moe::IoError);
+  CHECK(mentions(config_fault([&] { moe::read_weights("/nonexistent/w.h5", {}, "run.toml:9"); }),
+                 "network.init_from = /nonexistent/w.h5 (run.toml:9): cannot read"));
 }
 
 TEST_CASE("network.tf32 is refused on the CPU and in float64, both at once, before anything is trained") {
@@ -72,7 +73,7 @@ TEST_CASE("network trainer refuses what it does not have, all faults at once") {
   spec.network.widths = {16, 16};
   const moe::Dataset data = network_fixture::data(8, 5, 3);
   moe::Faults faults;
-  moe::check_networks(spec, data, spec.network.widths, faults);
+  moe::check_networks(spec, &data, spec.network.widths, faults);
   const auto text = config_fault([&] { faults.throw_if_any(); });
   for (const char* key : {"training.batch = 9", "8 training samples", "network.widths"})
     CHECK_MESSAGE(mentions(text, key), key << " is missing in: " << text);

@@ -120,13 +120,15 @@ TEST_CASE(
   CHECK(contains(forced.text, "limit and networks differ (--force): optimizer.lr"));
 
   check_refused(run_program("dmft_validate", {"--limit", limit}), 2, {"--networks"});
-  check_refused(compare(limit), 1, {"has no /network", "moe_train"});
-  check_refused(compare(folder / "none.h5"), 1, {folder / "none.h5"});
+  check_refused(compare(limit), 2, {"has no /network", "moe_train"});
+  check_refused(run_program("dmft_validate", {"--limit", right, "--networks", folder / "none.h5", "--sweep-loss",
+                                              "tail", "--out", folder / "none/c.h5"}),
+                2, {folder / "none.h5", "has no /limit", "--sweep-loss belongs to --lr-sweep", folder / "none/c.h5"});
 }
 
 TEST_CASE("dmft_validate: what cannot run is refused before the run, all faults at once") {
   const TemporaryFolder folder;
-  check_refused(run({"--out", folder / "none/a.h5"}), 1, {folder / "none", "does not exist", "--out"});
+  check_refused(run({"--out", folder / "none/a.h5"}), 2, {folder / "none", "does not exist", "--out"});
   check_refused(run({"--nuerons", "64"}), 2, {"nuerons"});
   check_refused(run({"--lr-sweep", "3:0.03:9", "--sweep-loss", "best", "--out", folder / "a.h5"}), 2,
                 {"3:0.03:9", "0.03:3:9", "best", "tail, final or test"});

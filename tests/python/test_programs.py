@@ -87,6 +87,7 @@ class Plot(unittest.TestCase):
             ([], "no file given"),
             ([self.limit, "--format", "gif,pdf"], "--format gif is not known"),
             ([self.limit, "--figures", "los,kernls"], "Did you mean loss.*\n.*Did you mean kernels"),
+            (["--format", "gif", "--figures", "los", "none.h5", "also.h5"], "gif(.|\n)*loss(.|\n)*none.h5: (.|\n)*also.h5: "),
             ([self.limit, "--colour"], "unrecognized arguments: --colour. dmft_plot --help"),
         ):
             done = self.plot(*arguments)

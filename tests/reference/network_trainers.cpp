@@ -90,7 +90,7 @@ Problem any_problem() {
       8, 5, p.spec.training.loss == moe::Loss::mse ? *rc::gen::inRange(1, 4) : *rc::gen::inRange(2, 5));
   p.seed = *rc::gen::inRange<std::uint64_t>(0, 1000);
   moe::Faults faults;
-  moe::check_networks(p.spec, p.data, p.spec.network.widths, faults);
+  moe::check_networks(p.spec, &p.data, p.spec.network.widths, faults);
   RC_PRE(faults.empty());
   return p;
 }

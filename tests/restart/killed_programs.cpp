@@ -329,10 +329,10 @@ TEST_CASE(
     return run_program("dmft_solve", all);
   };
   ProgramRun run = with({"--resume", folder / "none.ckpt"});
-  CHECK_MESSAGE((run.status == 1 && contains(run.text, "none.ckpt")), run.text);
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "none.ckpt")), run.text);
   REQUIRE(with({"--out", folder / "b.h5"}).status == 0);
   run = with({"--resume", folder / "b.h5"});
-  CHECK_MESSAGE((run.status == 1 && contains(run.text, "is not a checkpoint")), run.text);
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "is not a checkpoint")), run.text);
   REQUIRE(with({"--checkpoint", folder / "run.ckpt", "--checkpoint-every", "0"}).status == 0);
   run = with({"--resume", folder / "run.ckpt", "--lr", "0.7"});
   CHECK_MESSAGE((run.status == 2 && contains(run.text, "optimizer.lr was 0.1 and is 0.7")), run.text);

@@ -247,7 +247,7 @@ TEST_CASE("moe_train: --checkpoint, SIGTERM, --resume alone; what does not fit i
   ProgramRun run = run_program("moe_train", with({"--out", out, "--resume", runs, "--lr", "0.02"}));
   CHECK_MESSAGE((run.status == 2 && contains(run.text, "optimizer.lr = 0.01 there, 0.02 here")), run.text);
   run = run_program("moe_train", with({"--out", out, "--resume", folder / "none"}));
-  CHECK_MESSAGE((run.status == 1 && contains(run.text, "there are no runs in " + (folder / "none"))), run.text);
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "there are no runs in " + (folder / "none"))), run.text);
   run = run_program("moe_train", with({"--out", out, "--resume", runs, "--checkpoint", folder / "other"}));
   CHECK_MESSAGE((run.status == 2 && contains(run.text, "Give --resume alone")), run.text);
   run = run_program("dmft_validate", {"--resume", runs});
@@ -373,7 +373,7 @@ TEST_CASE("moe_train: the size that the result will have is foretold, and refuse
     CHECK(foretold > 500e3);
   }
   const ProgramRun run = run_program("moe_train", {"--steps", "2000000000", "--widths", "64", "--out", "/tmp/a.h5"});
-  CHECK_MESSAGE((run.status == 1 && contains(run.text, "will have about") && contains(run.text, "--out FILE")),
+  CHECK_MESSAGE((run.status == 2 && contains(run.text, "will have about") && contains(run.text, "--out FILE")),
                 run.text);
 }
 

@@ -35,25 +35,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"dmft_plot: command line: {message}. dmft_plot --help lists the flags\n")
 
 
-def _words(text: str, known: Sequence[str], flag: str) -> list[str]:
-    """A comma-separated list of known words, all faults at once."""
+def _words(text: str, known: Sequence[str], flag: str, faults: list[str]) -> list[str]:
+    """A comma-separated list of known words; a fault for each that is not."""
     words = [word for word in text.split(",") if word]
-    faults = []
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, known, 1)
             faults.append(f"{flag} {word} is not known." + (f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}"))
     if not words:
         faults.append(f"{flag} is empty. Known: {', '.join(known)}")
-    if faults:
-        raise _UsageError(faults)
     return list(dict.fromkeys(words))
-
-
-class _UsageError(Exception):
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,12 +120,22 @@ def main(arguments: Sequence[str]) -> int:
     if options.version:
         print(f"dmft_plot {os.environ.get('MOE_VERSION', 'of an unknown version')}")
         return 0
+    usage, unreadable = [], []  # told together
+    if not options.files:
+        usage.append("no file given. Usage: dmft_plot FILE.h5... [--out FOLDER] [--format pdf,png,svg]")
+    formats = _words(options.format, FORMATS, "--format", usage)
+    names = _words(options.figures, list(GALLERY), "--figures", usage) if options.figures is not None else None
+    results = []
+    for file in dict.fromkeys(options.files):
+        try:
+            results.append(load(file))
+        except ResultError as error:
+            unreadable.extend(str(error).splitlines())
+    for line in [f"command line: {fault}" for fault in usage] + unreadable:
+        print(f"dmft_plot: {line}", file=sys.stderr)
+    if usage or unreadable:
+        return 2 if usage else 1
     try:
-        if not options.files:
-            raise _UsageError(["no file given. Usage: dmft_plot FILE.h5... [--out FOLDER] [--format pdf,png,svg]"])
-        formats = _words(options.format, FORMATS, "--format")
-        names = _words(options.figures, list(GALLERY), "--figures") if options.figures is not None else None
-        results = [load(file) for file in dict.fromkeys(options.files)]
         if options.page:
             target = Path(options.page)
             text = page.html(results)
@@ -142,10 +143,6 @@ def main(arguments: Sequence[str]) -> int:
             written = [target]
         else:
             written = _figures(results, names, Path(options.out), formats, options.csv)
-    except _UsageError as error:
-        for fault in error.faults:
-            print(f"dmft_plot: command line: {fault}", file=sys.stderr)
-        return 2
     except ResultError as error:
         for line in str(error).splitlines():
             print(f"dmft_plot: {line}", file=sys.stderr)
