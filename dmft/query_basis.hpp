@@ -13,6 +13,10 @@
 
 namespace moe {
 
+/// What the tolerance of a basis is a share of: what the query has changed since the first one was asked (never more than the query
+/// itself), so that answers change as they should however slowly a network learns; or the query.
+enum class ToleranceOf { change, query };
+
 /// Vectors (sites, rank) with <v_k v_l> = delta_kl under the population average. One basis serves all matrices that are asked the
 /// same queries (phi for the router and every A; D for every B).
 template <class B>
@@ -21,19 +25,20 @@ class QueryBasis {
   using Matrix = typename B::Matrix;
   using View = typename B::View;
 
-  QueryBasis(Index sites, double tolerance) : sites_(sites), tolerance_(tolerance), vectors_(sites, 0) {}
+  QueryBasis(Index sites, double tolerance, ToleranceOf what = ToleranceOf::change)
+      : sites_(sites), tolerance_(tolerance), what_(what), vectors_(sites, 0) {}
 
   Index sites() const { return sites_; }
   Index rank() const { return vectors_.cols(); }
   View vectors() { return vectors_; }
-  std::size_t bytes() const { return vectors_.bytes(); }
+  std::size_t bytes() const { return vectors_.bytes() + first_.bytes(); }
 
   /// Coefficients (rank, P) of the last stored query.
   View coefficients() { return coefficients_; }
 
   /// Takes a block of P queries (sites, P): coefficients by block Gram-Schmidt with re-orthogonalisation, and new vectors for what
-  /// is left above `tolerance` times the RMS of the block, or above the rounding of the query. Smaller directions are dropped, and so
-  /// are queries that are not finite: a flow tries stages that overflow, and goes on without them.
+  /// is left above `tolerance` times the RMS that the block has changed by, or above the rounding of the query: all of the first block.
+  /// Smaller directions are dropped, and so are queries that are not finite: a flow tries stages that overflow, and goes on without them.
   void ask(View query) {
     if (users_ == 0) return;
     project(query, coefficients_);
@@ -41,12 +46,18 @@ class QueryBasis {
       auto residual = Matrix::uninitialized(sites_, query.cols);
       B::copy(query, residual);
       subtract(coefficients_, residual);
-      const auto [size2, left2] = mean_squares(query, residual);
-      if (!(size2 > 0) || !std::isfinite(size2)) return;
+      const MeanSquares of = mean_squares(query, residual);
+      if (!(of.query > 0) || !std::isfinite(of.query)) return;
       constexpr double rounding = 64 * static_cast<double>(std::numeric_limits<typename B::Real>::epsilon());
-      const double threshold = std::max(tolerance_, rounding) * std::sqrt(size2);
+      const double threshold =
+          std::max(tolerance_ * std::sqrt(std::min(of.query, of.change)), rounding * std::sqrt(of.query));
       // The largest eigenvalue of the residual's Gram matrix is at most its trace.
-      more = left2 * static_cast<double>(query.cols) > threshold * threshold && extend(query, residual, threshold);
+      more =
+          of.residual * static_cast<double>(query.cols) > threshold * threshold && extend(query, residual, threshold);
+    }
+    if (first_.empty() && what_ == ToleranceOf::change) {
+      first_ = Matrix::uninitialized(rank(), query.cols);
+      B::copy(coefficients_, first_);
     }
   }
 
@@ -72,6 +83,7 @@ class QueryBasis {
   void transfer(Archive& a) {
     a("users", users_);
     a("vectors", vectors_);
+    a("first", first_);
   }
 
   /// Matrices that need this basis; without any, queries are no longer stored and the memory is given back.
@@ -80,6 +92,7 @@ class QueryBasis {
     if (--users_ == 0) {
       vectors_ = Matrix(sites_, 0);
       coefficients_ = Matrix();
+      first_ = Matrix();
     }
   }
 
@@ -114,19 +127,32 @@ class QueryBasis {
     return resolved > threshold * threshold;
   }
 
-  /// Over all elements of a and of b, which have one shape; a device waits once.
-  static std::pair<double, double> mean_squares(View a, View b) {
-    auto of_columns = Matrix::uninitialized(2, a.cols);
-    column_sums_of_products<B>(a, a, of_columns.view().row_range(0, 1));
-    column_sums_of_products<B>(b, b, of_columns.view().row_range(1, 1));
-    const Eigen::MatrixXd sums = B::download(of_columns);
-    return {sums.row(0).sum() / static_cast<double>(a.size()), sums.row(1).sum() / static_cast<double>(b.size())};
+  struct MeanSquares {
+    double query, residual, change;
+  };
+  /// Over sites and samples: of a query, of what the basis leaves of it, and of what it has changed since the first (of which nothing
+  /// is left). A device waits once.
+  MeanSquares mean_squares(View query, View residual) {
+    auto of_columns = Matrix::uninitialized(3, query.cols);
+    const View squares = of_columns;
+    column_sums_of_products<B>(query, query, squares.row_range(0, 1));
+    column_sums_of_products<B>(residual, residual, squares.row_range(1, 1));
+    auto moved = Matrix::uninitialized(rank(), query.cols);
+    B::copy(coefficients_, moved);
+    if (!first_.empty()) accumulate<B>(first_, -1, moved.view().row_range(0, first_.rows()));
+    column_sums_of_products<B>(moved, moved, squares.row_range(2, 1));
+    const Eigen::Vector3d mean = B::download(of_columns).rowwise().mean();
+    const double size = mean(0) / static_cast<double>(sites_), left = mean(1) / static_cast<double>(sites_);
+    if (what_ == ToleranceOf::query) return {size, left, size};
+    return {size, left, first_.empty() ? 0 : mean(2) + left};
   }
 
   Index sites_;
   double tolerance_;
+  ToleranceOf what_;
   int users_ = 0;
   Matrix vectors_, coefficients_;
+  Matrix first_;  ///< coefficients of the first query, (rank after it, P)
 };
 
 }  // namespace moe

@@ -158,8 +158,8 @@ struct BlockOfNeurons {
   StreamNorm<B> norm;
 
   BlockOfNeurons(Index neurons, Index n, Index P, Norm kind)
-      : sent_phi(neurons, basis_tolerance),
-        sent_D(neurons, basis_tolerance),
+      : sent_phi(neurons, basis_tolerance, ToleranceOf::query),
+        sent_D(neurons, basis_tolerance, ToleranceOf::query),
         phi(neurons, n),
         D(neurons, n),
         y(neurons, P),

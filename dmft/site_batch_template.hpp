@@ -449,9 +449,9 @@ void NeuronBatch<B>::add_columns(int l, Stage stage, Index first, Index count, d
 template <class B>
 ExpertBatch<B>::ExpertBatch(const SiteProblem& problem, SiteKernels<B>& kernels, const BatchCounts& counts,
                             StreamNumbers& streams, int l)
-    : sent_rho(counts.experts, basis_tolerance),
-      sent_ghat(sites(counts, problem.limit->block.constants.expert_in_shared), basis_tolerance),
-      sent_Gv(sites(counts, problem.limit->block.constants.expert_out_shared), basis_tolerance),
+    : sent_rho(counts.experts, basis_tolerance, ToleranceOf::query),
+      sent_ghat(sites(counts, problem.limit->block.constants.expert_in_shared), basis_tolerance, ToleranceOf::query),
+      sent_Gv(sites(counts, problem.limit->block.constants.expert_out_shared), basis_tolerance, ToleranceOf::query),
       rho(counts.experts, problem.n()),
       ghat(sites(counts, false), problem.n()),
       Gv(sites(counts, false), problem.n()),

@@ -17,7 +17,7 @@ namespace moe {
 namespace {
 
 /// Layout of the state in the file: a change of it makes older checkpoints unreadable.
-constexpr int checkpoint_version = 9;
+constexpr int checkpoint_version = 10;
 
 std::string job_group(int job) { return fmt::format("/job/{}", job); }
 

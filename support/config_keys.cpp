@@ -156,7 +156,8 @@ std::vector<Key> rows() {
   k.push_back(
       key("sampling.replicas", MEMBER(sampling.replicas), "independent repetitions", {.low = 1, .high = 1 << 20}));
   k.push_back(key("sampling.seed", MEMBER(sampling.seed), "of the limit; networks use seed, seed+1, ...", seed_range));
-  k.push_back(key("sampling.tolerance", MEMBER(sampling.tolerance), "of the query bases, relative", decay));
+  k.push_back(
+      key("sampling.tolerance", MEMBER(sampling.tolerance), "of the query bases, of what a query has changed", decay));
   k.push_back(key(
       "sampling.form", MEMBER(sampling.form),
       "of initial matrices: bases of what was asked, dense, or auto: bases while they are small; a flow starts dense"));

@@ -88,13 +88,14 @@ class Comparer {
   double unit_power() const { return q_.squared ? 2 : 1; }
   double noise_floor() const { return std::max(rounding * largest_any_, rounding * rounding * largest_sum_); }
 
-  /// Bases of a sweep leave out what a query adds by less than the tolerance, so that changes of answers below it are too small in the limit.
+  /// Bases of a sweep leave out less than the tolerance of what a query has changed. Of mini-batches, whose samples come and go, the tolerance
+  /// of the query itself: what y has of features that moved may then be off by that much of y.
   double left_out() const {
     const SamplingSpec& sampling = e_.spec.sampling;
-    const bool in_bases =
-        sampling.method == Method::sweep && sampling.form != Form::dense && e_.spec.training.dynamics == Dynamics::gd;
-    const bool is_change = q_.name.starts_with("change_") || q_.name.starts_with("rms_y_propagating");
-    return in_bases && is_change ? sampling.tolerance * sampling.tolerance * largest_sum_ : 0;
+    const bool in_bases = sampling.method == Method::sweep && sampling.form != Form::dense;
+    return in_bases && e_.spec.training.batch > 0 && q_.name.starts_with("rms_y_propagating")
+               ? sampling.tolerance * sampling.tolerance * largest_sum_
+               : 0;
   }
 
   /// What neither statistics nor extrapolation know of.

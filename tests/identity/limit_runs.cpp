@@ -143,6 +143,34 @@ TEST_CASE("solve: float32 and float64 agree within the Monte Carlo error, tolera
             4 * std::hypot(other.loss.sem[t], reference.loss.sem[t]) + 1e-5);
 }
 
+TEST_CASE(
+    "solve: changes of every field are proportional to a small learning rate, at the default tolerance [float32]") {
+  const moe::Dataset d = limit_fixture::data(8, 6, 1);
+  for (const auto& [regime, param] : {std::pair{"I", "mssp"}, std::pair{"II", "mssp"}, std::pair{"III", "mssp"}}) {
+    moe::RunSpec s = limit_fixture::spec(regime, param, sgd, 0, 3);
+    s.sampling.precision = moe::Precision::float32;
+    s.sampling.tolerance = moe::RunSpec().sampling.tolerance;
+    s.sampling.form = moe::Form::bases;
+    s.output.observables = {"all"};
+    const auto with = [&](double lr) {
+      s.optimizer.lr = lr;
+      return solve(s, d);
+    };
+    const double lr = 0.04, factor = 30;
+    const moe::LimitResult large = with(lr), small = with(lr / factor);
+    for (const auto& [name, curve] : small.observables) {
+      if (!name.starts_with("change_") && name != "rms_y_propagating") continue;
+      // In regime I logits are zero at first and the router has no gradient (theory, section 5): they change in second order.
+      const int order = std::string(regime) == "I" && name == "change_r" ? 2 : 1;
+      // The same draws meet the same directions: between them stand the next order in lr, what the tolerance leaves out, and rounding.
+      const double ratio = large.observables.at(name).mean[3] / (std::pow(factor, order) * curve.mean[3]);
+      INFO(regime, " ", param, ": ", name, " is ", curve.mean[3], ", with ", factor, " times the rate ",
+           large.observables.at(name).mean[3]);
+      CHECK(ratio == doctest::Approx(1).epsilon(2 * lr + s.sampling.tolerance));
+    }
+  }
+}
+
 TEST_CASE("solve: terms add up to their wholes and vanish where a part is absent [observables]") {
   moe::RunSpec s = limit_fixture::spec("II", "mup", sgd, 0.5, 5);
   s.output.observables = {"all"};

@@ -229,12 +229,37 @@ TEST_CASE("operator: tolerance drops small directions, rank stays at the dimensi
   for (std::uint32_t t = 0; t < 6; ++t) {
     const MatrixXd mix = gaussian(2, P, 4, 10 + t), noise = 1e-3 * gaussian(SY, P, 4, 20 + t);
     W.forward(directions * mix + noise);
+    CHECK(W.rank_x() == P);  // all of the first block
   }
-  CHECK(W.rank_x() == 2);
   Asked fine(SX, SY, {1.0, 1.5}, rule(OptimizerKind::sgd, 0.1), 1e-6, false, 17);
   for (std::uint32_t t = 0; t < 6; ++t)
     fine.forward(directions * gaussian(2, P, 4, 10 + t) + 1e-3 * gaussian(SY, P, 4, 20 + t));
   CHECK(fine.rank_x() > 12);
+}
+
+TEST_CASE(
+    "operator: answers change as their queries do, however small the change is, and what it is small beside is "
+    "dropped") {
+  constexpr Index S = 4000;
+  constexpr double tolerance = 0.01;
+  // Two blocks of one direction each, the second much larger, so that the smallest part of the first is no longer seen beside it.
+  const MatrixXd first = gaussian(S, P, 4, 1), change = gaussian(S, P, 4, 2), beside = gaussian(S, P, 4, 3);
+  for (const double size : {1e-1, 1e-3, 1e-6}) {
+    INFO("relative change ", size);
+    Asked W(S, S, {1.0, 1.0}, rule(OptimizerKind::sgd, 0.1), tolerance, false, 23);
+    const MatrixXd before = W.forward(first);
+    CHECK(W.rank_x() == P);
+    const MatrixXd after = W.forward(first + size * (change + 0.1 * tolerance * beside));
+    CHECK(W.rank_x() == 2 * P);
+    CHECK((after - before).norm() == doctest::Approx(size * change.norm()).epsilon(4 / std::sqrt(2.0 * S * P)));
+    // Half as much again in the same direction, and back: nothing new.
+    W.forward(first + 1.5 * size * change);
+    CHECK(relative(W.forward(first), before) <= rounding / size);
+    CHECK(W.rank_x() == 2 * P);
+    // A query that has changed altogether is resolved to the tolerance of itself.
+    W.forward(beside + 0.1 * tolerance * gaussian(S, P, 4, 4));
+    CHECK(W.rank_x() == 3 * P);
+  }
 }
 
 TEST_CASE("operator: counts out of the network's ratio are reported and refuse the dense form") {
