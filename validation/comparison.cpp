@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace moe {
@@ -32,7 +33,9 @@ void require(const Evidence& e) {
   faults.throw_if_any();
 }
 
-void conclude(Comparison& c, bool eps_matters) {
+/// `over_eps`: Evidence::over_eps_at_largest; above 1 networks have not come to where N -> infinity is with this eps.
+void conclude(Comparison& c, double over_eps, double eps) {
+  const bool eps_matters = over_eps > 1;
   std::vector<const ObservableComparison*> deviating, undecided;
   std::size_t judged = 0;
   bool loss_undecided = false;
@@ -61,7 +64,9 @@ void conclude(Comparison& c, bool eps_matters) {
     if (eps_matters)
       c.reason +=
           "; with this eps N -> infinity and eps -> 0 do not commute (docs/theory.md, section 5), so that this says "
-          "nothing against the limit. eps >= 0.02 can be compared";
+          "nothing against the limit. " +
+          (std::isfinite(over_eps) ? fmt::format("At these widths an eps above {:.1g} can be compared", over_eps * eps)
+                                   : std::string("A larger eps can be compared"));
     return;
   }
   if (judged == 0 || loss_undecided || 2 * undecided.size() > judged) {
@@ -124,7 +129,7 @@ Comparison compare(const Evidence& e) {
     }
   }
   c.exponents = compare_exponents(e, observable_exponents(e.spec));
-  conclude(c, e.eps_matters);
+  conclude(c, e.over_eps_at_largest, e.spec.optimizer.eps);
   return c;
 }
 

@@ -18,8 +18,9 @@ struct ExponentComparison {
   std::string name;
   Stage stage = Stage::late;
   int step = 0;
-  std::string per;  ///< observable that it was divided by, seed by seed; empty: none
-  std::optional<double> predicted;
+  std::string per;                  ///< observable that it was divided by, seed by seed; empty: none
+  std::optional<double> predicted;  ///< empty: identically zero, or not predicted, which the verdict says
+  std::optional<double> at_most;    ///< predicted power that falling through eps may still hide; empty: nothing does
   double fitted = 0, error = 0;
   std::vector<double> value, value_error;  ///< per width
   Verdict verdict = Verdict::undecided;
@@ -51,9 +52,9 @@ inline constexpr double comparison_level = 0.01;
 /// Compares. Throws ConfigError when fewer than two widths, seeds or replicas are there.
 Comparison compare(const Evidence& evidence);
 
-/// Fitted powers of N of the atomic terms (rms_*_init, _propagating, _effective) that `predicted` speaks of, at t = 0, t = 1 and the last step. Seed by seed, learned parts are
+/// Fitted powers of N of the atomic terms (rms_*_init, _propagating, _effective) that `of_table` speaks of, at t = 0, t = 1 and the last step. Seed by seed, learned parts are
 /// divided by what they are proportional to where learning itself is delayed with size (theory section 7).
 std::vector<ExponentComparison> compare_exponents(const Evidence& evidence,
-                                                  const std::vector<ObservableExponents>& predicted);
+                                                  const std::vector<ObservableExponents>& of_table);
 
 }  // namespace moe

@@ -230,6 +230,19 @@ void read_networks(const H5Reader& file, Evidence& e) {
   }
 }
 
+/// What was trained on, where the file holds it.
+std::optional<Dataset> stored_data(const H5Reader& file) {
+  if (!file.has("/data/x") || !file.has("/data/y")) return std::nullopt;
+  const auto columns = [&](const char* name) {
+    const H5Array rows = file.read(name);
+    return Eigen::MatrixXd(Eigen::Map<const Eigen::MatrixXd>(rows.values.data(), static_cast<Index>(rows.shape.at(1)),
+                                                             static_cast<Index>(rows.shape.at(0))));
+  };
+  Dataset data;
+  data.x = columns("/data/x"), data.y = columns("/data/y");
+  return data;
+}
+
 void require_group(const H5Reader& file, const std::string& path, const std::string& group, const char* flag,
                    const char* program) {
   if (file.has(group)) return;
@@ -302,7 +315,8 @@ Evidence read_evidence(const std::string& limit_path, const std::string& network
   for (const std::string& key : different) e.notes.push_back("limit and networks differ (--force): " + key);
   read_limit(limit, e);
   read_networks(networks, e);
-  note_small_eps(e);
+  const std::optional<Dataset> data = stored_data(limit);
+  note_small_eps(e, data ? &*data : nullptr);
   if (e.limit.status != "complete") e.notes.push_back("the limit is not complete: " + e.limit.status);
   return e;
 }

@@ -63,7 +63,10 @@ std::string exponents_table(const Comparison& c) {
   for (const ExponentComparison& x : c.exponents)
     text += fmt::format("{:<32} {:<15} {:>5} {:>14} {:>10}  {}\n", x.per.empty() ? x.name : x.name + " / " + x.per,
                         stage_name(x.stage), x.step, with_error(x.fitted, x.error),
-                        x.predicted ? fmt::format("{:g}", *x.predicted) : "zero", to_string(x.verdict));
+                        x.predicted                        ? fmt::format("{:g}", *x.predicted)
+                        : x.verdict == Verdict::not_judged ? "-"
+                                                           : "zero",
+                        to_string(x.verdict));
   return text;
 }
 

@@ -139,10 +139,11 @@ void print_warnings(const moe::ValidationRun& run) {
 }
 
 /// None where runs did not finish, be it that too few seeds of a width did: then the file keeps what there is.
-std::optional<moe::Comparison> comparison_of(const moe::ValidationRun& run, const RunSpec& spec) {
+std::optional<moe::Comparison> comparison_of(const moe::ValidationRun& run, const RunSpec& spec,
+                                             const moe::Dataset& data) {
   if (!run.complete) return std::nullopt;
   try {
-    return moe::compare(moe::evidence_of(spec, run.runs, *run.limit, run.second ? &*run.second : nullptr));
+    return moe::compare(moe::evidence_of(spec, data, run.runs, *run.limit, run.second ? &*run.second : nullptr));
   } catch (const moe::ConfigError& failure) {
     for (const std::string& fault : failure.faults) fmt::print(stderr, "dmft_validate: no {}\n", fault);
     return std::nullopt;
@@ -195,7 +196,7 @@ int validate(const moe::Invocation& call, const moe::Dataset* loaded, moe::Fault
   moe::write_data(file, data.x, data.y);
   if (run.limit) moe::write_limit_group(file, spec, *run.limit);
   for (const auto& of_width : run.runs) moe::write_network_group(file, spec, data, of_width);
-  const auto comparison = comparison_of(run, spec);
+  const auto comparison = comparison_of(run, spec, data);
   if (comparison) moe::write_comparison(file, "/comparison", *comparison);
   file.commit();
   print_warnings(run);
@@ -233,7 +234,7 @@ int coordinate_check(const moe::Invocation& call, const moe::Dataset* loaded, mo
     const std::string name = std::filesystem::path(spec.model.param).stem().string();
     const moe::ValidationRun run = moe::run_validation(spec, data, call.options, name);
     if (!file) continue;
-    const auto comparison = comparison_of(run, spec);
+    const auto comparison = comparison_of(run, spec, data);
     print_warnings(run);
     status = std::max({status, tell_failures(run, out), comparison ? 0 : 1});
     if (!comparison) continue;

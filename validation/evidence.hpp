@@ -37,16 +37,19 @@ struct Evidence {
   LimitSamples limit;
   std::optional<LimitSamples> second;
   std::vector<std::string> notes;  ///< what the reader of the report has to know, one sentence each
-  bool eps_matters = false;        ///< entrywise rule, small eps, a gradient that vanishes with size (theory section 5)
+  /// Entrywise rules: the largest gradient at t = 0 in units of its eps, of the tensors where that quotient falls with size, measured
+  /// at the smallest width and taken to the largest by its power of N (docs/validation.md). 0: there is none.
+  double over_eps_at_smallest = 0, over_eps_at_largest = 0;
 };
 
-/// Sets Evidence::eps_matters out of the description, with a note that says so.
-void note_small_eps(Evidence& evidence);
+/// Sets Evidence::over_eps_*, with a note that says what it means. Without data they are not known, and an eps below 0.02 counts as
+/// infinitely small.
+void note_small_eps(Evidence& evidence, const Dataset* data);
 
 /// Evidence out of what was computed in this process.
 NetworkSamples network_samples(const std::vector<NetworkRun>& runs);
 LimitSamples limit_samples(const LimitResult& result);
-Evidence evidence_of(const RunSpec& spec, const std::vector<std::vector<NetworkRun>>& runs, const LimitResult& limit,
-                     const LimitResult* second);
+Evidence evidence_of(const RunSpec& spec, const Dataset& data, const std::vector<std::vector<NetworkRun>>& runs,
+                     const LimitResult& limit, const LimitResult* second);
 
 }  // namespace moe

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <string_view>
 
 #include "support/observable.hpp"
 #include "validation/comparison.hpp"
@@ -44,6 +45,65 @@ bool is_atomic(const std::string& name) {
                              [&](const char* ending) { return name.ends_with(ending); });
 }
 
+/// Predicted power of `name` at a stage, by itself or over that of `per`; nothing: identically zero.
+std::optional<double> power_of(const std::vector<ObservableExponents>& predicted, const std::string& name, Stage stage,
+                               const std::string& per = "") {
+  const auto found = std::ranges::find(predicted, name, [](const ObservableExponents& o) { return o.name; });
+  const std::optional<double> power =
+      found == predicted.end() ? std::nullopt : found->at[static_cast<std::size_t>(stage)];
+  if (per.empty() || !power) return power;
+  const std::optional<double> divisor = power_of(predicted, per, stage);
+  return divisor ? std::optional(*power - *divisor) : std::nullopt;
+}
+
+/// Predictions are those of one block, whose stream moves by phi alone and comes back as D alone. In a stack what the blocks before
+/// have learned moves what a block reads, and what those behind have learned moves what comes back to it: where that is of a larger
+/// power, a term that is predicted to be smaller than order one is not predicted.
+bool moved_by_others(const std::vector<ObservableExponents>& predicted, Stage stage, int block, int depth) {
+  const auto larger = [&](const char* others, const char* own) {
+    const auto power = [&](const char* name) { return power_of(predicted, name, stage).value_or(-HUGE_VAL); };
+    return stage != Stage::init && power(others) > power(own);
+  };
+  return (block > 0 && larger("change_y", "change_phi")) || (block + 1 < depth && larger("change_xi", "change_D"));
+}
+
+/// AdamW: W(t) - W(0) holds what has decayed of W(0), which answers as W(0) does.
+std::vector<ObservableExponents> with_decay(std::vector<ObservableExponents> predicted, const RunSpec& spec) {
+  const OptimizerSpec& o = spec.optimizer;
+  if (o.name != OptimizerKind::adamw || o.lr * o.weight_decay == 0) return predicted;
+  constexpr std::string_view effective = "effective";
+  for (ObservableExponents& of : predicted) {
+    if (!of.name.ends_with(effective)) continue;
+    const std::string term = of.name.substr(0, of.name.size() - effective.size());
+    for (const ObservableExponents& initial : predicted)
+      if (initial.name == term + "init" || initial.name == term + "propagating")
+        for (std::size_t stage = 1; stage < num_stages; ++stage)
+          if (initial.at[stage]) of.at[stage] = std::max(of.at[stage].value_or(-HUGE_VAL), *initial.at[stage]);
+  }
+  return predicted;
+}
+
+/// Where gradients fall through eps: a rule takes full steps above it, with the powers of eps = 0, and steps like g/(g + eps) on the way.
+class AboveEps {
+ public:
+  explicit AboveEps(const Evidence& e) : over_eps_(e.over_eps_at_smallest) {
+    RunSpec full = e.spec;
+    full.optimizer.eps = 0;
+    if (over_eps_ > 0) full_steps_ = with_decay(observable_exponents(full), full);
+  }
+  /// The largest local power of N on the way to `predicted`; none where that is the power of full steps, too.
+  std::optional<double> at_most(const std::string& name, Stage stage, const std::string& per,
+                                std::optional<double> predicted) const {
+    const std::optional<double> power = power_of(full_steps_, name, stage, per);
+    if (!predicted || !power || *power <= *predicted) return std::nullopt;
+    return *power + (*predicted - *power) / (1 + over_eps_);
+  }
+
+ private:
+  double over_eps_;
+  std::vector<ObservableExponents> full_steps_;
+};
+
 /// `bound`: errors of the fit that are allowed.
 void judge(ExponentComparison& x, double largest, double bound) {
   if (!x.predicted) {
@@ -61,8 +121,11 @@ void judge(ExponentComparison& x, double largest, double bound) {
     x.reason = x.value.front() <= zero * largest ? "zero in these networks" : "the same for every seed";
     return;
   }
-  const double above = x.fitted - *x.predicted, allowed = allowance + bound * x.error;
-  const std::string said = fmt::format("{:.3f} +- {:.3f} fitted, {:g} predicted", x.fitted, x.error, *x.predicted);
+  const double allowed = allowance + bound * x.error;
+  const double above = x.fitted - std::clamp(x.fitted, *x.predicted, x.at_most.value_or(*x.predicted));
+  const std::string said =
+      fmt::format("{:.3f} +- {:.3f} fitted, {:g} predicted{}", x.fitted, x.error, *x.predicted,
+                  x.at_most ? fmt::format(", up to {:.2g} while gradients fall through eps", *x.at_most) : "");
   if (above > allowed || (above < -allowed && x.stage == Stage::init)) {
     x.verdict = Verdict::deviates, x.reason = said;
   } else if (above < -allowed) {
@@ -77,8 +140,9 @@ void judge(ExponentComparison& x, double largest, double bound) {
 
 }  // namespace
 
-std::vector<ExponentComparison> compare_exponents(const Evidence& e,
-                                                  const std::vector<ObservableExponents>& predicted) {
+std::vector<ExponentComparison> compare_exponents(const Evidence& e, const std::vector<ObservableExponents>& of_table) {
+  const std::vector<ObservableExponents> predicted = with_decay(of_table, e.spec);
+  const AboveEps above_eps(e);
   double fewest = HUGE_VAL;
   for (const NetworkSamples& n : e.networks) fewest = std::min(fewest, static_cast<double>(n.seeds()));
   const auto atomic =
@@ -86,7 +150,7 @@ std::vector<ExponentComparison> compare_exponents(const Evidence& e,
   const double bound = statistics::two_sided_bound(
       comparison_level / std::max<double>(1, num_stages * static_cast<double>(atomic)), fewest - 1);
   std::vector<ExponentComparison> list;
-  // Predictions are those of one block. With a residual stream every block of a stack reads and gets back fields of the same powers.
+  // With a residual stream every block of a stack reads and gets back fields of the same powers as one alone.
   const int depth = e.spec.model.depth;
   if (depth > 1 && !e.spec.model.residual) return {};
   for (const ObservableExponents& of : predicted)
@@ -94,11 +158,6 @@ std::vector<ExponentComparison> compare_exponents(const Evidence& e,
       const auto has = [&](const std::string& name) {
         return std::all_of(e.networks.begin(), e.networks.end(),
                            [&](const NetworkSamples& n) { return n.curves.contains(name); });
-      };
-      const auto per = [&](const std::string& name) {
-        const std::string base = proportional_to(name);
-        return base.empty() ? base
-                            : recorded(base, depth)[is_of_block(base) ? static_cast<std::size_t>(one.block) : 0].key;
       };
       if (!is_atomic(of.name) || !e.steps.contains(one.key) || !has(one.key)) continue;
       const std::vector<int>& steps = e.steps.at(one.key);
@@ -112,8 +171,20 @@ std::vector<ExponentComparison> compare_exponents(const Evidence& e,
         x.name = one.key, x.stage = stage, x.step = steps[*at];
         x.predicted = of.at[static_cast<std::size_t>(stage)];
         if (x.predicted && !std::isfinite(*x.predicted)) continue;  // it grows with every step: no power of N
-        if (stage == Stage::late && x.predicted) x.per = per(of.name);
-        if (!x.per.empty() && !has(x.per)) x.per.clear();
+        const bool unpredicted =
+            depth > 1 && x.predicted.value_or(-1) < 0 && moved_by_others(predicted, stage, one.block, depth);
+        if (unpredicted) x.predicted.reset();
+        x.fitted = x.error = std::nan("");
+        std::string base = stage == Stage::late && x.predicted ? proportional_to(of.name) : "";
+        if (!base.empty()) {
+          x.per = recorded(base, depth)[is_of_block(base) ? static_cast<std::size_t>(one.block) : 0].key;
+          const std::optional<double> power = power_of(predicted, of.name, stage, base);
+          if (has(x.per) && power && std::isfinite(*power))
+            x.predicted = power;
+          else
+            x.per.clear(), base.clear();
+        }
+        x.at_most = above_eps.at_most(of.name, stage, base, x.predicted);
         std::vector<double> N;
         for (const NetworkSamples& n : e.networks) {
           Eigen::VectorXd values = n.curves.at(one.key).col(static_cast<Eigen::Index>(*at));
@@ -122,11 +193,17 @@ std::vector<ExponentComparison> compare_exponents(const Evidence& e,
           N.push_back(n.shape.N);
           x.value.push_back(m.mean), x.value_error.push_back(m.mean_error);
         }
-        if (x.predicted && std::all_of(x.value_error.begin(), x.value_error.end(), [](double v) { return v > 0; })) {
+        if ((x.predicted || unpredicted) &&
+            std::all_of(x.value_error.begin(), x.value_error.end(), [](double v) { return v > 0; })) {
           const PowerLawFit fit = fit_power_law(N, x.value, x.value_error);
           x.fitted = fit.exponent, x.error = fit.error;
         }
-        judge(x, x.per.empty() ? largest : 1, bound);
+        if (unpredicted) {
+          x.verdict = Verdict::not_judged;
+          x.reason = "not predicted: what other blocks have learned moves this one by more than its own";
+        } else {
+          judge(x, x.per.empty() ? largest : 1, bound);
+        }
         list.push_back(std::move(x));
       }
     }

@@ -156,6 +156,14 @@ class Comparer {
   /// A random limit is drawn plainly and has, from S samples, the law of networks of N = S: compared there and not at infinity.
   bool compares_at_S() const { return e_.limit.random_limit && !e_.limit.matching; }
 
+  /// Where gradients fall through eps, what an entrywise rule makes of them falls by no power of N: their squared steps are
+  /// <(s z / (1 + s |z|))^2> with z normal and s ~ N^-1/2. Of these the extrapolation leaves about 2 s, s at the largest width, of what
+  /// separates that width from it, for two to four widths that double and s up to 1.
+  double crossing(const Point& p, const Extrapolation& networks) const {
+    if (compares_at_S()) return 0;
+    return 2 * std::min(e_.over_eps_at_largest, 1.0) * std::abs(p.widths.back().mean - networks.at_infinity.value);
+  }
+
   double shown(double value) const { return q_.squared ? std::sqrt(std::max(value, 0.0)) : value; }
   double shown_error(double value, double error) const {
     return q_.squared ? (shown(value + error) - shown(value - error)) / 2 : error;
@@ -166,7 +174,7 @@ class Comparer {
     const Extrapolation networks = extrapolate(p.widths, c.power, compares_at_S() ? e_.limit.neurons : 0);
     const Estimate& I = networks.at_infinity;
     const Estimate L = limit_at(t, networks, c.power);
-    const double systematic = std::hypot(I.systematic, L.systematic, unresolved());
+    const double systematic = std::hypot(std::hypot(I.systematic, L.systematic), unresolved(), crossing(p, networks));
     const statistics::Variance error =
         statistics::sum({I.statistical, L.statistical, {systematic * systematic, infinity}});
     const double difference = I.value - L.value;

@@ -30,6 +30,9 @@ struct Setting {
   std::vector<int> widths = {16, 32, 64};
   int seeds = 16;
   int neurons = 256, replicas = 16;
+  double eps = 0.05, weight_decay = 0;
+  int depth = 1;
+  PerTensor<double> lr_scale{{1, 1, 1, 1, 1}};
 };
 
 RunSpec describe(const Setting& s) {
@@ -37,6 +40,11 @@ RunSpec describe(const Setting& s) {
   spec.model.routing = s.routing;
   spec.model.experts = 4;
   spec.output.observables = {"all"};
+  spec.optimizer.eps = s.eps;
+  spec.optimizer.weight_decay = s.weight_decay;
+  spec.optimizer.lr_scale = s.lr_scale;
+  spec.model.depth = s.depth;
+  spec.model.residual = s.depth > 1;
   spec.network.widths = s.widths;
   spec.network.seeds = s.seeds;
   spec.sampling.neurons = s.neurons;
@@ -52,7 +60,7 @@ Evidence evidence(const Setting& theory, const Setting& truth, int k = 0) {
   const LimitResult limit = solve_limit(of_limit, data);
   const auto fewer = second_solve(of_limit, data);
   const LimitResult second = fewer ? solve_limit(*fewer, data) : LimitResult{};
-  return evidence_of(of_limit, train_networks(of_networks, data, 0), limit, fewer ? &second : nullptr);
+  return evidence_of(of_limit, data, train_networks(of_networks, data, 0), limit, fewer ? &second : nullptr);
 }
 
 const ObservableComparison& of(const Comparison& c, const std::string& name) {
@@ -251,6 +259,90 @@ TEST_CASE("a random limit is compared by mean and variance at N = S, right and w
   const Comparison wrong = compare(evidence(mup, mssp));
   INFO(comparison_report(wrong));
   CHECK(wrong.overall == Overall::negative);
+}
+
+TEST_CASE(
+    "gradients that fall through eps: a right theory is not called wrong, another eps or lr is [II mup adam, adamw]") {
+  Setting truth{.param = "mup",
+                .optimizer = OptimizerKind::adam,
+                .lr = 0.15,
+                .widths = {32, 64, 128, 256},
+                .seeds = 32,
+                .eps = 0.02};
+  for (const auto& [optimizer, weight_decay] :
+       {std::pair{OptimizerKind::adam, 0.0}, std::pair{OptimizerKind::adamw, 0.3}}) {
+    truth.optimizer = optimizer, truth.weight_decay = weight_decay;
+    const Evidence right = evidence(truth, truth);
+    CHECK(right.over_eps_at_largest > 0.2);
+    CHECK(right.over_eps_at_largest < 1);
+    CHECK(right.over_eps_at_smallest == doctest::Approx(std::sqrt(8) * right.over_eps_at_largest));
+    const Comparison c = compare(right);
+    INFO(comparison_report(c));
+    CHECK(c.overall == Overall::positive);
+    // The case is a hard one: powers of 1/N alone do not tell what is at infinity.
+    Evidence powers = right;
+    powers.over_eps_at_smallest = powers.over_eps_at_largest = 0;
+    const Comparison strict = compare(powers);
+    CHECK(strict.overall == Overall::negative);
+    CHECK(of(strict, "rms_u_effective").verdict == Verdict::deviates);
+    // What decays of the initial matrix is a part of order one of what is not initial any more.
+    const ExponentComparison& first = exponent_of(strict, "rms_u_effective", Stage::first_step);
+    CHECK(first.predicted == std::optional(weight_decay > 0 ? 0.0 : -0.5));
+    CHECK(first.verdict == (weight_decay > 0 ? Verdict::agrees : Verdict::deviates));
+  }
+  Setting theory = truth;
+  theory.eps = 1.3 * truth.eps;
+  const Comparison eps = compare(evidence(theory, truth));
+  INFO(comparison_report(eps));
+  CHECK(eps.overall == Overall::negative);
+  CHECK(of(eps, "rms_y_effective").verdict == Verdict::deviates);
+  theory = truth;
+  theory.lr = 1.1 * truth.lr;
+  const Comparison lr = compare(evidence(theory, truth));
+  INFO(comparison_report(lr));
+  CHECK(lr.overall == Overall::negative);
+  CHECK(of(lr, "rms_y_effective").verdict == Verdict::deviates);
+}
+
+TEST_CASE(
+    "gradients above eps at every width say nothing against the limit, and how large eps has to be is said [mup, "
+    "jiang]") {
+  for (const Setting& s : {Setting{.param = "mup", .optimizer = OptimizerKind::adam, .lr = 0.15, .eps = 1e-7},
+                           Setting{.regime = "III",
+                           .param = "jiang",  // one eps for all sizes: the limit stands still
+                                   .optimizer = OptimizerKind::adam,
+                           .lr = 0.12,
+                           .widths = {12, 24, 48},
+                           .neurons = 96,
+                           .eps = 1e-7}}) {
+    const Evidence e = evidence(s, s);
+    const Comparison c = compare(e);
+    INFO(comparison_report(c));
+    CHECK(e.over_eps_at_largest > 100);
+    CHECK(c.overall == Overall::not_comparable);
+    const std::string enough = fmt::format("an eps above {:.1g} can be compared", e.over_eps_at_largest * s.eps);
+    CHECK_MESSAGE(c.reason.find(enough) != std::string::npos, c.reason);
+  }
+}
+
+TEST_CASE(
+    "powers of stacks whose first tensors do not learn: what other blocks move is not predicted [II mssp sgd, two "
+    "blocks]") {
+  const Setting s{.lr = 0.5, .depth = 2, .lr_scale = {{0, 0, 0, 1, 1}}};
+  const Comparison c = compare(evidence(s, s));
+  INFO(comparison_report(c));
+  CHECK(c.overall == Overall::positive);
+  CHECK(exponent_of(c, "rms_y_propagating.1", Stage::late).verdict ==
+        Verdict::agrees);  // it reads phi, which stands still: zero
+  const ExponentComparison& second = exponent_of(c, "rms_y_propagating.2", Stage::late);
+  CHECK(second.verdict == Verdict::not_judged);
+  CHECK(second.reason.find("not predicted") != std::string::npos);
+  CHECK(second.value.front() > 1e-3);
+  CHECK(exponent_of(c, "rms_y_effective.2", Stage::late).verdict == Verdict::agrees);
+  // With all tensors learning, all terms are predicted.
+  const Setting all{.lr = 0.5, .depth = 2};
+  for (const ExponentComparison& x : compare(evidence(all, all)).exponents)
+    CHECK_MESSAGE(x.reason.find("not predicted") == std::string::npos, x.name);
 }
 
 TEST_CASE("few seeds and replicas make errors large: undecided, not positive [2 seeds, 2 replicas]") {

@@ -141,7 +141,7 @@ def _comparison(group: Group) -> str:
             of = name + (f" / {a['divided_by']}" if a.get("divided_by") else "")
             rows.append([
                 of, stage.replace("_", " "), with_error(fitted, error) if np.isfinite(fitted) else "",
-                f"{predicted:g}" if np.isfinite(predicted) else "zero", badge(str(a.get("verdict", ""))), str(a.get("reason", "")),
+                f"{predicted:g}" if np.isfinite(predicted) else "-" if a.get("verdict") == "not judged" else "zero", badge(str(a.get("verdict", ""))), str(a.get("reason", "")),
             ])  # fmt: skip
     if rows:
         head = ["size", "when", "fitted power of N", "predicted", "verdict", "why"]
