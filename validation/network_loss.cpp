@@ -21,14 +21,6 @@ double loss_value(Loss kind, const MatrixXd& f, const MatrixXd& y) {
   return -y.cwiseProduct(log_softmax(f)).sum() / P;
 }
 
-MatrixXd loss_gradient(Loss kind, const MatrixXd& f, const MatrixXd& y) {
-  const auto P = static_cast<double>(f.cols());
-  if (kind == Loss::mse) return (f - y) / P;
-  // Targets that do not sum to one are weighted as they stand.
-  const MatrixXd p = log_softmax(f).array().exp().matrix();
-  return (p * y.colwise().sum().asDiagonal() - y) / P;
-}
-
 double accuracy(const MatrixXd& f, const MatrixXd& y) {
   Eigen::Index correct = 0;
   for (Eigen::Index mu = 0; mu < f.cols(); ++mu) {

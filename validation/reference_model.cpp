@@ -89,12 +89,23 @@ Forward forward(const Model& model, const NetworkWeights& w, const MatrixXd& x, 
   return a;
 }
 
+namespace {
+/// dL/df (C, P), with its 1/P. Targets that do not sum to one are weighted as they stand.
+MatrixXd loss_gradient(Loss kind, const MatrixXd& f, const MatrixXd& y) {
+  const auto P = static_cast<double>(f.cols());
+  if (kind == Loss::mse) return (f - y) / P;
+  const MatrixXd e = (f.rowwise() - f.colwise().maxCoeff()).array().exp();
+  const Eigen::RowVectorXd weights = y.colwise().sum().cwiseQuotient(e.colwise().sum());
+  return (e * weights.asDiagonal() - y) / P;
+}
+}  // namespace
+
 Backward backward(const Model& model, const NetworkWeights& w, const Forward& a, const MatrixXd& y, int step,
                   bool with_weights) {
   const ModelSpec& spec = model.spec;
   const double scale = spec.activation_scale;
   Backward g;
-  g.f = network::loss_gradient(model.loss, a.f, y);
+  g.f = loss_gradient(model.loss, a.f, y);
   if (with_weights)
     for (auto tensor : {&NetworkWeights::w_in, &NetworkWeights::router, &NetworkWeights::expert_in,
                         &NetworkWeights::expert_out, &NetworkWeights::readout})

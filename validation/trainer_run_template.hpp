@@ -8,6 +8,7 @@
 
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
+#include "validation/network_loss.hpp"
 #include "validation/network_start.hpp"
 #include "validation/trainer_flow.hpp"
 #include "validation/trainer_observer.hpp"

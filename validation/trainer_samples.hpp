@@ -3,12 +3,14 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "data/dataset.hpp"
-#include "validation/network_loss.hpp"
+#include "support/host_device.hpp"
+#include "support/run_spec.hpp"
 #include "validation/trainer_backend.hpp"
 #include "validation/trainer_state.hpp"
 
@@ -23,13 +25,33 @@ struct SameMemory<Backend<Real>, Number> {
 };
 
 namespace maps {
+/// dL/df of sample p, with its 1/P.
 template <class View, class Targets>
-struct SampleLossGradient {
+struct LossGradient {
   Loss kind;
   View f;
   Targets y;
   View g;
-  MOE_HD void operator()(Index, Index p) const { network::loss_gradient_at(kind, p, f, y, g); }
+
+  MOE_HD void operator()(Index, Index p) const {
+    const auto P = static_cast<double>(f.cols);
+    const auto put = [&](Index c, double value) {
+      g(c, p) = static_cast<std::remove_reference_t<decltype(g(c, p))>>(value / P);
+    };
+    const auto output = [&](Index c) { return static_cast<double>(f(c, p)); };
+    if (kind == Loss::mse) {
+      for (Index c = 0; c < f.rows; ++c) put(c, output(c) - y(c, p));
+      return;
+    }
+    double largest = output(0), sum = 0, of_targets = 0;
+    for (Index c = 1; c < f.rows; ++c) largest = output(c) > largest ? output(c) : largest;
+    for (Index c = 0; c < f.rows; ++c) {
+      sum += std::exp(output(c) - largest);
+      of_targets += y(c, p);
+    }
+    const double log_sum = std::log(sum);  // targets that do not sum to one are weighted as they stand
+    for (Index c = 0; c < f.rows; ++c) put(c, std::exp(output(c) - largest - log_sum) * of_targets - y(c, p));
+  }
 };
 }  // namespace maps
 
@@ -40,14 +62,13 @@ class Samples {
   using View = typename B::View;
 
   Samples(const RunSpec& spec, const Dataset& data) : spec_(spec), data_(data) {
-    const Index batch = spec.training.batch;
-    all_.x = Matrix::uninitialized(data.x.rows(), data.x.cols());
+    all_ = {Matrix::uninitialized(data.x.rows(), data.x.cols()),
+            Wide::Matrix::uninitialized(data.y.rows(), data.y.cols())};
     B::upload(data.x, all_.x);
-    if (mini_batches()) chosen_.x = Matrix::uninitialized(data.x.rows(), batch);
-    if (on_host) return;
-    all_.y = Wide::Matrix::uninitialized(data.y.rows(), data.y.cols());
     Wide::upload(data.y, all_.y);
-    if (mini_batches()) chosen_.y = Wide::Matrix::uninitialized(data.y.rows(), batch);
+    if (mini_batches())
+      chosen_ = {Matrix::uninitialized(data.x.rows(), spec.training.batch),
+                 Wide::Matrix::uninitialized(data.y.rows(), spec.training.batch)};
   }
 
   /// Those of a step from here on.
@@ -56,7 +77,7 @@ class Samples {
     if (step < first_ || step >= first_ + static_cast<int>(rows_.size())) draw(step);
     const Index at = step - first_;
     Products<B>::columns_at(all_.x, lists_.columns(at, 1), chosen_.x);
-    if (!on_host) Products<Wide>::columns_at(all_.y, lists_.columns(at, 1), chosen_.y);
+    Products<Wide>::columns_at(all_.y, lists_.columns(at, 1), chosen_.y);
     chosen_y_ = data_.y(Eigen::all, rows_[static_cast<std::size_t>(at)]);
   }
   View x() { return of_step().x; }
@@ -65,25 +86,20 @@ class Samples {
   bool mini_batches() const { return spec_.training.batch > 0; }
   Matrix& all_x() { return all_.x; }
 
-  /// g = dL/df at the outputs f of the step; on a device it is made there, so that nobody waits for them.
+  /// g = dL/df at the outputs f of the step, made where they are: on a device nobody waits for them.
   void loss_gradient(View f, View g) {
-    const Loss kind = spec_.training.loss;
-    if constexpr (on_host)
-      B::upload(network::loss_gradient(kind, B::download(f), y()), g);
-    else
-      B::each(1, f.cols, maps::SampleLossGradient<View, typename Wide::View>{kind, f, of_step().y, g});
+    B::each(1, f.cols, maps::LossGradient<View, typename Wide::View>{spec_.training.loss, f, of_step().y, g});
   }
 
  private:
   using Wide = typename SameMemory<B, double>::type;
   using Lists = typename SameMemory<B, int>::type;
-  static constexpr bool on_host = std::is_same_v<Matrix, HostMatrix<typename B::Real>>;
   /// Steps whose lists go to a device together: the host waits until they are there.
-  static constexpr int drawn_at_once = on_host ? 1 : 64;
+  static constexpr int drawn_at_once = 64;
 
   struct Arrays {
     Matrix x;
-    typename Wide::Matrix y;  ///< on a device
+    typename Wide::Matrix y;
   };
   Arrays& of_step() { return mini_batches() ? chosen_ : all_; }
 
