@@ -32,8 +32,8 @@ Dataset load_dataset(const RunSpec& spec);
 /// Nothing where there are faults, or where the source itself was refused.
 std::unique_ptr<const Dataset> load_dataset(const RunSpec& spec, Faults& faults);
 
-/// Row numbers of step t's batch: (t*batch + j) mod P, or shuffled anew each epoch by data.seed. Empty vector: full
-/// batch.
-std::vector<int> batch_rows(const RunSpec& spec, int num_train, int step);
+/// Row numbers of step t's batch: (t*batch + j) mod P, or shuffled anew each epoch by data.seed; of `steps` steps from there on those of one
+/// after the other. Empty vector: full batch.
+std::vector<int> batch_rows(const RunSpec& spec, int num_train, int step, int steps = 1);
 
 }  // namespace moe

@@ -27,13 +27,13 @@ std::vector<std::size_t> permutation(std::size_t n, const StreamKey& key) {
   return order;
 }
 
-std::vector<int> batch_rows(const RunSpec& spec, int num_train, int step) {
+std::vector<int> batch_rows(const RunSpec& spec, int num_train, int step, int steps) {
   if (spec.training.batch <= 0) return {};
   const std::int64_t batch = spec.training.batch, P = num_train;
-  std::vector<int> rows(static_cast<std::size_t>(batch));
+  std::vector<int> rows(static_cast<std::size_t>(steps * batch));
   std::vector<std::size_t> order;
   std::int64_t order_epoch = -1;
-  for (std::int64_t j = 0; j < batch; ++j) {
+  for (std::int64_t j = 0; j < steps * batch; ++j) {
     const std::int64_t position = step * batch + j, epoch = position / P, at = position % P;
     if (spec.training.batch_order == BatchOrder::sequential) {
       rows[static_cast<std::size_t>(j)] = static_cast<int>(at);

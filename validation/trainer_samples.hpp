@@ -74,11 +74,11 @@ class Samples {
   /// Those of a step from here on.
   void choose(int step) {
     if (!mini_batches()) return;
-    if (step < first_ || step >= first_ + static_cast<int>(rows_.size())) draw(step);
-    const Index at = step - first_;
+    if (step < first_ || step >= first_ + lists_.cols()) draw(step);
+    const Index at = step - first_, batch = spec_.training.batch;
     Products<B>::columns_at(all_.x, lists_.columns(at, 1), chosen_.x);
     Products<Wide>::columns_at(all_.y, lists_.columns(at, 1), chosen_.y);
-    chosen_y_ = data_.y(Eigen::all, rows_[static_cast<std::size_t>(at)]);
+    chosen_y_ = data_.y(Eigen::all, Eigen::Map<const Eigen::VectorXi>(rows_.data() + at * batch, batch));
   }
   View x() { return of_step().x; }
   const Eigen::MatrixXd& y() const { return mini_batches() ? chosen_y_ : data_.y; }
@@ -94,7 +94,7 @@ class Samples {
  private:
   using Wide = typename SameMemory<B, double>::type;
   using Lists = typename SameMemory<B, int>::type;
-  /// Steps whose lists go to a device together: the host waits until they are there.
+  /// Steps whose samples are drawn together: an epoch is shuffled, and the host waits for a device, once for all of them.
   static constexpr int drawn_at_once = 64;
 
   struct Arrays {
@@ -104,14 +104,11 @@ class Samples {
   Arrays& of_step() { return mini_batches() ? chosen_ : all_; }
 
   void draw(int step) {
-    const int count = std::min(drawn_at_once, spec_.training.steps + 1 - step);
-    auto lists = HostMatrix<int>::uninitialized(spec_.training.batch, count);
+    const int steps = std::min(drawn_at_once, spec_.training.steps + 1 - step);
     first_ = step;
-    rows_.clear();
-    for (int t = 0; t < count; ++t) {
-      rows_.push_back(batch_rows(spec_, static_cast<int>(data_.x.cols()), step + t));
-      std::copy(rows_.back().begin(), rows_.back().end(), &lists(0, t));
-    }
+    rows_ = batch_rows(spec_, static_cast<int>(data_.x.cols()), step, steps);
+    auto lists = HostMatrix<int>::uninitialized(spec_.training.batch, steps);
+    std::copy(rows_.begin(), rows_.end(), lists.data());
     lists_ = moved<Lists>(std::move(lists));
   }
 
@@ -120,8 +117,8 @@ class Samples {
   Arrays all_, chosen_;
   Eigen::MatrixXd chosen_y_;
   int first_ = 0;
-  std::vector<std::vector<int>> rows_;  ///< of steps from first_ on
-  typename Lists::Matrix lists_;        ///< the same, a column each
+  std::vector<int> rows_;         ///< of steps from first_ on
+  typename Lists::Matrix lists_;  ///< the same, a column each
 };
 
 }  // namespace moe::trainer

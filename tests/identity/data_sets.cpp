@@ -120,6 +120,9 @@ TEST_CASE("batches cover every epoch exactly, in either order [P = 10; batch 4, 
         REQUIRE(static_cast<int>(rows.size()) == batch);
         sequence.insert(sequence.end(), rows.begin(), rows.end());
       }
+      const int begun = 7, steps = 9;  // of several steps at once
+      CHECK(batch_rows(spec, 10, begun, steps) ==
+            std::vector<int>(sequence.begin() + begun * batch, sequence.begin() + (begun + steps) * batch));
       std::vector<int> expected(10);
       std::iota(expected.begin(), expected.end(), 0);
       bool shuffled = false;
