@@ -6,6 +6,7 @@
 #include <cmath>
 #include <utility>
 
+#include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
@@ -228,7 +229,9 @@ MemoryEstimate memory_estimate(const LimitSpec& limit, const SolveSizes& sizes) 
   // Work space: of a step, or of a piece of an evaluation.
   const double test_piece = std::min(piece, sizes.batch < sizes.train ? std::max(sizes.train, sizes.test) : sizes.test);
   const double ranks = rank_phi + rank_D;
-  const double in_step = (3 * std::max(sites, S) + 2 * ranks) * P,
+  const bool factored = block.expert_in.kind == OptimizerKind::adafactor;  // with a gradient of some columns at a time
+  const double in_step = (3 * std::max(sites, S) + 2 * ranks) * P +
+                         (factored ? std::min(262144.0, S * std::max(sites, D)) : 0),
                at_test = (4 * sites + 8 * S + 4 * SE + 2 * ranks + D) * test_piece;
   account.add(at_test > in_step ? fmt::format("work space of an evaluation of {:.0f} samples at once", test_piece)
                                 : std::string("work space of a step"),
@@ -278,9 +281,11 @@ void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpe
 }
 
 void require_gpu_memory(MemoryEstimate& e, const RunSpec& spec, const LimitSpec& limit, const AvailableMemory& card) {
-  e.concurrent = std::clamp(std::floor(card.bytes / e.per_replica), 1.0, e.concurrent);
+  const double replica = e.per_replica + gpu::library_bytes;
+  e.concurrent = std::clamp(std::floor(card.bytes / replica), 1.0, e.concurrent);
   MemoryEstimate on_card = e, on_host = e;
   on_card.common = 0;
+  on_card.per_replica = replica;
   on_host.per_replica = 0;
   require_memory(on_card, spec, limit, card);
   require_memory(on_host, spec, limit);

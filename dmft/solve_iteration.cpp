@@ -10,6 +10,7 @@
 #include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "dmft/memory_estimate.hpp"
+#include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/ranks.hpp"
 #include "support/resources.hpp"
@@ -176,12 +177,13 @@ IterationMemory iteration_memory(const RunSpec& spec, const LimitSpec& limit, co
   const Bytes means{0, 0, sizeof(double) * path + 2 * some_columns, kernel * memory.arrays},
       given{element(spec) * path, depth * 12 * element(spec) * numbers,
             8 * sizeof(double) * memory.queries * step.samples, 0};
+  const double library = card ? gpu::library_bytes : 0;  // of each thread
   const auto sampling = [&](int samplers) {
     const double replicas = std::min(R, std::floor((samplers - 1 + batches - 1) / batches) + 1);
-    return times(samplers, Bytes{sites} + means) + times(replicas, given);
+    return times(samplers, Bytes{sites + library} + means) + times(replicas, given);
   };
   // A pass holds batches of a replica, beside its roots and memories and the kernels that it closes.
-  const auto holder = [&](int passed) { return Bytes{passed * sites} + given + means; };
+  const auto holder = [&](int passed) { return Bytes{passed * sites + library} + given + means; };
   const int fewest = o.start == Start::pass ? 1 : 0;  // one that was asked for is not given up silently
   const auto with = [&](bool on_disk) {
     const auto where_sampled = [&](Bytes a) { return a.sites + (on_disk ? 0 : a.roots); };

@@ -31,6 +31,8 @@ inline Choice choose(int number, int ranks, int devices, bool own) {
   return {device, (ranks - 1 - device) / devices + 1};
 }
 
+/// What the library of products takes for each thread that uses it, on the cards where it takes most.
+inline constexpr double library_bytes = 32 * 1048576.0;
 /// The most bytes that this process's arrays have taken at once.
 double peak_bytes();
 

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <string_view>
 
 #include "regimes/regime.hpp"
 #include "support/error.hpp"
+#include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/resources.hpp"
 
@@ -38,7 +41,14 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width, Memory memor
                          : kind == OptimizerKind::momentum                           ? 1
                          : kind == OptimizerKind::adafactor                          ? 1 / s.Ne
                                                                                      : 0;
-  const bool observed = !selected_observables(spec).empty();
+  const std::vector<std::string> observables = selected_observables(spec);
+  const auto wanted = [&](std::initializer_list<std::string_view> names) {
+    std::ptrdiff_t count = 0;
+    for (const std::string_view name : names) count += std::count(observables.begin(), observables.end(), name);
+    return static_cast<double>(count);
+  };
+  const bool observed = !observables.empty(), mini_batches = spec.training.batch > 0,
+             of_y = wanted({"rms_y_init", "rms_y_propagating", "rms_y_effective"}) > 0;
   // Drawn in double, then trained; handed back in double where they are kept.
   const double drawn = sizeof(double) + real;
   double trained = real * (1 + moments + (observed ? 1 : 0));
@@ -47,18 +57,25 @@ Parts parts_of(const RunSpec& spec, const Dataset& data, int width, Memory memor
   p.bytes_a_weight = memory == Memory::of_gpu ? trained : memory == Memory::of_host ? drawn : std::max(drawn, trained);
   if (memory != Memory::of_gpu && spec.output.weights)
     p.bytes_a_weight = std::max(p.bytes_a_weight, 1.5 * sizeof(double) + real);
-  const double active = s.K * s.Ne, P = spec.training.batch > 0 ? spec.training.batch : train;
+  const double active = s.K * s.Ne, P = mini_batches ? spec.training.batch : train;
   const double dense = spec.model.routing == Routing::soft ? 0 : 3;  // all experts, where only some were computed
-  const double piece =
-      std::min(memory == Memory::of_gpu ? 1024.0 : 256.0, std::max(test, spec.training.batch > 0 ? train : 0));
+  const double piece = std::min(memory == Memory::of_gpu ? 1024.0 : 256.0, std::max(test, mini_batches ? train : 0));
   const double norm = spec.model.norm == Norm::none ? 0 : 1;
-  const double step = s.L * (5 * active + (4 + norm) * s.N + 2 * s.M + 2 * s.K) + (4 + norm) * s.N;
-  const double kept = s.L * (p.sites + s.M);  // of t = 0, in every block
+  const double step = s.L * (5 * active + (4 + norm) * s.N + 2 * s.M + 2 * s.K) + (4 + norm) * s.N + 3 * C;
+  const double evaluation = s.L * (3 * active + (2 + norm) * s.N + s.M + s.K) + (2 + norm) * s.N + C;
+  // Fields of t = 0 that later ones are compared with; under mini-batches a pass at the initial weights.
+  const double kept_units =
+      wanted({"change_u", "change_zeta"}) + (!mini_batches && (of_y || wanted({"change_v"}) > 0) ? 1 : 0);
+  const double kept =
+      s.L * (kept_units * p.sites + wanted({"change_r", "change_rho"}) * s.M + wanted({"change_y", "change_D"}) * s.N) +
+      wanted({"change_h", "change_phi", "change_xi"}) * s.N + wanted({"change_f"}) * C +
+      (mini_batches && of_y ? evaluation : 0);
   const double observing = observed ? 2 * active + (2 + dense) * p.sites + (4 + s.L) * s.N + s.M + kept : 0;
-  const double evaluation = s.L * (3 * active + (2 + norm) * s.N + s.M + s.K) + (2 + norm) * s.N;
   const double gradient = kind == OptimizerKind::adafactor ? s.N * std::max({s.D, s.M, s.Ne}) : 0;  // of one matrix
   if (memory == Memory::of_host) return p;
-  p.fields = real * (gradient + (step + observing) * P + evaluation * piece + s.D * (train + test));
+  p.fields = real * (gradient + (step + observing) * P + evaluation * piece + s.D * (train + test)) +
+             sizeof(double) * C * train;
+  if (mini_batches) p.fields += (real * s.D + sizeof(double) * C) * P;
   if (memory == Memory::of_cpu) {  // lanes of what units make together (trainer_products.hpp)
     const double sum = s.N * std::max(P, piece);
     p.fields += real * std::min(std::min(16.0, p.weights / 131072) * sum, std::max(8388608.0, 4 * sum));
@@ -138,7 +155,7 @@ double network_bytes(const RunSpec& spec, const Dataset& data, int width) {
   return parts_of(spec, data, width, Memory::of_cpu).bytes();
 }
 double gpu_network_bytes(const RunSpec& spec, const Dataset& data, int width) {
-  return parts_of(spec, data, width, Memory::of_gpu).bytes();
+  return parts_of(spec, data, width, Memory::of_gpu).bytes() + gpu::library_bytes;
 }
 
 void require_network_memory(const RunSpec& spec, const Dataset& data, int threads) {
@@ -148,11 +165,11 @@ void require_network_memory(const RunSpec& spec, const Dataset& data, int thread
 void require_gpu_network_memory(const RunSpec& spec, const Dataset& data, int threads, const AvailableMemory& card) {
   const int width = widest(spec);
   const Parts p = parts_of(spec, data, width, Memory::of_gpu);
-  if (p.bytes() > card.bytes)
+  if (const double need = gpu_network_bytes(spec, data, width); need > card.bytes)
     throw ConfigError({fmt::format(
         "memory: a network of width {} needs about {} on the GPU, and {} are free ({}). The largest part is {}. To "
         "need less: {}.",
-        width, bytes_text(p.bytes()), bytes_text(card.bytes), card.source, largest_part(spec, p),
+        width, bytes_text(need), bytes_text(card.bytes), card.source, largest_part(spec, p),
         fmt::join(remedies_of(spec, p, width), "; or "))});
   require(spec, data, threads, Memory::of_host);
 }

@@ -3,6 +3,7 @@
 #include "tests/backend/gpu_on_host.hpp"
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <bit>
 #include <boost/context/fiber.hpp>
 #include <boost/context/pooled_fixedsize_stack.hpp>
@@ -13,6 +14,8 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "support/gpu_launch.hpp"
@@ -91,6 +94,9 @@ constexpr std::uint32_t unread_by_tf32 = (1U << 13) - 1;
 thread_local Block block;
 gpu_on_host::Turns turns = gpu_on_host::Turns::first_to_last;
 std::size_t waits = 0;
+/// Of the arrays that there are.
+std::unordered_map<void*, std::size_t> sizes;
+std::size_t taken = 0, most_taken = 0;
 
 template <class Real>
 void host_gemm(moe::Op a, moe::Op b, moe::Index m, moe::Index n, moe::Index k, Real alpha, const Real* A,
@@ -113,6 +119,7 @@ void host_gemm(moe::Op a, moe::Op b, moe::Index m, moe::Index n, moe::Index k, R
 
 void gpu_on_host::take_turns(Turns order) { turns = order; }
 std::size_t gpu_on_host::host_waits() { return waits; }
+std::size_t gpu_on_host::peak_bytes() { return std::exchange(most_taken, taken); }
 
 namespace moe {
 inline namespace on_host {
@@ -159,9 +166,15 @@ void* allocate(std::size_t bytes) {
   void* p = std::malloc(bytes);
   if (p == nullptr) throw std::bad_alloc();
   std::memset(p, 0xFF, bytes);
+  sizes[p] = bytes;
+  most_taken = std::max(most_taken, taken += bytes);
   return p;
 }
-void release(void* p) noexcept { std::free(p); }
+void release(void* p) noexcept {
+  if (p == nullptr) return;
+  taken -= sizes.extract(p).mapped();
+  std::free(p);
+}
 void zero(void* p, std::size_t bytes) { std::memset(p, 0, bytes); }
 void synchronise() { ++waits; }
 void copy(Direction direction, void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,

@@ -6,16 +6,21 @@ static const auto on_device = gpu_on_host::in_both_orders;
 
 #include "tests/backend/gpu_network_operations.hpp"
 #include "tests/backend/gpu_network_training.hpp"
+#include "validation/network_memory.hpp"
 #include "validation/trainer_pairs_gpu.hpp"
 #include "validation/trainer_run_template.hpp"
 
 namespace {
 
-moe::NetworkRun train(const moe::RunSpec& spec, const moe::Dataset& data, const moe::TrainOptions& options) {
+moe::NetworkRun train_at(int width, const moe::RunSpec& spec, const moe::Dataset& data,
+                         const moe::TrainOptions& options) {
   const std::uint64_t seed = spec.sampling.seed;
-  const moe::NetworkShape shape = moe::network_shape(spec, data, 16);
-  moe::NetworkWeights start = moe::start_weights(spec, data, 16, seed, nullptr);
+  const moe::NetworkShape shape = moe::network_shape(spec, data, width);
+  moe::NetworkWeights start = moe::start_weights(spec, data, width, seed, nullptr);
   return moe::trainer::Run<moe::Cuda<double>>(spec, data, shape, std::move(start), seed, options)(moe::trainer::Team{});
+}
+moe::NetworkRun train(const moe::RunSpec& spec, const moe::Dataset& data, const moe::TrainOptions& options) {
+  return train_at(16, spec, data, options);
 }
 
 }  // namespace
@@ -56,4 +61,23 @@ TEST_CASE("GPU training on the host: a step in which nothing is recorded waits o
     CHECK(waits(25, 5) - waits(5, 5) == 20);
     CHECK(waits(125, 5) - waits(5, 5) == 120 + 1);  // and lists of samples once in 64 steps
   }
+}
+
+TEST_CASE("GPU training on the host: a network takes the memory that was estimated before, or less") {
+  for (auto [name, spec, outputs] : gpu_network_training::cases())
+    for (const bool observed : {true, false})
+      for (const auto& [width, samples] : {std::pair{16, 200}, {96, 20}}) {
+        if (!observed) spec.output.observables = {"none"};
+        spec.training.steps = std::min(spec.training.steps, 2);
+        spec.output.kernels_at.clear();
+        if (spec.training.batch > 0) spec.training.batch = samples / 2;
+        const moe::Dataset data = network_fixture::data(samples, 6, outputs);
+        gpu_on_host::peak_bytes();
+        REQUIRE(!train_at(width, spec, data, {}).failure);
+        const auto taken = static_cast<double>(gpu_on_host::peak_bytes());
+        INFO(name, ", observed ", observed, ", width ", width, ", samples ", samples);
+        const double share = taken / (moe::gpu_network_bytes(spec, data, width) - moe::gpu::library_bytes);
+        CHECK(share <= 1);
+        CHECK(share > 0.3);
+      }
 }
