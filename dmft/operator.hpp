@@ -309,7 +309,7 @@ class Operator {
     const Eigen::MatrixXd found = B::gram(images);
     auto change = Matrix::uninitialized(fresh, fresh);
     auto raw = Matrix::uninitialized(images.rows, fresh);
-    B::upload(symmetric_power(found, -0.5) * symmetric_power(wanted, 0.5), change);
+    B::upload(whitening(found) * upper_root(wanted), change);
     B::copy(images, raw);
     B::gemm(Op::plain, Op::plain, 1, raw, change, 0, images);
   }

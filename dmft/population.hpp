@@ -61,7 +61,7 @@ class Population {
     }
     auto whiten = Matrix::uninitialized(k, k);
     auto raw = Matrix::uninitialized(sites_, k);
-    B::upload(symmetric_power(B::gram(out), -0.5), whiten);
+    B::upload(whitening(B::gram(out)), whiten);
     B::copy(out, raw);
     B::gemm(Op::plain, Op::plain, 1, raw, whiten, 0, out);
     drawn_.set_columns(listed + k);

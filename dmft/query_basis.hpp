@@ -115,7 +115,7 @@ class QueryBasis {
     project(fresh, correction);
     subtract(correction, fresh);
     auto whiten = Matrix::uninitialized(k, k);
-    B::upload(symmetric_power(B::gram(fresh), -0.5), whiten);
+    B::upload(whitening(B::gram(fresh)), whiten);
     B::gemm(Op::plain, Op::plain, 1, fresh, whiten, 0, whitened);
     vectors_.set_columns(old + k);
     B::copy(whitened, vectors_.columns(old, k));

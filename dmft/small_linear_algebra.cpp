@@ -7,11 +7,26 @@
 
 namespace moe {
 
+namespace {
+/// V diag(w^power) V^T of V diag(w) V^T; eigenvalues that are not positive count as zero.
 Eigen::MatrixXd symmetric_power(const Eigen::MatrixXd& symmetric, double power) {
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(symmetric);
   const Eigen::VectorXd powers =
       eigen.eigenvalues().unaryExpr([power](double w) { return w > 0 ? std::pow(w, power) : 0.0; });
   return eigen.eigenvectors() * powers.asDiagonal() * eigen.eigenvectors().transpose();
+}
+}  // namespace
+
+Eigen::MatrixXd upper_root(const Eigen::MatrixXd& symmetric) {
+  const Eigen::LLT<Eigen::MatrixXd> factor(symmetric);
+  if (factor.info() != Eigen::Success) return symmetric_power(symmetric, 0.5);
+  return factor.matrixU();
+}
+
+Eigen::MatrixXd whitening(const Eigen::MatrixXd& gram) {
+  const Eigen::LLT<Eigen::MatrixXd> factor(gram);
+  if (factor.info() != Eigen::Success) return symmetric_power(gram, -0.5);
+  return factor.matrixU().solve(Eigen::MatrixXd::Identity(gram.rows(), gram.cols()));
 }
 
 Eigen::MatrixXd semidefinite_root(const Eigen::MatrixXd& symmetric) {
@@ -27,6 +42,10 @@ double resolution(const Eigen::MatrixXd& gram) {
 }
 
 Eigen::MatrixXd new_directions(const Eigen::MatrixXd& residual_gram, double threshold, Eigen::Index room) {
+  const Eigen::MatrixXd above =
+      residual_gram - threshold * threshold * Eigen::MatrixXd::Identity(residual_gram.rows(), residual_gram.cols());
+  if (residual_gram.rows() <= room && Eigen::LLT<Eigen::MatrixXd>(above).info() == Eigen::Success)
+    return whitening(residual_gram);
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(residual_gram);
   const Eigen::VectorXd& w = eigen.eigenvalues();  // ascending
   Eigen::Index count = 0;
