@@ -46,14 +46,20 @@ class QueryBasis {
       auto residual = Matrix::uninitialized(sites_, query.cols);
       B::copy(query, residual);
       subtract(coefficients_, residual);
-      const MeanSquares of = mean_squares(query, residual);
+      MeanSquares of = mean_squares(query, residual);
       if (!(of.query > 0) || !std::isfinite(of.query)) return;
-      constexpr double rounding = 64 * static_cast<double>(std::numeric_limits<typename B::Real>::epsilon());
-      const double threshold =
-          std::max(tolerance_ * std::sqrt(std::min(of.query, of.change)), rounding * std::sqrt(of.query));
-      // The largest eigenvalue of the residual's Gram matrix is at most its trace.
-      more =
-          of.residual * static_cast<double>(query.cols) > threshold * threshold && extend(query, residual, threshold);
+      const auto counts = [&] {  // the largest eigenvalue of the residual's Gram matrix is at most its trace
+        return of.residual * static_cast<double>(query.cols) > square(threshold(of));
+      };
+      if (counts() && of.residual < square(1e-3) * of.query) {
+        // Beside so little the rounding of <vectors, query>, long sums, may be what is left.
+        Matrix correction;
+        project(residual, correction);
+        accumulate<B>(correction, 1, coefficients_);
+        subtract(correction, residual);
+        of = mean_squares(query, residual);
+      }
+      more = counts() && extend(query, residual, threshold(of));
     }
     if (first_.empty() && what_ == ToleranceOf::change) {
       first_ = Matrix::uninitialized(rank(), query.cols);
@@ -130,6 +136,12 @@ class QueryBasis {
   struct MeanSquares {
     double query, residual, change;
   };
+  static double square(double a) { return a * a; }
+  /// Least root eigenvalue of what enters.
+  double threshold(const MeanSquares& of) const {
+    constexpr double rounding = 64 * static_cast<double>(std::numeric_limits<typename B::Real>::epsilon());
+    return std::max(tolerance_ * std::sqrt(std::min(of.query, of.change)), rounding * std::sqrt(of.query));
+  }
   /// Over sites and samples: of a query, of what the basis leaves of it, and of what it has changed since the first (of which nothing
   /// is left). A device waits once.
   MeanSquares mean_squares(View query, View residual) {

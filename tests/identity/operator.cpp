@@ -262,6 +262,33 @@ TEST_CASE(
   }
 }
 
+namespace {
+/// Float32 whose averages over sites have the rounding of sums over a million of them.
+struct LongSums : moe::Cpu<float> {
+  static void gemm(moe::Op a, moe::Op b, double alpha, View A, View B, double beta, View C) {
+    moe::Cpu<float>::gemm(a, b, alpha, A, B, beta, C);
+    if (a == moe::Op::plain) return;
+    for (Index p = 0; p < C.cols; ++p)
+      for (Index k = 0; k < C.rows; ++k) C(k, p) *= 1 + 3e-5F * std::sin(static_cast<float>(7 * k + 3 * p));
+  }
+};
+}  // namespace
+
+TEST_CASE("basis: the rounding of averages over many sites adds no directions") {
+  constexpr Index S = 1000;
+  moe::QueryBasis<LongSums> basis(S, 0.01);
+  basis.add_user();
+  const MatrixXd first = gaussian(S, P, 4, 1), change = gaussian(S, P, 4, 2);
+  const auto ask = [&](const MatrixXd& query) {
+    LongSums::Matrix x(S, P);
+    LongSums::upload(query, x);
+    basis.ask(x);
+    return basis.rank();
+  };
+  for (int t = 0; t < 5; ++t) CHECK(ask(first) == P);
+  for (int t = 1; t < 5; ++t) CHECK(ask(first + 1e-4 * t * change) == 2 * P);
+}
+
 TEST_CASE("operator: counts out of the network's ratio are reported and refuse the dense form") {
   Asked in_ratio(SX, SY, {1.0, 1.5}, rule(OptimizerKind::sgd, 0.1), 1e-9, false, 18);
   Asked out_of_ratio(SX, SY, {1.0, 3.0}, rule(OptimizerKind::sgd, 0.1), 1e-9, false, 18);
