@@ -145,18 +145,21 @@ class QueryBasis {
   /// Over sites and samples: of a query, of what the basis leaves of it, and of what it has changed since the first (of which nothing
   /// is left). A device waits once.
   MeanSquares mean_squares(View query, View residual) {
-    auto of_columns = Matrix::uninitialized(3, query.cols);
+    const bool has_first = !first_.empty();
+    auto of_columns = Matrix::uninitialized(has_first ? 3 : 2, query.cols);
     const View squares = of_columns;
     column_sums_of_products<B>(query, query, squares.row_range(0, 1));
     column_sums_of_products<B>(residual, residual, squares.row_range(1, 1));
-    auto moved = Matrix::uninitialized(rank(), query.cols);
-    B::copy(coefficients_, moved);
-    if (!first_.empty()) accumulate<B>(first_, -1, moved.view().row_range(0, first_.rows()));
-    column_sums_of_products<B>(moved, moved, squares.row_range(2, 1));
-    const Eigen::Vector3d mean = B::download(of_columns).rowwise().mean();
+    if (has_first) {
+      auto moved = Matrix::uninitialized(rank(), query.cols);
+      B::copy(coefficients_, moved);
+      accumulate<B>(first_, -1, moved.view().row_range(0, first_.rows()));
+      column_sums_of_products<B>(moved, moved, squares.row_range(2, 1));
+    }
+    const Eigen::VectorXd mean = B::download(of_columns).rowwise().mean();
     const double size = mean(0) / static_cast<double>(sites_), left = mean(1) / static_cast<double>(sites_);
     if (what_ == ToleranceOf::query) return {size, left, size};
-    return {size, left, first_.empty() ? 0 : mean(2) + left};
+    return {size, left, has_first ? mean(2) + left : 0};
   }
 
   Index sites_;
