@@ -44,7 +44,7 @@ struct Plus {
 /// op over the values of a block's threads, a power of two of them, for all of them.
 template <class Real, class Op>
 MOE_DEVICE Real of_block(Real value, Op op) {
-  MOE_SHARED Real values[sum_threads];
+  MOE_SHARED(values, Real[sum_threads]);
   const unsigned me = place().thread();
   values[me] = value;
   meet();
@@ -112,9 +112,13 @@ template <class KeyOf, class Use>
 MOE_DEVICE void select_of_block(Index rows, Index count, const KeyOf& key_of, const Use& use) {
   using Key = decltype(key_of(Index{0}));
   constexpr int bits = static_cast<int>(sizeof(Key)) * 8;
-  MOE_SHARED unsigned histogram[256], above_to_here[sum_threads], equal_to_here[sum_threads];
-  MOE_SHARED Key found;
-  MOE_SHARED Index missing, above, equal;
+  MOE_SHARED(histogram, unsigned[256]);
+  MOE_SHARED(above_to_here, unsigned[sum_threads]);
+  MOE_SHARED(equal_to_here, unsigned[sum_threads]);
+  MOE_SHARED(found, Key);
+  MOE_SHARED(missing, Index);
+  MOE_SHARED(above, Index);
+  MOE_SHARED(equal, Index);
   const unsigned me = place().thread(), threads = place().threads();
   if (me == 0) {
     found = 0;
@@ -183,7 +187,7 @@ inline unsigned threads_for(Index count) {
 /// out(0, j) of several columns a block, each summed by a row of threads.
 template <class Real, class F>
 MOE_KERNEL void short_columns_kernel(Index rows, Index cols, F f, GpuView<Real> out) {
-  MOE_SHARED double values[sum_threads];
+  MOE_SHARED(values, double[sum_threads]);
   const Place at = place();
   const Index j = at.block * at.threads_y + at.y;
   double s = 0;
@@ -248,7 +252,8 @@ MOE_KERNEL void MOE_RESIDENT(GpuTile<Real>::threads, GpuTile<Real>::resident)
     entrywise_kernel(GpuView<Real> z, GpuView<Real> x, MovedArrays<Real, count> moved, Index row_tiles, Rule rule) {
   using Tile = GpuTile<Real>;
   constexpr int threads = Tile::threads;
-  MOE_SHARED Four<Real> zs[Tile::depth][Tile::rows / 4], xs[Tile::depth][Tile::cols / 4];
+  MOE_SHARED(zs, Four<Real>[Tile::depth][Tile::rows / 4]);
+  MOE_SHARED(xs, Four<Real>[Tile::depth][Tile::cols / 4]);
   const Place at = place();
   const int tx = static_cast<int>(at.x), ty = static_cast<int>(at.y), me = static_cast<int>(at.thread());
   const Index i0 = at.block % row_tiles * Tile::rows, j0 = at.block / row_tiles * Tile::cols;

@@ -9,6 +9,8 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 namespace moe::gpu {
 /// The calling thread's own, on the device of this process.
 cudaStream_t stream() noexcept;
@@ -17,16 +19,18 @@ cudaStream_t stream() noexcept;
 #define MOE_DEVICE_SPACE on_gpu
 #define MOE_KERNEL __global__
 #define MOE_DEVICE __device__
-#define MOE_SHARED __shared__
+/// A variable of a type that all threads of a block share.
+#define MOE_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
 #define MOE_RESIDENT(threads, blocks) __launch_bounds__(threads, blocks)
 #define MOE_UNROLL _Pragma("unroll")
 #else
+#include <atomic>
 #include <bit>
 #include <functional>
 #define MOE_DEVICE_SPACE on_host
 #define MOE_KERNEL
 #define MOE_DEVICE
-#define MOE_SHARED static thread_local
+#define MOE_SHARED(name, ...) auto& name = shared<__VA_ARGS__>([] {})
 #define MOE_RESIDENT(threads, blocks)  // registers of a kernel such that so many blocks fit on a multiprocessor
 #define MOE_UNROLL                     // the loop that follows without a counter
 #endif
@@ -140,18 +144,27 @@ namespace device = gpu;
 #else
 Place place();
 void meet();
-inline void count_one(unsigned& counter) { ++counter; }
-inline void set_bit(unsigned& word, unsigned bit) { word |= 1U << bit; }
+/// What the threads of a block share under a key, not written when the block begins. They have 48 KiB.
+void* shared_memory(const void* key, std::size_t bytes);
+template <class T, class Where>
+T& shared(Where) {
+  static const char key = 0;
+  return *static_cast<T*>(shared_memory(&key, sizeof(T)));
+}
+inline void count_one(unsigned& counter) { std::atomic_ref(counter).fetch_add(1, std::memory_order_relaxed); }
+inline void set_bit(unsigned& word, unsigned bit) {
+  std::atomic_ref(word).fetch_or(1U << bit, std::memory_order_relaxed);
+}
 inline Index ones(unsigned word) { return std::popcount(word); }
 float round_to_tf32(float value);
 void multiply_add_tf32(const float (&a)[4], const float (&b)[2], float& d0, float& d1, float& d2, float& d3);
 
-/// Runs `thread` once for every thread of every block, block after block.
-void run_blocks(Index blocks, Extent block, const std::function<void()>& thread);
+/// Runs `thread`, of a kernel, once for every thread of every block, block after block.
+void run_blocks(const void* kernel, Index blocks, Extent block, const std::function<void()>& thread);
 
 template <class Kernel, class... Arguments>
 void launch(const char*, Kernel kernel, Index blocks, Extent block, Arguments... arguments) {
-  run_blocks(blocks, block, [&] { kernel(arguments...); });
+  run_blocks(reinterpret_cast<const void*>(kernel), blocks, block, [&] { kernel(arguments...); });
 }
 /// support/gpu.hpp on the host.
 namespace device {

@@ -82,7 +82,7 @@ struct CountMembers {
 
 /// One block: begins of the experts among the pairs, and among the tiles of both sizes.
 MOE_KERNEL inline void begin_kernel(GpuView<Index> before, PairLists d) {
-  MOE_SHARED Index sums[3][sum_threads];
+  MOE_SHARED(sums, Index[3][sum_threads]);
   const unsigned me = place().thread(), threads = place().threads();
   const Index share = (d.experts + threads - 1) / threads, from = me * share;
   const Index to = from + share < d.experts ? from + share : d.experts;

@@ -87,7 +87,7 @@ MOE_KERNEL void MOE_RESIDENT(T::threads, T::resident(sizeof(Real)))
   const Index begin = d.begins[first + e];
   const auto tokens = static_cast<int>(d.begins[first + e + 1] - begin);
   if (tokens == 0 && !all) return;
-  MOE_SHARED Slabs<T, Real> slabs;
+  MOE_SHARED(slabs, Slabs<T, Real>);
   const auto sums = multiply_tile<T, Real>(
       tokens, factor<Along::outer>(rows, L.aligned(), [&](int t) { return &L(n0, d.tokens_of_pairs[begin + t]); }),
       factor<Along::outer>(units, C.aligned(), [&](int t) { return &C(a0, begin + t); }), slabs);

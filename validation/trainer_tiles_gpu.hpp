@@ -258,7 +258,7 @@ MOE_DEVICE Sums<T, Real> multiply_tile(int inner, const A& a, const B& b, Slabs&
 template <class T, class Real, class A, class B>
 MOE_DEVICE void multiply_into(int inner, const A& a, const B& b, Real scale, GpuView<Real> to) {
   using Half = typename T::Half;
-  MOE_SHARED Slabs<T, Real> slabs;
+  MOE_SHARED(slabs, Slabs<T, Real>);
   if (T::cols != Half::cols && to.cols <= Half::cols)
     multiply_tile<Half, Real>(inner, a, b, slabs).store(scale, to);
   else

@@ -1,13 +1,14 @@
 // The time step of the GPU backend, its kernels run on the host.
 #include "tests/backend/gpu_on_host.hpp"
 
-#define MOE_DEVICE_NAME "GPU time step on the host"
+#define MOE_DEVICE_NAME "GPU time step on the host, thread by thread"
 static const auto on_device = gpu_on_host::in_both_orders;
 
 #include "dmft/memory_estimate.hpp"
 #include "tests/backend/gpu_march.hpp"
 
-TEST_CASE("GPU time step on the host: a replica takes the memory that was estimated before, or less") {
+TEST_CASE(
+    "GPU time step on the host, thread by thread: a replica takes the memory that was estimated before, or less") {
   for (const gpu_march::Case& c : gpu_march::cases) {
     moe::RunSpec spec = gpu_march::run_of(c);
     spec.training.steps = 5;

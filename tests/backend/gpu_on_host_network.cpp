@@ -1,7 +1,7 @@
 // Networks that train on the GPU backend, its kernels run on the host.
 #include "tests/backend/gpu_on_host.hpp"
 
-#define MOE_DEVICE_NAME "GPU training on the host"
+#define MOE_DEVICE_NAME "GPU training on the host, thread by thread"
 static const auto on_device = gpu_on_host::in_both_orders;
 
 #include "tests/backend/gpu_network_operations.hpp"
@@ -25,7 +25,9 @@ moe::NetworkRun train(const moe::RunSpec& spec, const moe::Dataset& data, const 
 
 }  // namespace
 
-TEST_CASE("GPU training on the host: twenty steps and all that is observed are the CPU's within their rounding") {
+TEST_CASE(
+    "GPU training on the host, thread by thread: twenty steps and all that is observed are the CPU's within their "
+    "rounding") {
   bool backwards = false;  // the two orders in turn: operations above are checked in both
   for (const auto& c : gpu_network_training::cases()) {
     gpu_on_host::take_turns(backwards ? gpu_on_host::Turns::last_to_first : gpu_on_host::Turns::first_to_last);
@@ -34,11 +36,12 @@ TEST_CASE("GPU training on the host: twenty steps and all that is observed are t
   }
 }
 
-TEST_CASE("GPU training on the host: a network that diverges ends where the CPU's does, by name") {
+TEST_CASE("GPU training on the host, thread by thread: a network that diverges ends where the CPU's does, by name") {
   gpu_network_training::check_failure(train);
 }
 
-TEST_CASE("GPU training on the host: a step in which nothing is recorded waits once, for its outputs") {
+TEST_CASE(
+    "GPU training on the host, thread by thread: a step in which nothing is recorded waits once, for its outputs") {
   for (auto [name, spec, outputs] : gpu_network_training::cases()) {
     if (spec.training.dynamics == moe::Dynamics::flow) continue;  // of several stages
     INFO(name);
@@ -63,7 +66,7 @@ TEST_CASE("GPU training on the host: a step in which nothing is recorded waits o
   }
 }
 
-TEST_CASE("GPU training on the host: a network takes the memory that was estimated before, or less") {
+TEST_CASE("GPU training on the host, thread by thread: a network takes the memory that was estimated before, or less") {
   for (auto [name, spec, outputs] : gpu_network_training::cases())
     for (const bool observed : {true, false})
       for (const auto& [width, samples] : {std::pair{16, 200}, {96, 20}}) {

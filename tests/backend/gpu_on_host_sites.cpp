@@ -114,7 +114,8 @@ double largest(const MatrixXd& m) { return m.size() == 0 ? 0 : m.cwiseAbs().maxC
 }  // namespace
 
 TEST_CASE(
-    "GPU sites on the host: a pass and a batch are the CPU's within their rounding [float64; regime x rule x routing x "
+    "GPU sites on the host, thread by thread: a pass and a batch are the CPU's within their rounding [float64; regime "
+    "x rule x routing x "
     "gate; mini-batches]") {
   bool backwards = false;  // the two orders in turn: operations are checked in both
   for (const Case& c : cases) {
@@ -154,7 +155,8 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "GPU sites on the host: kernel iteration comes to the CPU's curve and certificate [II mssp topk adam, III mup]") {
+    "GPU sites on the host, thread by thread: kernel iteration comes to the CPU's curve and certificate [II mssp topk "
+    "adam, III mup]") {
   for (const std::size_t which : {4, 11}) {
     const moe::RunSpec spec = spec_of(cases[which]);
     const moe::Dataset data = limit_fixture::data(3, 3, 1);
