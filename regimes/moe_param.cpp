@@ -508,9 +508,10 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  moe::open_standard_streams();
   try {
     moe::require_one_rank("moe_param");
-    return run(argc, argv);
+    return moe::status_with_output("moe_param", run(argc, argv));
   } catch (const moe::ConfigError& error) {
     for (const auto& fault : error.faults) fmt::print(stderr, "moe_param: {}\n", fault);
     return 2;

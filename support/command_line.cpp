@@ -1,8 +1,10 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
@@ -97,17 +99,18 @@ class CommandLine {
  public:
   CommandLine(const ProgramInfo& program, Faults& list)
       : faults(list), program_(program), app_(program.summary, program.name) {
+    invocation.options.out = program.default_out;
     app_.set_help_flag();
     app_.allow_extras();
     app_.add_flag("-h,--help", help);
     app_.add_flag("--version", version);
     app_.add_flag("--quiet", invocation.options.quiet);
     app_.add_flag("--print-config", invocation.options.print_config);
-    text_option("--config", invocation.options.config_file);
-    text_option("--out", invocation.options.out);
-    text_option("--checkpoint", invocation.options.checkpoint.file);
+    file_option("--config", invocation.options.config_file);
+    file_option("--out", invocation.options.out);
+    file_option("--checkpoint", invocation.options.checkpoint.file);
     checkpoint_every_option_ = text_option("--checkpoint-every", checkpoint_every_);
-    text_option("--resume", invocation.options.checkpoint.resume);
+    file_option("--resume", invocation.options.checkpoint.resume);
     text_option("--threads", threads_);
     text_option("--device", device_);
     app_.add_option("--set", settings_)->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
@@ -141,6 +144,7 @@ class CommandLine {
     if (help || version) return;
     separate_bare_booleans();
     read_extras();
+    refuse_empty_names();
     RunSpec& spec = invocation.spec;
     if (!invocation.options.config_file.empty()) read_config_file(invocation.options.config_file, spec, faults);
     read_flags(spec);
@@ -148,6 +152,7 @@ class CommandLine {
     read_program_options();
     for (const auto& flag : own_)
       if (flag.option->count() > 0) invocation.own[flag.flag->name] = flag.flag->value.empty() ? "true" : flag.text;
+    refuse_to_replace_inputs(spec);
     if (program_.own_defaults) program_.own_defaults(spec, invocation.own);
     validate(spec, faults);
     set_refused_aside(spec);
@@ -169,6 +174,11 @@ class CommandLine {
     CLI::Option* option;
     std::string text;
   };
+  struct FileFlag {
+    std::string flag;
+    CLI::Option* option;
+    const std::string* target;
+  };
   struct OwnFlag {
     const ProgramFlag* flag;
     CLI::Option* option;
@@ -177,6 +187,36 @@ class CommandLine {
 
   CLI::Option* text_option(const std::string& names, std::string& target) {
     return app_.add_option(names, target)->expected(1)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+
+  CLI::Option* file_option(const std::string& name, std::string& target) {
+    files_.push_back({name, text_option(name, target), &target});
+    return files_.back().option;
+  }
+
+  /// A variable of a script that was never set must not be as good as no flag.
+  void refuse_empty_names() {
+    for (const auto& file : files_)
+      if (file.option->count() > 0 && file.target->empty())
+        faults.add(fmt::format("command line: {} has an empty name. Give a file, or leave the flag out", file.flag));
+  }
+
+  /// What a run reads would be gone: its result, and a checkpoint, are renamed to the place of what is there.
+  void refuse_to_replace_inputs(const RunSpec& spec) {
+    const ProgramOptions& options = invocation.options;
+    std::vector<std::pair<std::string, std::string>> inputs = {{"the configuration", options.config_file},
+                                                               {"network.init_from", spec.network.init_from}};
+    if (spec.model.param.ends_with(".toml")) inputs.emplace_back("model.param", spec.model.param);
+    if (spec.data.source.ends_with(".h5")) inputs.emplace_back("data.source", spec.data.source);
+    for (const auto& own : own_)
+      if (!own.flag->value.empty())
+        for (const auto& name : comma_separated(own.text)) inputs.emplace_back(own.flag->name, name);
+    for (const auto& [flag, output] : {std::pair{"--out", options.out}, {"--checkpoint", options.checkpoint.file}})
+      for (const auto& [what, input] : inputs)
+        if (!input.empty() && !output.empty() && same_file(input, output))
+          faults.add(fmt::format(
+              "command line: {} is read ({}), and what is written ({}) would replace it. Give {} another name", output,
+              what, flag, flag));
   }
 
   /// `--residual run.toml` is a bare `--residual` and a configuration file.
@@ -203,6 +243,8 @@ class CommandLine {
         const bool takes_next = i + 1 < extras_.size() && word.find('=') == std::string::npos &&
                                 extras_[i + 1][0] != '-' && !extras_[i + 1].ends_with(".toml");
         if (takes_next) ++i;
+      } else if (word.empty()) {
+        faults.add("command line: the name of the configuration file is empty. Give a file, or leave it out");
       } else if (file.empty()) {
         file = word;
       } else {
@@ -292,8 +334,7 @@ class CommandLine {
     CheckpointOptions& checkpoint = invocation.options.checkpoint;
     if (checkpoint.file.empty()) checkpoint.file = checkpoint.resume;
     checkpoint.every_said = checkpoint_every_option_->count() > 0;
-    std::string& out = invocation.options.out;
-    if (out.empty()) out = program_.default_out;
+    const std::string& out = invocation.options.out;
     if (!checkpoint.file.empty() && same_file(checkpoint.file, out))
       faults.add(fmt::format(
           "command line: {} is the file of the result (--out) and of the checkpoint (--checkpoint, --resume), and one "
@@ -315,6 +356,7 @@ class CommandLine {
   CLI::Option* checkpoint_every_option_ = nullptr;
   std::string checkpoint_every_ = "60s", threads_ = "0", device_ = "auto";
   std::vector<std::string> settings_, extras_;
+  std::vector<FileFlag> files_;
   std::deque<FlagValue> values_;  // CLI11 keeps references to the texts
   std::deque<OwnFlag> own_;
 };
@@ -341,13 +383,29 @@ Invocation parse_command_line(const ProgramInfo& program, int argc, const char* 
   return invocation;
 }
 
+void open_standard_streams() {
+  for (int descriptor = 0; descriptor <= STDERR_FILENO; ++descriptor)
+    if (::fcntl(descriptor, F_GETFD) < 0 && errno == EBADF)
+      (void)::open("/dev/null", descriptor == STDIN_FILENO ? O_RDONLY : O_WRONLY);  // the lowest number that is free
+}
+
+int status_with_output(const std::string& program, int status) {
+  errno = 0;
+  const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (written || errno == EPIPE) return status;  // who reads no further has what was wanted
+  std::fprintf(stderr, "%s: standard output could not be written in full. Check the space where it goes\n",
+               program.c_str());
+  return status == 0 ? 1 : status;
+}
+
 int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv) {
+  open_standard_streams();
   std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is told of as one on a full disk is
   int status = 0;
   std::exception_ptr error;
   try {
     ranks().start(program.name);
-    status = run(argc, argv);
+    status = status_with_output(program.name, run(argc, argv));
   } catch (...) {
     error = std::current_exception();
   }

@@ -63,6 +63,13 @@ Invocation parse_command_line(const ProgramInfo& program, int argc, const char* 
 /// Throws ConfigError with the faults.
 Invocation parse_command_line(const ProgramInfo& program, int argc, const char* const* argv);
 
+/// Standard input, output and error stand for something: of a program that was started without them, the file that is opened next
+/// would be taken for one of them.
+void open_standard_streams();
+
+/// The exit status of a program that ends: `status`, or 1 for 0 where what it printed did not arrive, which is said then.
+int status_with_output(const std::string& program, int status);
+
 /// The whole of a program's main(): run(), with what it throws said on standard error. Exit status 2 for ConfigError (bad usage or
 /// configuration), 1 for any other failure.
 int guarded_main(const ProgramInfo& program, int (*run)(int, char**), int argc, char** argv);

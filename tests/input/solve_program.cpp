@@ -267,6 +267,88 @@ TEST_CASE("programs: what would overwrite its own result, or asks for checkpoint
   CHECK(folder.file_count() == 0);
 }
 
+TEST_CASE(
+    "programs: a result replaces no file that its run reads [configuration, table, data, weights, files to compare]") {
+  const TemporaryFolder folder;
+  const std::string config = folder / "run.toml", table = folder / "mine.toml", data = folder / "data.h5",
+                    weights = folder / "weights.h5", limit = folder / "limit.h5", networks = folder / "networks.h5";
+  write_bytes(config, "");
+  write_bytes(table, read_bytes(source_folder() + "/parameterizations/mssp.toml"));
+  write_bytes(weights, "kept");
+  std::vector<double> x(8 * 6), y(8);
+  for (std::size_t k = 0; k < x.size(); ++k) x[k] = std::sin(static_cast<double>(k));
+  for (std::size_t k = 0; k < y.size(); ++k) y[k] = x[6 * k] > 0 ? 1 : -1;
+  H5Writer file(data);
+  file.dataset("/x", {8, 6}, x.data(), "inputs", {"sample", "input"});
+  file.dataset("/y", {8, 1}, y.data(), "targets", {"sample", "output"});
+  file.commit();
+  REQUIRE(run_program("dmft_solve", with({"--out", limit})).status == 0);
+  REQUIRE(run_program("moe_train", with({"--out", networks, "--widths", "8,16", "--seeds", "2"})).status == 0);
+  const auto check_kept = [&](const char* program, const std::string& path, std::vector<std::string> words) {
+    const std::string before = read_bytes(path);
+    // By another way as well, so that names alone do not decide.
+    for (const std::string& out : {path, (fs::path(path).parent_path() / "." / fs::path(path).filename()).string()}) {
+      words.insert(words.end(), {"--out", out});
+      check_refused(run_program(program, with(words)), 2, {out, "would replace it", "--out"});
+    }
+    CHECK(read_bytes(path) == before);
+  };
+  for (const char* program : {"dmft_solve", "moe_train", "dmft_validate"}) {
+    CAPTURE(program);
+    check_kept(program, config, {config});
+    check_kept(program, table, {"--param", table});
+    check_kept(program, data, {"--source", data});
+    check_kept(program, weights, {"--init-from", weights});
+  }
+  for (const std::string& path : {limit, networks})
+    check_kept("dmft_validate", path, {"--limit", limit, "--networks", networks});
+  // Nor does a checkpoint.
+  check_refused(run_program("dmft_solve", with({"--source", data, "--out", folder / "a.h5", "--checkpoint", data})), 2,
+                {data, "would replace it", "--checkpoint"});
+}
+
+TEST_CASE("programs: the name of a file that is there but empty is refused, and is not as good as none, status 2") {
+  const TemporaryFolder folder;
+  for (const char* program : {"dmft_solve", "moe_train"}) {
+    CAPTURE(program);
+    for (const char* flag : {"--out", "--config", "--checkpoint", "--resume"})
+      check_refused(run_program(program, with({flag, ""}), [&] { (void)!::chdir(folder.path().c_str()); }), 2,
+                    {flag, "empty"});
+    check_refused(run_program(program, with({""}), [&] { (void)!::chdir(folder.path().c_str()); }), 2, {"empty"});
+  }
+  CHECK(folder.file_count() == 0);
+}
+
+TEST_CASE("dmft_solve: a flag without its value is the only fault that is told") {
+  const ProgramRun run = run_program("dmft_solve", with({"--lr"}));
+  check_refused(run, 2, {"1 configuration fault:", "--lr"});
+}
+
+TEST_CASE(
+    "programs: standard output that takes nothing is told, status 1; where there is none, files are made all the "
+    "same") {
+  const TemporaryFolder folder;
+  const std::string out = folder / "a.h5", data = folder / "data.h5";
+  const auto full = [] { ::dup2(::open("/dev/full", O_WRONLY), STDOUT_FILENO); };
+  check_says(run_program("dmft_solve", with({"--out", out}), full), {"standard output"});
+  CHECK(fs::exists(out));
+  check_says(run_program("dmft_solve", with({"--print-config"}), full), {"standard output"});
+  check_says(run_program("moe_param", {"table"}, full), {"standard output"});
+  // Descriptors 0 to 2 are free: what is opened next has their numbers, and must not be taken for them.
+  const std::vector<double> x = {1, -1, 0.5, 2, 0.25, -2}, y = {1, -1, 1};
+  H5Writer file(data);
+  file.dataset("/x", {3, 2}, x.data(), "inputs", {"sample", "input"});
+  file.dataset("/y", {3, 1}, y.data(), "targets", {"sample", "output"});
+  file.commit();
+  fs::remove(out);
+  const ProgramRun run = run_program("dmft_solve", with({"--source", data, "--train", "3", "--out", out}), [] {
+    ::alarm(60);  // what waits for itself has to end
+    for (int descriptor = 0; descriptor < 3; ++descriptor) ::close(descriptor);
+  });
+  CHECK(run.status == 0);
+  CHECK(H5Reader(out).read("/limit/loss").values.size() == 4);
+}
+
 TEST_CASE("programs: a checkpoint that cannot be written is refused before the run with the flag that chose it") {
   const TemporaryFolder folder;
   const std::string out = folder / "a.h5";

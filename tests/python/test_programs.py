@@ -94,6 +94,22 @@ class Plot(unittest.TestCase):
             self.assertEqual((done.returncode, done.stdout), (2, ""), arguments)
             self.assertRegex(done.stderr, "^dmft_plot: command line: (.|\n)*" + message)
 
+    def test_a_page_or_folder_replaces_no_result(self) -> None:
+        before = Path(self.limit).read_bytes()
+        for name in (self.limit, "./limit.h5"):
+            done = self.plot(self.networks, self.limit, "--page", name)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("would replace it", done.stderr)
+        self.assertEqual(Path(self.limit).read_bytes(), before)
+
+    def test_standard_output_that_takes_nothing(self) -> None:
+        for arguments in (["--help"], ["--version"], [self.limit, "--figures", "loss"]):
+            with open("/dev/full", "w", encoding="utf-8") as full:
+                done = subprocess.run([PLOT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=self.folder)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("standard output", done.stderr)
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+
     def test_files_that_cannot_be_drawn(self) -> None:
         (self.folder / "text.h5").write_text("no HDF5")
         for arguments, message in (

@@ -116,6 +116,23 @@ def _figures(results: Sequence[Results], names: Sequence[str] | None, out: Path,
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status of dmft_plot with these arguments."""
+    try:
+        try:
+            status = _run(arguments)
+        except SystemExit as ended:  # --help, and what argparse refuses
+            status = ended.code if isinstance(ended.code, int) else 1
+        if sys.stdout is not None:  # as where the program was started without
+            sys.stdout.flush()
+        return status
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is left when Python ends
+        if isinstance(error, BrokenPipeError):  # who reads no further has what was wanted
+            return 0
+        print(f"dmft_plot: standard output could not be written in full: {error.strerror}. Check the space where it goes", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.version:
         print(f"dmft_plot {os.environ.get('MOE_VERSION', 'of an unknown version')}")
@@ -131,6 +148,8 @@ def main(arguments: Sequence[str]) -> int:
             results.append(load(file))
         except ResultError as error:
             unreadable.extend(str(error).splitlines())
+    if options.page and any(Path(options.page).resolve() == Path(file).resolve() for file in options.files):
+        usage.append(f"--page {options.page} is one of the files to draw, and the page would replace it. Give it another name")
     for line in [f"command line: {fault}" for fault in usage] + unreadable:
         print(f"dmft_plot: {line}", file=sys.stderr)
     if usage or unreadable:
