@@ -208,9 +208,14 @@ class Reader {
 
 Desiderata load_desiderata(const std::string& which, const std::vector<std::string>& known,
                            const std::vector<std::string>& without, Faults& faults) {
+  const std::size_t before = faults.list().size();
   Reader reader(known, faults);
   Desiderata result = reader.read(which, fs::current_path());
   reader.leave_out(without, result, "--without on the command line");
+  if (result.conditions.empty() && faults.list().size() == before)
+    faults.add(fmt::format(
+        "desiderata: '{}' has no condition{}, which any table would satisfy. Add a [[condition]], or extends = \"mu\"",
+        which, without.empty() ? "" : " but what --without leaves out"));
   return result;
 }
 

@@ -213,7 +213,7 @@ std::string covered(const Sections& sections) {
   for (const auto& [section, rules] : sections)
     if (std::any_of(rules.values.begin(), rules.values.end(), [](const PartialRule& r) { return r.lr.has_value(); }))
       list.push_back(section);
-  return list.empty() ? "none" : alternatives(list);
+  return alternatives(list);
 }
 
 /// The file of `model.param`, or nothing after a fault that lists the tables there are.
@@ -293,13 +293,14 @@ Parameterization load_parameterization(const RunSpec& spec, Faults& faults) {
   const bool no_rates =
       std::none_of(rules.values.begin(), rules.values.end(), [](const PartialRule& r) { return r.lr.has_value(); });
   if (no_rates && faults.list().size() == before) {
-    faults.add(
-        "model.param", '"' + spec.model.param + '"', spec.place("model.param"),
-        fmt::format("gives no learning rates for {} in regime {}: {} states them for {} only, as its source does",
-                    optimizer, spec.model.regime, *file, covered(sections)),
-        fmt::format("Choose a regime and an optimizer that it covers, or add [{}.TENSOR] sections to a table of "
-                    "your own",
-                    wanted));
+    const std::string covers = covered(sections);
+    faults.add("model.param", '"' + spec.model.param + '"', spec.place("model.param"),
+               fmt::format(
+                   "gives no learning rates for {} in regime {}: {} {}", optimizer, spec.model.regime, *file,
+                   covers.empty() ? "states none" : fmt::format("states them for {} only, as its source does", covers)),
+               fmt::format("Choose a regime and an optimizer that it covers, or add [{}.TENSOR] sections to a table of "
+                           "your own",
+                           wanted));
     return param;
   }
   // A file with faults of its own may lack a key because that key could not be read: not reported a second time.

@@ -66,7 +66,7 @@ PowerLaw power_law(const std::map<std::string, double>& keys) {
   PowerLaw law;
   for (const auto& [key, value] : keys) {
     bool known = key == "const";
-    if (known) law.constant = value;
+    if (known) law.constant = value == 0 ? 0 : value;  // of -0 too
     for (const auto& size : size_names) {
       if (key != size.key) continue;
       law.exponents.*size.member = value;

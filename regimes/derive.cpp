@@ -448,17 +448,27 @@ std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec
 }
 
 std::vector<Conditions> relaxations(const Desiderata& desiderata, const RunSpec& spec) {
-  const Conditions conditions = applicable(desiderata, spec);
-  const auto relaxable = static_cast<std::size_t>(
-      std::count_if(conditions.begin(), conditions.end(), [](const Condition* c) { return can_relax(*c); }));
   Question question(spec);
-  std::vector<Conditions> result;
-  for (std::size_t count = 0; count <= relaxable && result.empty(); ++count)
-    for_each_relaxation(conditions, count, [&](const Conditions& relaxed) {
-      if (count == relaxable || question.ask(conditions, relaxed) != Answer::no) result.push_back(relaxed);
-      return false;
-    });
-  return result;
+  const auto smallest = [&question](const Conditions& conditions) {
+    std::vector<Conditions> result;
+    for (std::size_t count = 0; count <= conditions.size() && result.empty(); ++count)
+      for_each_relaxation(conditions, count, [&](const Conditions& relaxed) {
+        if (question.ask(conditions, relaxed) != Answer::no) result.push_back(relaxed);
+        return false;
+      });
+    return result;
+  };
+  const Conditions all = applicable(desiderata, spec);
+  if (std::none_of(all.begin(), all.end(), [](const Condition* c) { return can_relax(*c); })) return {{}};
+  auto result = smallest(all);
+  if (!result.empty()) return result;
+  // A condition that no table satisfies with those before it must not relax the others.
+  Conditions possible;
+  for (const Condition* c : all) {
+    possible.push_back(c);
+    if (question.ask_any_relaxation(possible) == Answer::no) possible.pop_back();
+  }
+  return smallest(possible);
 }
 
 std::vector<Conditions> conflicts(const Desiderata& desiderata, const RunSpec& spec) {

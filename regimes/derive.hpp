@@ -63,7 +63,8 @@ std::vector<Violation> violations(const Desiderata& desiderata, const Conditions
 std::vector<Derivation> derive(const Desiderata& desiderata, const RunSpec& spec, std::size_t budget = 1'000'000);
 
 /// Conditions as `derive` takes them back, without listing tables: the smallest sets that have to be relaxed for tables to be there; the
-/// first if it is not decided soon. All that may be relaxed where even that does not help.
+/// first if it is not decided soon. Where no set helps, conditions that no table satisfies together with those before them are left out of
+/// the question.
 std::vector<Conditions> relaxations(const Desiderata& desiderata, const RunSpec& spec);
 
 /// Where `derive` finds nothing: every single condition that no table satisfies (relaxed, if it may be); if there is none, every pair; else

@@ -85,12 +85,14 @@ int table(Call& call, Report& report) {
   report.notes.push_back(param.description);
   moe::ReportTable rows{"tensors", {"tensor", "init std", "lr / eta"}, {}, ""};
   if (entrywise(call.spec)) rows.columns.emplace_back("eps / eps");
-  rows.columns.insert(rows.columns.end(), {"decay a step", "shared"});
+  const bool decays = call.spec.optimizer.name == moe::OptimizerKind::adamw;
+  if (decays) rows.columns.emplace_back("decay a step");
+  rows.columns.emplace_back("shared");
   for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
     const moe::TensorRule& rule = param.rule.values[i];
     std::vector<moe::Cell> row = {moe::tensor_names[i], rule.std.text(), rule.lr.text()};
     if (entrywise(call.spec)) row.emplace_back(rule.eps.text());
-    row.emplace_back("1 - eta * weight_decay");
+    if (decays) row.emplace_back("1 - eta * weight_decay");
     row.emplace_back(rule.shared ? "experts start equal" : "no");
     rows.rows.push_back(std::move(row));
   }
@@ -184,13 +186,14 @@ int check(Call& call, Report& report) {
   for (const auto& v : broken) bad.insert(v.condition);
   for (const auto& c : desiderata.conditions) {
     const bool eased = std::find(relaxed.begin(), relaxed.end(), &c) != relaxed.end();
+    const bool dropped = eased && c.if_impossible == moe::IfImpossible::drop;
     rows.rows.push_back({c.id,
-                         c.says + (eased ? c.if_impossible == moe::IfImpossible::zero ? " (no table can: zero instead)"
-                                                                                      : " (no table can: dropped)"
-                                         : ""),
-                         !moe::applies(c, call.spec) ? moe::Cell()
-                         : bad.contains(&c)          ? moe::Cell("NO")
-                                                     : moe::Cell("yes")});
+                         c.says + (dropped ? " (no table can: dropped)"
+                                   : eased ? " (no table can: zero instead)"
+                                           : ""),
+                         dropped || !moe::applies(c, call.spec) ? moe::Cell()
+                         : bad.contains(&c)                     ? moe::Cell("NO")
+                                                                : moe::Cell("yes")});
   }
   report.tables.push_back(std::move(rows));
   if (!broken.empty()) {

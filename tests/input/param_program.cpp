@@ -279,6 +279,67 @@ print(json.dumps(result))
   CHECK(out.at("error").get<std::string>().find("nothing.weight") != std::string::npos);
 }
 
+TEST_CASE("a table shows a decay only where the rule has one [adamw]") {
+  for (const char* rule : {"sgd", "momentum", "adam", "signsgd", "adafactor", "adamw"}) {
+    const ProgramRun run = run_program("moe_param", {"table", "--optimizer", rule});
+    CHECK_MESSAGE(contains(run.text, "decay a step") == (std::string(rule) == "adamw"), run.text);
+  }
+}
+
+TEST_CASE("check: a condition that is dropped is not judged, and none is dropped for another that no table satisfies") {
+  const auto rows = [](const Words& flags) {
+    const ProgramRun run = run_program("moe_param", words({{"check", "--format", "json"}, flags}));
+    REQUIRE_MESSAGE(run.status < 2, run.text);
+    return nlohmann::json::parse(run.text).at("conditions");
+  };
+  const auto logits = [](const nlohmann::json& conditions) {
+    for (const auto& row : conditions)
+      if (row.at("says").get<std::string>().starts_with("logits do not vanish")) return row;
+    return nlohmann::json();
+  };
+  const auto dropped = logits(rows({"--desiderata", "mssp", "--regime", "I", "--param", "mup", "--optimizer", "sgd"}));
+  CHECK(dropped.at("says").get<std::string>().ends_with("(no table can: dropped)"));
+  CHECK(dropped.at("holds").is_null());
+
+  // Logits of this table are zero at t = 0, which other tables avoid; no table at all has the power that is asked of expert_out.
+  const TemporaryFolder folder;
+  std::string table = read_bytes(source_folder() + "/parameterizations/mssp.toml");
+  table += "[II.any.router]\nstd = {const = 0}\n";
+  write_bytes(folder / "zero_router.toml", table);
+  write_bytes(folder / "quarter.toml",
+              "extends = \"mu\"\n[[condition]]\nid = \"quarter\"\nsays = \"a quarter\"\n"
+              "quantities = [\"chi_expert_out\"]\nexponent = -0.25\n");
+  const auto judged = logits(rows({"--desiderata", folder / "quarter.toml", "--regime", "II", "--param",
+                                   folder / "zero_router.toml", "--optimizer", "sgd"}));
+  CHECK(judged.at("says").get<std::string>() == "logits do not vanish at initialisation");
+  CHECK(judged.at("holds").get<std::string>() == "NO");
+}
+
+TEST_CASE("desiderata without a condition are refused: any table would have them") {
+  const TemporaryFolder folder;
+  write_bytes(folder / "none.toml", "description = \"nothing\"\n");
+  for (const Words& flags :
+       {Words{"--desiderata", folder / "none.toml"}, Words{"--desiderata", "mu", "--without", "a,b,c,c_prime,d"}}) {
+    const ProgramRun run = run_program("moe_param", words({{"check"}, flags}));
+    CHECK(run.status == 2);
+    CHECK_MESSAGE(contains(run.text, "no condition"), run.text);
+  }
+}
+
+TEST_CASE("a table that states nothing is told so, and a constant of minus zero is zero") {
+  const TemporaryFolder folder;
+  write_bytes(folder / "empty.toml", "");
+  const ProgramRun empty = run_program("moe_param", {"table", "--param", folder / "empty.toml"});
+  CHECK(empty.status == 2);
+  CHECK_MESSAGE(contains(empty.text, "no learning rates"), empty.text);
+  CHECK_FALSE_MESSAGE(contains(empty.text, "as its source does"), empty.text);
+  std::string table = read_bytes(source_folder() + "/parameterizations/mssp.toml");
+  write_bytes(folder / "zero.toml", table + "[II.any.readout]\nstd = {const = -0.0}\n");
+  const ProgramRun zero = run_program("moe_param", {"table", "--param", folder / "zero.toml"});
+  CHECK(zero.status == 0);
+  CHECK_FALSE_MESSAGE(contains(zero.text, "-0 "), zero.text);
+}
+
 TEST_CASE("verdicts are exit status 1, bad usage is 2 with every fault named") {
   CHECK(run_program("moe_param", {"constants", "--param", "sp"}).status == 1);
   CHECK(run_program("moe_param", {"check", "--desiderata", "mssp", "--param", "mup"}).status == 1);
