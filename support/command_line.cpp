@@ -205,9 +205,9 @@ class CommandLine {
   void refuse_to_replace_inputs(const RunSpec& spec) {
     const ProgramOptions& options = invocation.options;
     std::vector<std::pair<std::string, std::string>> inputs = {{"the configuration", options.config_file},
+                                                               {"data.source", spec.data.source},
                                                                {"network.init_from", spec.network.init_from}};
     if (spec.model.param.ends_with(".toml")) inputs.emplace_back("model.param", spec.model.param);
-    if (spec.data.source.ends_with(".h5")) inputs.emplace_back("data.source", spec.data.source);
     for (const auto& own : own_)
       if (!own.flag->value.empty())
         for (const auto& name : comma_separated(own.text)) inputs.emplace_back(own.flag->name, name);
