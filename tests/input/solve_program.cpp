@@ -270,7 +270,7 @@ TEST_CASE("programs: what would overwrite its own result, or asks for checkpoint
 TEST_CASE(
     "programs: a result replaces no file that its run reads [configuration, table, data, weights, files to compare]") {
   const TemporaryFolder folder;
-  const std::string config = folder / "run.toml", table = folder / "mine.toml", data = folder / "data.hdf5",
+  const std::string config = folder / "run.toml", table = folder / "mine.toml", data = folder / "data.h5",
                     weights = folder / "weights.h5", limit = folder / "limit.h5", networks = folder / "networks.h5";
   write_bytes(config, "");
   write_bytes(table, read_bytes(source_folder() + "/parameterizations/mssp.toml"));
