@@ -16,11 +16,13 @@ program() {
 
 terms=rms_y_init,rms_y_propagating,rms_y_effective,rms_r_effective,rms_u_effective,rms_zeta_init
 for param in mup mssp; do
-  common="$root/examples/fashion_mnist.toml --param $param --observables $terms"
-  # shellcheck disable=SC2086 # flags, one word each
-  program dmft_solve $common --out "$out/limit_$param.h5" "$@"
-  # shellcheck disable=SC2086
-  program moe_train $common --widths 64,256,1024 --seeds 4 --out "$out/networks_$param.h5" "$@"
+  common() {
+    name=$1
+    shift
+    program "$name" "$root/examples/fashion_mnist.toml" --param "$param" --observables "$terms" "$@"
+  }
+  common dmft_solve --out "$out/limit_$param.h5" "$@"
+  common moe_train --widths 64,256,1024 --seeds 4 --out "$out/networks_$param.h5" "$@"
 done
 program dmft_plot "$out/limit_mup.h5" "$out/networks_mup.h5" "$out/limit_mssp.h5" "$out/networks_mssp.h5" \
   --figures loss,coordinate_check --format svg,pdf,png --out "$out"

@@ -92,8 +92,12 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
   write_bytes(folder / "srun", "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do shift; done\nexec \"$@\"\n");
   std::filesystem::permissions(folder / "srun", std::filesystem::perms::owner_all);
   std::filesystem::create_directory(out);
+  // Shell scripts in a checkout whose path has a space.
+  const std::string spaced = folder / "a checkout/examples/";
+  std::filesystem::create_directories(spaced);
+  std::filesystem::copy(examples, spaced);
   const std::string
-      depth = "'" + examples + "depth.sh' '" + out + "'",
+      depth = "'" + spaced + "depth.sh' '" + out + "'",
       of_depth =
           " --steps 2 --train 16 --test 16 --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet";
   const std::multimap<std::string, std::pair<std::string, std::vector<std::string>>> commands = {
@@ -103,11 +107,11 @@ TEST_CASE("every script of examples/ runs in small [examples]") {
             "--replicas 3 --widths 16,24 --seeds 2 --quiet",
         {"limit.h5", "networks.h5"}}},
       {"readme_figures.sh",
-       {"'" + examples + "readme_figures.sh' '" + out + "' --steps 2 --train 64 --set data.path='" + data +
+       {"'" + spaced + "readme_figures.sh' '" + out + "' --steps 2 --train 64 --set data.path='" + data +
             "' --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
         {"limit_mup.h5", "networks_mssp.h5", "loss.svg", "coordinate_check.png"}}},
       {"learning_rate.sh",
-       {"'" + examples + "learning_rate.sh' '" + out +
+       {"'" + spaced + "learning_rate.sh' '" + out +
             "' --steps 2 --train 16 --test 16 --neurons 60 --replicas 2 --widths 16,24 --seeds 2 --threads 1 --quiet",
         {"sweep_mup.h5", "sweep_mssp.html", "learning_rate.svg", "best_loss.png"}}},
       {"depth.sh",
