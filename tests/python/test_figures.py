@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import tempfile
 import unittest
+import warnings
 from pathlib import Path
 
 import h5py
@@ -66,6 +67,32 @@ class Figures(unittest.TestCase):
         self.assertEqual(seen["rms_y_init limit"]["rms"][0], 0)
         with self.assertRaisesRegex(ResultError, "l.h5.*Set output.observables"):
             figures.coordinate_check(self.limit, ["rms_zeta_init"])
+
+    def test_logarithmic_sizes_have_two_labels_or_more(self) -> None:
+        for low, high in ((0.031, 0.78), (0.9, 11), (0.0011, 0.09), (1.5, 99), (0.02, 300), (2, 2.1)):
+            figure, ax = matplotlib.pyplot.subplots()
+            self.addCleanup(matplotlib.pyplot.close, figure)
+            ax.set_ylim(low, high)
+            figures._log_y(ax)
+            bottom, top = ax.get_ylim()
+            self.assertGreaterEqual(sum(bottom <= tick <= top for tick in ax.get_yticks()), 2, (low, high))
+
+    def test_what_was_recorded_once_is_a_point(self) -> None:
+        for path in (self.folder / "l.h5", self.folder / "n.h5"):  # as of runs that diverged in their first step
+            with written(path, "r+") as file:
+                file.visititems(lambda name, item: item.__setitem__((..., slice(1, None)), np.nan) if name.endswith("/loss") else None)
+        both = [load(self.folder / "l.h5"), load(self.folder / "n.h5")]
+        for line in figures.loss(both).lines:
+            self.assertEqual(line.get_marker(), "o", line.get_label())
+        self.assertTrue(all(line.get_marker() in ("None", None) for line in figures.loss(self.both).lines))
+
+    def test_sizes_of_networks_that_all_diverged_are_left_out_silently(self) -> None:
+        with written(self.folder / "n.h5", "r+") as file:
+            for name in WIDTHS:
+                file[f"network/N{name}/observables/rms_h"][:, 1:] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figures.coordinate_check(load(self.folder / "n.h5"), ["rms_h"], step=4)
 
     def test_runs_that_ended_early_are_compared_where_all_were(self) -> None:
         case = case_of([self.limit, load(network_file(self.folder / "e.h5", ended=WIDTHS[0]))])

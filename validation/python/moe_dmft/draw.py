@@ -58,11 +58,16 @@ def write_csv(figure: Figure, path: Path) -> None:
                 writer.writerow([panel, s.series, *(f"{s.columns[n][k]:.9g}" if n in s.columns else "" for n in names)])
 
 
+def _alone(curve: Curve) -> dict[str, Any]:
+    """How a curve with a single value is seen, of which there is no line."""
+    return {"marker": "o", "markersize": 3} if np.isfinite(curve.mean).sum() == 1 else {}
+
+
 def band(
     ax: Axes, curve: Curve, *, label: str, color: Any, x: str = "step", y: str = "value", linestyle: Any = "-", width: float = 1.0
 ) -> None:
     """A line of means with a band of one standard error."""
-    ax.plot(curve.x, curve.mean, color=color, label=label, linestyle=linestyle, linewidth=width)
+    ax.plot(curve.x, curve.mean, color=color, label=label, linestyle=linestyle, linewidth=width, **_alone(curve))
     if np.isfinite(curve.error).any():
         ax.fill_between(curve.x, curve.mean - curve.error, curve.mean + curve.error, color=color, alpha=0.25, linewidth=0)
     record(ax, label, **{x: curve.x, y: curve.mean, "standard_error": curve.error})
@@ -70,7 +75,7 @@ def band(
 
 def limit(ax: Axes, curve: Curve, *, x: str = "step", y: str = "value", label: str = "limit") -> None:
     """The limit: a black line with its band, above the networks."""
-    ax.plot(curve.x, curve.mean, color=style.LIMIT, label=label, linewidth=1.2, linestyle=style.DASHES[1], zorder=5)
+    ax.plot(curve.x, curve.mean, color=style.LIMIT, label=label, linewidth=1.2, linestyle=style.DASHES[1], zorder=5, **_alone(curve))
     if np.isfinite(curve.error).any():
         ax.fill_between(
             curve.x, curve.mean - curve.error, curve.mean + curve.error, color=style.LIMIT, alpha=0.2, linewidth=0, zorder=4

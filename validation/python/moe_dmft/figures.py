@@ -145,7 +145,8 @@ def _log_y(ax: Axes, least: float = 1.5) -> None:
         widen = np.sqrt(least * low / high)
         low, high = low / widen, high * widen
         ax.set_ylim(low, high)
-    few = low > 0 and np.log10(high / low) < 1.2
+    # Powers of ten alone label an axis where two of them or more stand on it.
+    few = low > 0 and (np.log10(high / low) < 1.2 or np.floor(np.log10(high)) <= np.ceil(np.log10(low)))
     ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
     ax.yaxis.set_major_formatter(
         matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:g}") if few else matplotlib.ticker.LogFormatterSciNotation()
@@ -222,7 +223,7 @@ def coordinate_check(
             ax.set_title(f"block {blocks.pop()}")
         widths = next(iter(found.values())).widths
         # Below this a size is rounding: zero at initialisation.
-        scale = max((float(np.nanmax(s.mean)) for s in found.values() if len(s.mean)), default=1.0)
+        scale = max((float(s.mean[np.isfinite(s.mean)].max(initial=0.0)) for s in found.values()), default=1.0)
         floor = 1e-9 * scale
         infinity = float(widths[-1]) * 3 if len(widths) else 1.0
         vanishing: list[tuple[Any, str]] = []
