@@ -355,6 +355,14 @@ int transfer(Call& call, Report& report, std::string& python) {
     return moe::Sizes{};
   };
   const moe::Sizes base = sizes("--base", call.base), target = sizes("--target", call.target);
+  // Depth may be left out, but not at one end: it would count as one block there.
+  const auto says_depth = [](const std::string& text) {
+    const auto words = moe::comma_separated(text);
+    return std::any_of(words.begin(), words.end(), [](const std::string& word) { return word.starts_with("L="); });
+  };
+  if (!call.base.empty() && !call.target.empty() && says_depth(call.base) != says_depth(call.target))
+    call.faults.add(fmt::format("command line: {} lacks L, which the other end has. Give the depth of both, or of none",
+                                says_depth(call.base) ? "--target" : "--base"));
   const bool chosen = call.spec.origin.contains("model.regime");
   if (!call.faults.empty()) {
     if (!chosen) call.faults.set_aside("model.regime");  // sizes would have said it
@@ -397,7 +405,9 @@ int transfer(Call& call, Report& report, std::string& python) {
       "not "
       "by its root. Load-balancing coefficient and router temperature are scale-free: 1.");
   const auto list = moe::drifts(call.spec, param, base, target);
-  if (list.empty()) {
+  const double kappa = target.K / target.M / (base.K / base.M);
+  const bool sparser = std::abs(kappa - 1) > 1e-9;  // or denser
+  if (list.empty() && !sparser) {
     report.remarks.emplace_back("Every quantity of the limit is the same at both ends.");
   } else {
     moe::ReportTable drift{"drift",
@@ -405,6 +415,7 @@ int transfer(Call& call, Report& report, std::string& python) {
                            {},
                            "Not the same at both ends (1 is what a table should keep along its path):"};
     for (const auto& d : list) drift.rows.push_back({name_of(d.tensor), d.quantity, d.ratio});
+    if (sparser) drift.rows.push_back({moe::Cell(), "kappa = K/M", kappa});
     report.tables.push_back(std::move(drift));
   }
   return 0;

@@ -184,6 +184,11 @@ TEST_CASE("paths: each regime is recognised, what is between is said to be, and 
   has(granular, "it changes the granularity, M and K by 4, N_e by 0.25, at fixed width");
   has(granular, "The multipliers follow the table of regime III. What they leave");
   has(text("N=64,M=4,Ne=32,K=2,L=2", "N=64,M=4,Ne=32,K=2,L=8"), "nothing but depth changes");
+  // As many active experts of more and more: the share of active ones is a number of the limit that no table can keep.
+  const std::string sparser = text("N=64,M=8,Ne=32,K=8", "N=256,M=32,Ne=128,K=8");
+  has(sparser, "K ~ N^0 instead of N^1");
+  has(sparser, "-       kappa = K/M  0.25");
+  CHECK_FALSE_MESSAGE(contains(sparser, "Every quantity of the limit is the same"), sparser);
   // Between regimes no table keeps both gains of a matrix whose ratio changes.
   const auto drift = nlohmann::json::parse(text("N=1024,M=16,Ne=512,K=4", "N=1024,M=64,Ne=128,K=16",
                                                 {"--param", "mup", "--format", "json"}))
@@ -360,6 +365,8 @@ TEST_CASE("verdicts are exit status 1, bad usage is 2 with every fault named") {
   refused({"table", "--optimiser", "sgd"}, {"--optimiser is an unknown flag"});
   refused({"exponents", "--format", "yaml", "--regime", "IV"}, {"--format yaml is not known", "\"IV\""});
   refused({"check", "--desiderata", "nosuch", "--param", "nosuch_table"}, {"there is no 'nosuch'", "nosuch_table"});
+  refused({"transfer", "--base", "N=2,M=2,Ne=1,K=1", "--target", "N=4,M=4,Ne=1,K=2,L=3"}, {"--base lacks L"});
+  refused({"transfer", "--base", "N=2,M=2,Ne=1,K=1,L=3", "--target", "N=4,M=4,Ne=1,K=2"}, {"--target lacks L"});
   refused({"transfer", "--base", "N=2,M=x,Ne=1,K=1"}, {"'M=x'", "--target is missing"});
 }
 
