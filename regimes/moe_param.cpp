@@ -407,6 +407,13 @@ int transfer(Call& call, Report& report, std::string& python) {
   const auto list = moe::drifts(call.spec, param, base, target);
   const double kappa = target.K / target.M / (base.K / base.M);
   const bool sparser = std::abs(kappa - 1) > 1e-9;  // or denser
+  std::string comments;
+  for (const auto& note : report.notes) comments += "# " + note + "\n";
+  for (const auto& d : list)
+    comments += fmt::format("# Not the same at both ends: {} {}, {:.6g} times the base's.\n", name_of(d.tensor),
+                            d.quantity, d.ratio);
+  if (sparser) comments += fmt::format("# Not the same at both ends: kappa = K/M, {:.6g} times the base's.\n", kappa);
+  python.insert(python.find('\n') + 1, comments);  // behind the line of sizes
   if (list.empty() && !sparser) {
     report.remarks.emplace_back("Every quantity of the limit is the same at both ends.");
   } else {

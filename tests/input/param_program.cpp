@@ -189,6 +189,11 @@ TEST_CASE("paths: each regime is recognised, what is between is said to be, and 
   has(sparser, "K ~ N^0 instead of N^1");
   has(sparser, "-       kappa = K/M  0.25");
   CHECK_FALSE_MESSAGE(contains(sparser, "Every quantity of the limit is the same"), sparser);
+  // A module of multipliers says so where its user reads it.
+  const std::string module =
+      text("N=64,M=8,Ne=32,K=8", "N=256,M=32,Ne=128,K=8", {"--param", "mup", "--format", "python"});
+  has(module, "\n# Between the regimes: ");
+  has(module, "\n# Not the same at both ends: kappa = K/M, 0.25 times the base's.\n");
   // Between regimes no table keeps both gains of a matrix whose ratio changes.
   const auto drift = nlohmann::json::parse(text("N=1024,M=16,Ne=512,K=4", "N=1024,M=64,Ne=128,K=16",
                                                 {"--param", "mup", "--format", "json"}))
