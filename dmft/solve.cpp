@@ -168,6 +168,14 @@ void warn(const Plan& plan, LimitResult& result) {
                       name, ess, result.counts.active));
   }
   if (result.random_limit) result.warnings.emplace_back(random_limit_warning);
+  const auto& curves = result.loss_per_replica;
+  const bool still = !curves.empty() && std::all_of(curves.begin(), curves.end(), [](const std::vector<double>& loss) {
+    return loss.size() > 1 && std::all_of(loss.begin(), loss.end(), [&](double l) { return l == loss.front(); });
+  });
+  if (still && plan.spec->optimizer.lr > 0)
+    result.warnings.emplace_back(
+        "training stands still: the loss is the same at every step, since what would move it vanishes in this limit. "
+        "moe_param exponents says what does, and why");
 }
 
 /// Matched and plain draws that mix in the first step bias backward fields.

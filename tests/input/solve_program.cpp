@@ -362,6 +362,24 @@ TEST_CASE("programs: a checkpoint that cannot be written is refused before the r
   CHECK(read_bytes(folder / "file") == "kept");
 }
 
+TEST_CASE("dmft_solve: a limit that stands still is told [zero readout under II muP]") {
+  const TemporaryFolder folder;
+  const auto text = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"--out", folder / "a.h5"});
+    const ProgramRun run = run_program("dmft_solve", with(more));
+    CHECK(run.status == 0);
+    return run.text;
+  };
+  const std::string still = text({"--param", "mup", "--readout-init", "zero"});
+  CHECK_MESSAGE(contains(still, "warning: training stands still"), still);
+  CHECK_MESSAGE(contains(still, "moe_param exponents"), still);
+  for (const std::vector<std::string>& moves : {std::vector<std::string>{"--readout-init", "zero"},
+                                                {"--param", "mup"},
+                                                {"--param", "mup", "--readout-init", "zero", "--lr", "0"},
+                                                {"--param", "mup", "--readout-init", "zero", "--steps", "0"}})
+    CHECK_FALSE(contains(text(moves), "stands still"));
+}
+
 TEST_CASE("dmft_solve: the table of a flow has times, that of gradient descent has steps") {
   const TemporaryFolder folder;
   const std::vector<std::string> flow = {"--dynamics", "flow", "--time", "6", "--steps", "4", "--out", folder / "a.h5"};
