@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import moe_dmft
+import numpy as np
 from result_files import limit_file, network_file, validation_file
 
 PLOT = str(Path(os.environ["MOE_DMFT_BIN"]) / "dmft_plot")
@@ -102,6 +103,13 @@ class Plot(unittest.TestCase):
             self.assertIn("would replace it", done.stderr)
         self.assertEqual(Path(self.limit).read_bytes(), before)
 
+    def test_a_page_of_a_file_whose_name_is_no_text(self) -> None:
+        odd = os.path.join(os.fsencode(self.folder), b"l\xff.h5")
+        os.rename(self.limit, odd)
+        done = self.plot(os.fsdecode(odd), "--page", "page.html")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("l?.h5", (self.folder / "page.html").read_text(encoding="utf-8"))
+
     def test_standard_output_that_takes_nothing(self) -> None:
         for arguments in (["--help"], ["--version"], [self.limit, "--figures", "loss"]):
             with open("/dev/full", "w", encoding="utf-8") as full:
@@ -143,6 +151,12 @@ class Programs(unittest.TestCase):
         self.assertEqual(limit.key("model.init_scale.router"), 0.5)
         self.assertEqual(list(networks.networks), [8, 16])
         self.assertEqual(networks.networks[8].array("loss").dims, ("seed", "step"))
+
+    def test_switches_are_keywords_too(self) -> None:
+        limit = moe_dmft.solve(neurons=24, replicas=2, threads=1, quiet=True, residual=np.True_, **SMALL)
+        self.assertIs(limit.key("model.residual"), True)
+        limit = moe_dmft.solve(neurons=24, replicas=2, threads=1, quiet=False, residual=False, **SMALL)
+        self.assertIs(limit.key("model.residual"), False)
 
     def test_the_message_of_a_program_comes_through(self) -> None:
         with self.assertRaises(moe_dmft.ProgramError) as caught:

@@ -158,7 +158,7 @@ def _run(arguments: Sequence[str]) -> int:
         if options.page:
             target = Path(options.page)
             text = page.html(results)
-            _write(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            _write(target, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
             written = [target]
         else:
             written = _figures(results, names, Path(options.out), formats, options.csv)

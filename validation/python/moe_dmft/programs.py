@@ -15,6 +15,9 @@ from .results import Results, load
 ROOT = Path(__file__).resolve().parents[3]
 
 
+SWITCHES = ("--quiet", "--force", "--no-page")  # flags without a value
+
+
 class ProgramError(Exception):
     """A program that failed. `status` is its exit status (1 the run failed, 2 bad usage), the text is its own message."""
 
@@ -46,7 +49,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if hasattr(value, "tolist"):  # numpy
-        value = value.tolist()
+        return _text(value.tolist())
     if isinstance(value, Sequence):
         return ",".join(_text(v) for v in value)
     return repr(value) if isinstance(value, float) else str(value)
@@ -60,8 +63,12 @@ def arguments_of(keys: Mapping[str, Any]) -> list[str]:
             continue
         if "." in key:
             words += ["--set", f"{key}={_text(value)}"]
-        else:
-            words += ["--" + key.replace("_", "-"), _text(value)]
+            continue
+        flag, text = "--" + key.replace("_", "-"), _text(value)
+        if text == "true":
+            words.append(flag)  # as of a key that is true or false, so of a switch, which takes no value
+        elif text != "false" or flag not in SWITCHES:
+            words += [flag, text]
     return words
 
 
