@@ -31,7 +31,7 @@ std::optional<H5Array> read_rows(const H5Reader& file, const std::string& name, 
   if (array.shape.size() != 2 || array.shape[1] == 0) {
     faults.add(fmt::format(
         "data: {} in {} has shape {}, expected two axes (samples, columns) with at least one column. Reshape it, "
-        "e.g. y to (P, 1).",
+        "e.g. y to (P, 1), or labels to one-hot rows (P, C).",
         name, path, shape_text(array.shape)));
     return std::nullopt;
   }

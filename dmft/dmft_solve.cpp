@@ -82,8 +82,8 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
   if (iterated(r))
     print_iteration(r);
   else
-    fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replicas{}{}.\n", r.counts.neurons,
-               r.counts.experts, r.counts.hidden, r.replicas,
+    fmt::print("Samples: {} neurons, {} experts, {} hidden units each; {} replica{}{}{}.\n", r.counts.neurons,
+               r.counts.experts, r.counts.hidden, r.replicas, r.replicas == 1 ? "" : "s",
                !r.matching    ? ", drawn plainly"
                : r.lists_hold ? ", moment matching"
                               : ", moment matching with short lists",
@@ -93,19 +93,22 @@ void print_summary(const moe::RunSpec& spec, const moe::Dataset& data, const moe
                memory.concurrent > 1 ? "s" : "");
   const bool tested = !r.test_loss.mean.empty();
   const bool flows = spec.training.dynamics == moe::Dynamics::flow;
-  fmt::print("{:>8}  {:>20}  {:>9}", flows ? "time" : "step", "loss", "accuracy");
-  if (tested) fmt::print("  {:>20}  {:>13}", "test loss", "test accuracy");
+  const auto with_error = [&](const moe::Curve& curve, std::size_t k) {
+    return r.replicas == 1 ? fmt::format("{:>21.5f}", curve.mean[k])
+                           : fmt::format("{:>10.5f} +- {:.5f}", curve.mean[k], curve.sem[k]);
+  };
+  fmt::print("{:>8}  {:>21}  {:>9}", flows ? "time" : "step", "loss", "accuracy");
+  if (tested) fmt::print("  {:>21}  {:>13}", "test loss", "test accuracy");
   fmt::print("\n");
   std::size_t next_test = 0;
   const std::size_t rows = r.loss.mean.size(), stride = std::max<std::size_t>(1, (rows + 8) / 10);
   for (std::size_t k = 0; k < rows; ++k) {
     if (k % stride != 0 && k + 1 != rows) continue;
-    fmt::print("{:>8.6g}  {:>10.5f} +- {:.5f}  {:>9.4f}", moe::time_of(spec.training, r.eval_steps[k]), r.loss.mean[k],
-               r.loss.sem[k], r.accuracy.mean[k]);
+    fmt::print("{:>8.6g}  {}  {:>9.4f}", moe::time_of(spec.training, r.eval_steps[k]), with_error(r.loss, k),
+               r.accuracy.mean[k]);
     while (next_test < r.test_steps.size() && r.test_steps[next_test] < r.eval_steps[k]) ++next_test;
     if (next_test < r.test_steps.size() && r.test_steps[next_test] == r.eval_steps[k])
-      fmt::print("  {:>10.5f} +- {:.5f}  {:>13.4f}", r.test_loss.mean[next_test], r.test_loss.sem[next_test],
-                 r.test_accuracy.mean[next_test]);
+      fmt::print("  {}  {:>13.4f}", with_error(r.test_loss, next_test), r.test_accuracy.mean[next_test]);
     fmt::print("\n");
   }
   if (r.converged_at >= 0)

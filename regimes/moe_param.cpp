@@ -1,5 +1,6 @@
 /// moe_param: parameterizations before any training: tables, what to multiply settings by, limit constants, size exponents, desiderata.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +10,8 @@
 #include <functional>
 #include <map>
 #include <set>
+#include <stdexcept>
+#include <system_error>
 
 #include "parameterizations/desiderata.hpp"
 #include "regimes/derive.hpp"
@@ -18,6 +21,7 @@
 #include "support/config.hpp"
 #include "support/ranks.hpp"
 #include "support/report.hpp"
+#include "support/result_file.hpp"
 #include "support/words.hpp"
 
 namespace {
@@ -44,6 +48,7 @@ Flags of this program:
   --format text|markdown|latex|json   (transfer: python too)
   --desiderata NAME|FILE.toml         a name in parameterizations/desiderata or a file (docs/parameterizations.md)
   --without ID[,ID...]                leave out the conditions of these ids
+  --out FILE                          write the report there instead of printing it
 All flags of the configuration count too, as for dmft_solve (dmft_solve --help), e.g. --regime II --param NAME|FILE.toml
 --optimizer adam --gate softmax --residual --branch-exponent 0.5 --eps 0.
 Exit status: 0 done, 1 a verdict is negative (no limit, a desideratum broken, no table found), 2 bad usage.
@@ -460,6 +465,22 @@ int list(const Call& call, Report& report) {
   return 0;
 }
 
+/// Under another name first, so that a file is whole or not there.
+void write_report(const std::string& out, const std::string& text) {
+  std::error_code error;
+  const std::filesystem::path target =
+      std::filesystem::is_symlink(out, error) ? std::filesystem::canonical(out, error) : std::filesystem::path(out);
+  const std::string temporary = fmt::format("{}.tmp-{}", target.string(), ::getpid());
+  std::FILE* const file = std::fopen(temporary.c_str(), "wb");
+  bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  if (file != nullptr) written = std::fclose(file) == 0 && written;
+  if (written) std::filesystem::rename(temporary, target, error);
+  if (written && !error) return;
+  std::filesystem::remove(temporary, error);
+  throw std::runtime_error(
+      fmt::format("io: cannot write {} in full. Check permissions and free space of its folder", out));
+}
+
 int run(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "--help";
   std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
@@ -516,13 +537,25 @@ int run(int argc, char** argv) {
   const moe::Invocation invocation =
       moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data(), faults);
   if (invocation.exit_code >= 0) return invocation.exit_code;
+  const std::string& out = invocation.options.out;
+  if (!out.empty()) {
+    moe::check_writable(out, faults);
+    std::error_code none;
+    if (std::filesystem::equivalent(out, call.desiderata, none))
+      faults.add(
+          fmt::format("command line: {} is read (--desiderata), and what is written (--out) would replace it. "
+                      "Give --out another name",
+                      out));
+  }
   if (!commands.contains(command)) faults.throw_if_any();
   call.spec = invocation.spec;
   const int status = commands.at(command)();
-  if (call.format == "python")
-    std::fputs(python.c_str(), stdout);
+  const std::string text =
+      call.format == "python" ? python : render(report, static_cast<moe::ReportFormat>(format - formats.begin()));
+  if (out.empty())
+    std::fputs(text.c_str(), stdout);
   else
-    std::fputs(render(report, static_cast<moe::ReportFormat>(format - formats.begin())).c_str(), stdout);
+    write_report(out, text);
   return status;
 }
 

@@ -325,6 +325,29 @@ TEST_CASE("check: a condition that is dropped is not judged, and none is dropped
   CHECK(judged.at("holds").get<std::string>() == "NO");
 }
 
+TEST_CASE("--out: a report goes to a file, whole or not at all, and replaces nothing that is read") {
+  const TemporaryFolder folder;
+  const Words command = {"transfer", "--base", "N=64,M=8,Ne=16,K=4", "--target", "N=256,M=32,Ne=16,K=16"};
+  for (const char* format : {"text", "python", "latex"}) {
+    const Words flags = words({command, {"--format", format}});
+    const ProgramRun filed = run_program("moe_param", words({flags, {"--out", folder / "report"}}));
+    CHECK(filed.status == 0);
+    CHECK(filed.text.empty());
+    CHECK(read_bytes(folder / "report") == run_program("moe_param", flags).text);
+  }
+  CHECK(folder.file_count() == 1);
+  const ProgramRun nowhere = run_program("moe_param", {"table", "--out", folder / "none/report"});
+  CHECK(nowhere.status == 2);
+  CHECK_MESSAGE(contains(nowhere.text, "does not exist"), nowhere.text);
+  const std::string mine = read_bytes(source_folder() + "/parameterizations/desiderata/mu.toml");
+  write_bytes(folder / "mine.toml", mine);
+  const ProgramRun own = run_program(
+      "moe_param", {"check", "--desiderata", folder / "mine.toml", "--param", "mup", "--out", folder / "mine.toml"});
+  CHECK(own.status == 2);
+  CHECK_MESSAGE(contains(own.text, "would replace it"), own.text);
+  CHECK(read_bytes(folder / "mine.toml") == mine);
+}
+
 TEST_CASE("desiderata without a condition are refused: any table would have them") {
   const TemporaryFolder folder;
   write_bytes(folder / "none.toml", "description = \"nothing\"\n");

@@ -362,6 +362,23 @@ TEST_CASE("programs: a checkpoint that cannot be written is refused before the r
   CHECK(read_bytes(folder / "file") == "kept");
 }
 
+TEST_CASE("dmft_solve: the summary is a table, in which one replica has no errors") {
+  const TemporaryFolder folder;
+  for (const char* replicas : {"1", "2"}) {
+    const ProgramRun run = run_program(
+        "dmft_solve", with({"--train", "6", "--test", "2", "--replicas", replicas, "--out", folder / "a.h5"}));
+    CAPTURE(run.text);
+    CHECK(run.status == 0);
+    const std::size_t head = run.text.find("    step  "), first = run.text.find("\n", head) + 1;
+    REQUIRE(head != std::string::npos);
+    CHECK(run.text.find("\n", first) - first == first - 1 - head);  // as wide as its head
+    const bool one = std::string(replicas) == "1";
+    CHECK(contains(run.text, one ? "; 1 replica, " : "; 2 replicas, "));
+    CHECK(contains(run.text, "+-") == !one);
+    CHECK_FALSE(contains(run.text, "nan"));
+  }
+}
+
 TEST_CASE("dmft_solve: a limit that stands still is told [zero readout under II muP]") {
   const TemporaryFolder folder;
   const auto text = [&](std::vector<std::string> more) {
