@@ -70,12 +70,14 @@ const moe::ProgramInfo program{
      {"--no-page", "", "do not make the HTML page beside the result"}},
     own_defaults};
 
+std::string page_of(const std::string& out) { return std::filesystem::path(out).replace_extension(".html").string(); }
+
 /// dmft_plot stands beside this program; without it there is no page, which does not change the verdict.
 void make_page(const std::string& out, bool quiet) {
   namespace fs = std::filesystem;
   std::error_code ec;
   const fs::path plot = fs::read_symlink("/proc/self/exe", ec).parent_path() / "dmft_plot";
-  const std::string page = fs::path(out).replace_extension(".html").string();
+  const std::string page = page_of(out);
   if (!fs::exists(plot, ec)) {
     fmt::print(stderr, "dmft_validate: no page: {} is not there\n", plot.string());
     return;
@@ -297,6 +299,11 @@ void check_flags(const Flags& flags, const moe::ProgramOptions& options, moe::Fa
       (has("--limit") || has("--networks") ? 1 : 0) + (has("--lr-sweep") ? 1 : 0) + (has("--coordinate-check") ? 1 : 0);
   if (asked > 1)
     faults.add("command line: files to compare, --lr-sweep and --coordinate-check are different tasks. Choose one");
+  if (!has("--no-page") && page_of(options.out) == options.out)
+    faults.add(
+        fmt::format("command line: {} is the name of the page, which would replace the result. Let --out end "
+                    "in .h5, or add --no-page",
+                    options.out));
   if (!options.checkpoint.file.empty() || options.checkpoint.every_said)
     faults.add(
         "--checkpoint, --checkpoint-every, --resume: dmft_validate keeps nothing of a run. Let dmft_solve and "

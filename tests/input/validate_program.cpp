@@ -129,6 +129,9 @@ TEST_CASE(
 TEST_CASE("dmft_validate: what cannot run is refused before the run, all faults at once") {
   const TemporaryFolder folder;
   check_refused(run({"--out", folder / "none/a.h5"}), 2, {folder / "none", "does not exist", "--out"});
+  check_refused(run_program("dmft_validate", {"--out", folder / "a.html", "--steps", "1", "--widths", "8,16", "--train",
+                                              "4", "--test", "0", "--neurons", "32", "--seeds", "2"}),
+                2, {folder / "a.html", "page", "--no-page"});
   check_refused(run({"--nuerons", "64"}), 2, {"nuerons"});
   check_refused(run({"--lr-sweep", "3:0.03:9", "--sweep-loss", "best", "--out", folder / "a.h5"}), 2,
                 {"3:0.03:9", "0.03:3:9", "best", "tail, final or test"});
