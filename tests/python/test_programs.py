@@ -113,7 +113,9 @@ class Plot(unittest.TestCase):
     def test_standard_output_that_takes_nothing(self) -> None:
         for arguments in (["--help"], ["--version"], [self.limit, "--figures", "loss"]):
             with open("/dev/full", "w", encoding="utf-8") as full:
-                done = subprocess.run([PLOT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=self.folder)
+                done = subprocess.run(
+                    [PLOT, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=self.folder
+                )
             self.assertEqual(done.returncode, 1)
             self.assertIn("standard output", done.stderr)
             self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)

@@ -128,7 +128,8 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is left when Python ends
         if isinstance(error, BrokenPipeError):  # who reads no further has what was wanted
             return 0
-        print(f"dmft_plot: standard output could not be written in full: {error.strerror}. Check the space where it goes", file=sys.stderr)
+        what = f"standard output could not be written in full: {error.strerror}. Check the space where it goes"
+        print(f"dmft_plot: {what}", file=sys.stderr)
         return 1
 
 
