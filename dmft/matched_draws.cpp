@@ -4,29 +4,54 @@
 
 namespace moe {
 
+namespace {
+
+/// Directions that the first D of P samples may have; D = wbar Delta has no more than outputs where nothing but a linear psi follows.
+int directions_of_D(const RunSpec& spec, const StepShape& step) {
+  const ModelSpec& m = spec.model;
+  const bool linear = m.depth == 1 && m.norm == Norm::none && m.post_activation == Activation::identity;
+  return linear ? std::min(step.outputs, step.samples) : step.samples;
+}
+
+/// Of what one matrix A or B of these experts answers on.
+int sites_of_experts(const RunSpec& spec, const SampleCounts& counts, bool shared) {
+  const bool per_expert = !regime_named(spec.model.regime).experts_sampled;
+  return per_expert || shared ? counts.hidden : counts.experts * counts.hidden;
+}
+
+/// What the neurons' list of a block begins with: W_in, which is plain where it is long, wbar and the router of explicit experts.
+int first_on_neurons(const RunSpec& spec, const LimitConstants& c, const SampleCounts& counts, const StepShape& step) {
+  int draws = step.inputs <= counts.neurons / 4 ? step.inputs : 0;
+  if (c.readout_var > 0) draws += step.outputs;
+  if (!regime_named(spec.model.regime).experts_sampled && c.explicit_router_var > 0) draws += counts.experts;
+  return draws;
+}
+
+}  // namespace
+
+bool first_answers_have_room(const RunSpec& spec, const LimitConstants& c, const SampleCounts& counts,
+                             const StepShape& step) {
+  // Without u there is no v to ask with, and a one-sided B returns nothing however it is drawn.
+  if (c.expert_in.chi2 == 0 || c.expert_out.chi2 == 0 || c.expert_out.beta2 == 0) return true;
+  if (first_on_neurons(spec, c, counts, step) + step.samples > counts.neurons / 2) return true;  // B's are plain
+  return step.samples + directions_of_D(spec, step) < sites_of_experts(spec, counts, c.expert_out_shared);
+}
+
 bool lists_hold_first_step(const RunSpec& spec, const LimitConstants& c, const SampleCounts& counts,
                            const StepShape& step) {
   const bool per_expert = !regime_named(spec.model.regime).experts_sampled;
   const int P = step.samples, L = spec.model.depth;
-  // Directions that a block of P queries may have; D = wbar Delta has no more than outputs where nothing but a linear psi follows.
-  const bool linear = L == 1 && spec.model.norm == Norm::none && spec.model.post_activation == Activation::identity;
-  const int of_D = linear ? std::min(step.outputs, P) : P;
   const auto matrices = [&](bool shared) { return per_expert && !shared ? counts.experts : 1; };
   const auto fits = [](int draws, int sites) { return draws <= sites / 2; };
 
-  int on_neurons = 0;                                                // the list of one block; all are alike
-  if (step.inputs <= counts.neurons / 4) on_neurons += step.inputs;  // W_in; drawn plainly otherwise
-  if (c.readout_var > 0) on_neurons += step.outputs;
-  if (per_expert && c.explicit_router_var > 0) on_neurons += counts.experts;
+  int on_neurons = first_on_neurons(spec, c, counts, step);  // the list of one block; all are alike
   if (c.expert_out.chi2 > 0) on_neurons += P * matrices(c.expert_out_shared);
   // On the way back to the first block the others draw for A^T and Q^T.
   if (L > 1 && c.expert_in.beta2 > 0) on_neurons += P * matrices(c.expert_in_shared);
   if (L > 1 && !per_expert && c.router.beta2 > 0) on_neurons += P;
 
-  const int of_A = c.expert_in.chi2 > 0 ? P : 0, of_B = c.expert_out.beta2 > 0 ? of_D : 0;
-  const auto sites = [&](bool shared) {  // what one list of A or B lives on
-    return per_expert || shared ? counts.hidden : counts.experts * counts.hidden;
-  };
+  const int of_A = c.expert_in.chi2 > 0 ? P : 0, of_B = c.expert_out.beta2 > 0 ? directions_of_D(spec, step) : 0;
+  const auto sites = [&](bool shared) { return sites_of_experts(spec, counts, shared); };
   const bool one_list = c.expert_in_shared == c.expert_out_shared || per_expert;
   const bool hidden_fit = one_list ? fits(of_A + of_B, sites(c.expert_in_shared))
                                    : fits(of_A, sites(c.expert_in_shared)) && fits(of_B, sites(c.expert_out_shared));
