@@ -287,6 +287,24 @@ LimitConstants limit_constants(const RunSpec& spec, const Parameterization& para
                            param.name, regime.name),
                "Use model.residual = true, or a parameterization whose output stays");
 
+  // What vanishes with size has a sign all the same, of which the slope of relu is a function; at zero it would be none.
+  const auto vanishes = [&](const PowerLaw& law) { return law.constant != 0 && path.limit(law) == 0; };
+  const auto refuse_relu = [&](const char* key, const char* field) {
+    faults.add(
+        key, "relu", spec.place(key),
+        fmt::format("is not solved with {} in regime {}: the {} vanishes with size at t = 0, and the slope of relu "
+                    "is that of its sign, which stays",
+                    param.name, regime.name, field),
+        "Use tanh, gelu or identity, or a parameterization where it stays");
+  };
+  const bool there = normal.input.constant != 0 && normal.expert_in.chi2.constant != 0;
+  if (spec.model.activation == Activation::relu &&
+      (vanishes(normal.input) || (there && vanishes(normal.expert_in.chi2))))
+    refuse_relu("model.activation", "argument");
+  if (spec.model.post_activation == Activation::relu && there && normal.expert_out.chi2.constant != 0 &&
+      (vanishes(normal.input) || vanishes(normal.expert_in.chi2) || vanishes(normal.expert_out.chi2)))
+    refuse_relu("model.post_activation", "aggregated output");
+
   if (spec.optimizer.name == OptimizerKind::signsgd) {
     const auto vanishing = vanishing_gradients(spec, regime, constants);
     if (!vanishing.empty())

@@ -492,3 +492,26 @@ TEST_CASE(
   spec.model.depth = 1;
   CHECK(vanishing() == 2);
 }
+
+TEST_CASE(
+    "relu of what vanishes with size has the slope of a sign that stays: refused by name, and nothing else [II, III]") {
+  for (const char* regime : {"II", "III"}) {
+    RunSpec spec = run(regime, "mup", sgd);
+    spec.model.residual = true;
+    spec.model.activation = Activation::relu;  // of h and u, which stay
+    CHECK(limit(spec).faults.empty());
+    spec.model.post_activation = Activation::relu;  // of y, which does not
+    CHECK(limit(spec).mentions("model.post_activation = relu", "vanishes with size"));
+    spec.model.init_scale = {{1, 1, 1, 0, 1}};  // zero in networks too
+    CHECK(limit(spec).faults.empty());
+    spec.model.init_scale = {{1, 1, 1, 1, 1}};
+    Parameterization param = table(spec);
+    param.rule[Tensor::expert_in].std.exponents.N -= 0.25;
+    CHECK(limit(spec, param).mentions("model.activation = relu", "vanishes with size"));
+    spec.model.post_activation = Activation::gelu;
+    CHECK_FALSE(limit(spec).mentions("vanishes with size"));
+    spec = run(regime, "mssp", sgd);
+    spec.model.post_activation = Activation::relu;
+    CHECK(limit(spec).faults.empty());
+  }
+}
