@@ -21,6 +21,17 @@ UpdateRule update_rule(const RunSpec& spec, const LimitConstants& constants, Ten
   return rule;
 }
 
+/// Logits that vanish with size still decide who is among the top K, by an order that does not: they keep a variance that is nothing
+/// beside what is learned. Of explicit experts the limit is random anyway, with logits of any size.
+void keep_order_of_logits(const RunSpec& spec, const Parameterization& param, const Regime& regime,
+                          LimitConstants& constants) {
+  if (spec.model.routing != Routing::topk || !regime.experts_sampled || constants.router.chi2 > 0) return;
+  if (normal_laws(spec, param, regime).router.chi2.constant == 0) return;
+  constexpr double of_order = 1e-12;
+  constants.router.chi2 = of_order;
+  constants.router.beta2 = of_order / spec.model.experts_per_width;  // in ratio
+}
+
 /// Where nothing is said the regime's default, or more where lists of matched draws would not hold the first step's; twice as
 /// many at most.
 SampleCounts counts_of(const RunSpec& spec, const Regime& regime, const LimitConstants& constants,
@@ -55,6 +66,8 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   Parameterization param;
   if (!faults.collect([&] { param = load_parameterization(spec); })) return limit;
   block.constants = limit_constants(spec, param, regime, step.inputs, faults);
+  limit.vanishing = vanishing_gradients(spec, regime, block.constants);
+  keep_order_of_logits(spec, param, regime, block.constants);
   warnings.insert(warnings.end(), block.constants.warnings.begin(), block.constants.warnings.end());
   limit.flows = spec.training.dynamics == Dynamics::flow;
   block.must_start_dense = spec.sampling.form == Form::dense;
@@ -79,7 +92,6 @@ LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults,
   limit.input = update_rule(spec, block.constants, Tensor::input);
   limit.readout = update_rule(spec, block.constants, Tensor::readout);
   limit.seed = spec.sampling.seed;
-  limit.vanishing = vanishing_gradients(spec, regime, block.constants);
   if (spec.sampling.method == Method::iterate) refuse_unsolved(spec, limit, faults);
   return limit;
 }

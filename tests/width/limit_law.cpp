@@ -256,6 +256,21 @@ TEST_CASE("plain sweep has the law of finite networks with a balancing bias [III
 TEST_CASE("plain sweep has the law of finite networks with loss and bias [I mup sgd topk, N=24]") {
   compare_balanced({"I", "mup", sgd, Routing::topk, Gate::sigmoid, 24, 0.5}, 0.7, 0.1);
 }
+TEST_CASE("logits that vanish with size choose the top K of every token by itself, as networks' do [III jiang, N=24]") {
+  moe::RunSpec s = describe({"III", "jiang", adam, Routing::topk, Gate::constant, 24, 0.1}, 200);
+  s.model.active_fraction = 0.25;
+  s.output.observables = {"load_max"};
+  s.training.steps = 0;
+  const moe::Dataset data = limit_fixture::data(8, 5, 1);
+  std::vector<double> loads;
+  const auto runs = moe::train_networks(s, data, 0);
+  for (const auto& run : runs.at(0)) loads.push_back(run.observables.at("load_max").at(0));
+  const moe::statistics::Moments networks = moe::statistics::moments(loads);
+  const moe::LimitResult limit = moe::solve_limit(s, data);
+  const auto& load = limit.observables.at("load_max");
+  INFO("networks ", networks.mean, " +- ", networks.mean_error, ", limit ", load.mean[0], " +- ", load.sem[0]);
+  CHECK(std::abs(load.mean[0] - networks.mean) < 4 * std::hypot(load.sem[0], networks.mean_error));
+}
 TEST_CASE("without its response terms the sweep does not have the law of networks [II mssp sgd soft, N=24]") {
   CHECK(compare({"II", "mssp", sgd, Routing::soft, Gate::sigmoid, 24, 0.5}, 500, true) > 8);
 }
