@@ -35,7 +35,8 @@ const moe::ProgramInfo program{"moe_param",
 
 constexpr const char* help = R"(usage: moe_param COMMAND [FLAGS]
 
-  table        initial std, learning rate, eps, sharing: the power laws of a table
+  table        initial std, learning rate, eps, sharing: the power laws of a table. --sizes N=256,M=16,Ne=64,K=4,D=784[,L=12]:
+               their values for a network of these sizes (D inputs) with the configuration's lr, eps and scales
   transfer     --base SIZES --target SIZES, SIZES as N=256,M=16,Ne=64,K=4,L=12: which regime the path is in, and what to multiply
                init std, learning rate, eps and decay of every role of a Transformer by. --format python: PyTorch parameter groups
   constants    constants of the limit, or why there is none
@@ -57,7 +58,7 @@ Exit status: 0 done, 1 a verdict is negative (no limit, a desideratum broken, no
 struct Call {
   RunSpec spec;
   moe::Faults faults;  ///< of the command line; a command adds its own before it throws them
-  std::string format = "text", desiderata, base, target;
+  std::string format = "text", desiderata, base, target, sizes;
   std::vector<std::string> without;
 };
 
@@ -84,6 +85,29 @@ std::string path_text(const RunSpec& spec) {
   return text;
 }
 
+/// Whether a text of sizes gives this one.
+bool says(const std::string& sizes, const std::string& key) {
+  const auto words = moe::comma_separated(sizes);
+  return std::any_of(words.begin(), words.end(), [&](const auto& word) { return word.starts_with(key + "="); });
+}
+
+/// What a network of --sizes starts and learns with.
+moe::ReportTable numbers(Call& call, const moe::Parameterization& param, Report& report) {
+  const moe::Sizes sizes = moe::parse_sizes(call.sizes, "--sizes", call.faults);
+  if (!says(call.sizes, "D"))
+    call.faults.add("command line: --sizes lacks D, the number of inputs. Write sizes as N=256,M=16,Ne=64,K=4,D=784");
+  call.faults.throw_if_any();
+  const moe::NetworkConstants values = moe::network_constants(call.spec, param, sizes);
+  moe::ReportTable rows{"numbers", {"tensor", "init std", "learning rate"}, {}, fmt::format("At {}:", call.sizes)};
+  if (entrywise(call.spec)) rows.columns.emplace_back("eps");
+  for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
+    rows.rows.push_back({moe::tensor_names[i], values.std.values[i], values.lr.values[i]});
+    if (entrywise(call.spec)) rows.rows.back().emplace_back(values.eps.values[i]);
+  }
+  report.remarks.push_back(fmt::format("The sum over active experts has the prefactor {:.6g}.", values.aggregation));
+  return rows;
+}
+
 int table(Call& call, Report& report) {
   const moe::Parameterization param = table_of(call);
   report.title = context(call.spec, param.name);
@@ -102,6 +126,7 @@ int table(Call& call, Report& report) {
     rows.rows.push_back(std::move(row));
   }
   report.tables.push_back(std::move(rows));
+  if (!call.sizes.empty()) report.tables.push_back(numbers(call, param, report));
   return 0;
 }
 
@@ -361,13 +386,9 @@ int transfer(Call& call, Report& report, std::string& python) {
   };
   const moe::Sizes base = sizes("--base", call.base), target = sizes("--target", call.target);
   // Depth may be left out, but not at one end: it would count as one block there.
-  const auto says_depth = [](const std::string& text) {
-    const auto words = moe::comma_separated(text);
-    return std::any_of(words.begin(), words.end(), [](const std::string& word) { return word.starts_with("L="); });
-  };
-  if (!call.base.empty() && !call.target.empty() && says_depth(call.base) != says_depth(call.target))
+  if (!call.base.empty() && !call.target.empty() && says(call.base, "L") != says(call.target, "L"))
     call.faults.add(fmt::format("command line: {} lacks L, which the other end has. Give the depth of both, or of none",
-                                says_depth(call.base) ? "--target" : "--base"));
+                                says(call.base, "L") ? "--target" : "--base"));
   const bool chosen = call.spec.origin.contains("model.regime");
   if (!call.faults.empty()) {
     if (!chosen) call.faults.set_aside("model.regime");  // sizes would have said it
@@ -492,11 +513,9 @@ int run(int argc, char** argv) {
   Call call;
   moe::Faults& faults = call.faults;
   std::string without;
-  const std::map<std::string, std::string*> own = {{"--format", &call.format},
-                                                   {"--desiderata", &call.desiderata},
-                                                   {"--without", &without},
-                                                   {"--base", &call.base},
-                                                   {"--target", &call.target}};
+  const std::map<std::string, std::string*> own = {{"--format", &call.format}, {"--desiderata", &call.desiderata},
+                                                   {"--without", &without},    {"--base", &call.base},
+                                                   {"--target", &call.target}, {"--sizes", &call.sizes}};
   // What is not of this program is of the configuration.
   std::vector<const char*> rest = {argv[0]};
   if (command == "--version") rest.push_back("--version");

@@ -289,6 +289,47 @@ print(json.dumps(result))
   CHECK(out.at("error").get<std::string>().find("nothing.weight") != std::string::npos);
 }
 
+TEST_CASE(
+    "a table at given sizes has the numbers of its power laws, with the settings and the depth [II mssp adam, by "
+    "hand]") {
+  const ProgramRun run = run_program("moe_param", {"table",
+                                                   "--format",
+                                                   "json",
+                                                   "--regime",
+                                                   "II",
+                                                   "--param",
+                                                   "mssp",
+                                                   "--optimizer",
+                                                   "adam",
+                                                   "--lr",
+                                                   "0.5",
+                                                   "--eps",
+                                                   "0.125",
+                                                   "--set",
+                                                   "model.init_scale.expert_out=3",
+                                                   "--set",
+                                                   "optimizer.lr_scale.router=0.25",
+                                                   "--sizes",
+                                                   "N=256,M=64,Ne=16,K=4,D=100,L=4",
+                                                   "--residual",
+                                                   "--branch-exponent",
+                                                   "0.5"});
+  REQUIRE_MESSAGE(run.status == 0, run.text);
+  const auto rows = nlohmann::json::parse(run.text).at("numbers");
+  const auto is = [&](std::size_t row, double std, double lr, double eps) {
+    INFO("row ", row);
+    CHECK(rows.at(row).at("init std").get<double>() == doctest::Approx(std).epsilon(1e-12));
+    CHECK(rows.at(row).at("learning rate").get<double>() == doctest::Approx(lr).epsilon(1e-12));
+    CHECK(rows.at(row).at("eps").get<double>() == doctest::Approx(eps).epsilon(1e-12));
+  };
+  // Tensors of a block have L^(alpha - 1) in the learning rate and L^-alpha in eps, alpha = 1/2 (T29).
+  is(0, 0.1, 0.5 / 100, 0.125 / 256);
+  is(1, 1.0 / 16, 0.25 * 0.5 / 256 / 2, 0.125 / 4 / 2);
+  is(2, 1.0 / 16, 0.5 / 256 / 2, 0.125 / 16 / 4 / 2);
+  is(3, 3 * 8.0 / 4, 0.5 / 16 / 2, 0.125 / 256 / 4 / 2);
+  is(4, 1.0 / 256, 0.5 / 256, 0.125);
+}
+
 TEST_CASE("a table shows a decay only where the rule has one [adamw]") {
   for (const char* rule : {"sgd", "momentum", "adam", "signsgd", "adafactor", "adamw"}) {
     const ProgramRun run = run_program("moe_param", {"table", "--optimizer", rule});
@@ -383,6 +424,7 @@ TEST_CASE("verdicts are exit status 1, bad usage is 2 with every fault named") {
     for (const auto& part : parts) CHECK_MESSAGE(run.text.find(part) != std::string::npos, part << " in\n" << run.text);
   };
   refused({"tabel"}, {"no command 'tabel'"});
+  refused({"table", "--sizes", "N=8,M=2,Ne=x,K=1"}, {"'Ne=x'", "--sizes lacks D"});
   refused({"table", "--format", "python"}, {"--format python is not known"});
   refused({"derive"}, {"--desiderata is missing"});
   refused({"derive", "--desiderata"}, {"--desiderata has no value"});
