@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -160,6 +161,8 @@ int main(int argc, char** argv) {
     const auto number = [&](std::size_t k, int otherwise) { return a.size() > k ? std::stoi(a[k]) : otherwise; };
     const auto name = [&](std::size_t k) { return a.size() > k ? a[k] : std::string(); };
     if (a.size() >= 5 && a[0] == "case") return one_case(a[1], a[2], a[3], std::stoi(a[4]), number(5, 512)), 0;
+    if (!a.empty() && a[0] != "solve" && a[0] != "train")
+      throw std::runtime_error(fmt::format(R"(no part "{}": give solve or train, or none for both)", a[0]));
     for (const auto& [what, neurons] : {std::pair("solve", 1024), std::pair("train", 512)})
       if (a.empty() || a[0] == what) table(what, number(1, 5), {name(2), name(3)}, number(4, neurons));
     return 0;

@@ -8,6 +8,7 @@
 #include <Eigen/Core>
 #include <cstring>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -186,6 +187,10 @@ int main(int argc, char** argv) {
     std::vector<std::string> wanted(argv + 1, argv + argc);
     const std::vector<std::pair<std::string, std::function<void()>>> all = {
         {"products", products}, {"pairs", pairs}, {"steps", steps}, {"threads", threads}};
+    for (const std::string& one : wanted)
+      if (std::none_of(all.begin(), all.end(), [&](const auto& known) { return known.first == one; }))
+        throw std::runtime_error(
+            fmt::format(R"(no part "{}": give some of products, pairs, steps, threads, or none for all)", one));
     for (const auto& [name, run] : all)
       if (wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end()) run();
     return 0;

@@ -20,7 +20,7 @@ constexpr std::size_t max_entries = std::size_t{1} << 31;
 bool is_hdf5_name(const std::string& source) {
   const std::string extension = std::filesystem::path(source).extension().string();
   std::error_code ec;
-  return extension == ".h5" || extension == ".hdf5" || std::filesystem::is_regular_file(source, ec);
+  return extension == ".h5" || std::filesystem::is_regular_file(source, ec);
 }
 
 /// Rows of a pool in the order in which they are taken, labels below `classes` only.
