@@ -292,28 +292,10 @@ print(json.dumps(result))
 TEST_CASE(
     "a table at given sizes has the numbers of its power laws, with the settings and the depth [II mssp adam, by "
     "hand]") {
-  const ProgramRun run = run_program("moe_param", {"table",
-                                                   "--format",
-                                                   "json",
-                                                   "--regime",
-                                                   "II",
-                                                   "--param",
-                                                   "mssp",
-                                                   "--optimizer",
-                                                   "adam",
-                                                   "--lr",
-                                                   "0.5",
-                                                   "--eps",
-                                                   "0.125",
-                                                   "--set",
-                                                   "model.init_scale.expert_out=3",
-                                                   "--set",
-                                                   "optimizer.lr_scale.router=0.25",
-                                                   "--sizes",
-                                                   "N=256,M=64,Ne=16,K=4,D=100,L=4",
-                                                   "--residual",
-                                                   "--branch-exponent",
-                                                   "0.5"});
+  const Words rule = {"--regime", "II", "--param", "mssp", "--optimizer", "adam", "--lr", "0.5", "--eps", "0.125"};
+  const Words scales = {"--set", "model.init_scale.expert_out=3", "--set", "optimizer.lr_scale.router=0.25"};
+  const Words stack = {"--sizes", "N=256,M=64,Ne=16,K=4,D=100,L=4", "--residual", "--branch-exponent", "0.5"};
+  const ProgramRun run = run_program("moe_param", words({{"table", "--format", "json"}, rule, scales, stack}));
   REQUIRE_MESSAGE(run.status == 0, run.text);
   const auto rows = nlohmann::json::parse(run.text).at("numbers");
   const auto is = [&](std::size_t row, double std, double lr, double eps) {
