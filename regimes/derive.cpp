@@ -101,7 +101,7 @@ std::size_t index_of(const NamedSizes<SizeInterval>& sizes, const std::string& n
   throw std::out_of_range("no quantity '" + name + "' in signal propagation");
 }
 
-constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step};
+constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step<SizeInterval>};
 
 /// Demands by stage, and what they say about the largest sizes, by the index of the quantity. What may not exceed a size late in training
 /// may not do so at any step after the first.
@@ -119,13 +119,14 @@ bool feasible(Propagation bounds, const Demands& demands) {
     const auto& asked = demands.of[static_cast<std::size_t>(std::min(t, num_stages - 1))];
     for (const Demand& d : asked)
       if (sizes[d.quantity].second.low.exponent > d.max + tolerance) return false;
-    if (t == late_step - 1)
+    if (t == late_step<SizeInterval> - 1)
       for (const auto& d : asked) before.push_back(sizes[d.quantity].second.high.exponent);
     if (t < step_of_stage[static_cast<std::size_t>(stage)]) continue;
     for (std::size_t k = 0; k < asked.size(); ++k) {
       const SizeInterval& x = sizes[asked[k].quantity].second;
       if (x.high.exponent < asked[k].min - tolerance) return false;
-      if (t == late_step && x.low.exponent > before[k] + tolerance && asked[k].max < unbounded) return false;
+      if (t == late_step<SizeInterval> && x.low.exponent > before[k] + tolerance && asked[k].max < unbounded)
+        return false;
     }
     ++stage;
   }

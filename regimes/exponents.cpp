@@ -18,7 +18,7 @@ constexpr double zero_exponent = 1e-9;
 double snapped(double exponent) { return std::abs(exponent) < zero_exponent ? 0 : exponent; }
 
 /// The step at which each stage is read.
-constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step};
+constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step<TracedSize>};
 
 /// Size of one named quantity at every stage.
 using Stages = std::array<TracedSize, num_stages>;
@@ -33,7 +33,7 @@ std::map<std::string, Stages> stages_of(const RunSpec& spec, const Parameterizat
       stages[stage] = steps[step_of_stage[stage]][k].second;
       stages[stage].exponent = snapped(stages[stage].exponent);
     }
-    if (stages.back().exponent > steps[late_step - 1][k].second.exponent + zero_exponent)
+    if (stages.back().exponent > steps[late_step<TracedSize> - 1][k].second.exponent + zero_exponent)
       stages.back().exponent = unbounded;
   }
   return result;

@@ -18,8 +18,12 @@
 
 namespace moe {
 
-/// The step that stands for "late": by then the sizes of any table that has a limit have settled.
-inline constexpr int late_step = 5;
+/// The step that stands for "late". Sizes of most tables that have a limit have settled by the third; where a gradient grows through its
+/// eps it takes more. A search for tables does without those.
+template <class S>
+inline constexpr int late_step = 14;
+template <>
+inline constexpr int late_step<SizeInterval> = 5;
 
 /// What a matrix answers per unit of query: s_chi forward, s_beta backward (section 4), square roots of the variances.
 template <class S>
@@ -47,12 +51,13 @@ struct SignalSetup {
 
 namespace signal {
 
-inline constexpr int times = late_step + 1;
-inline constexpr int max_parts = (2 + 3 * times + 3) / 4 * 4;
+template <class S>
+inline constexpr int times = late_step<S> + 1;
 
 /// Parts of a field by direction. Where a bounded activation saturates, few sites carry the RMS: `rest` holds what their averages do not see.
 template <class S>
 struct Field {
+  static constexpr int max_parts = (2 + 3 * times<S> + 3) / 4 * 4;
   std::array<S, max_parts> part{};
   S rest{};
 
@@ -91,7 +96,7 @@ template <class S>
 S overlap(const Field<S>& a, const S& a_rms, const Field<S>& b, const S& b_rms, const S& fluctuation) {
   constexpr int lanes = Field<S>::lanes;
   std::array<S, lanes> sum{a_rms * b_rms * fluctuation};
-  for (int d = 0; d < max_parts; d += lanes)
+  for (int d = 0; d < Field<S>::max_parts; d += lanes)
     for (int k = 0; k < lanes; ++k) sum[k] = sum[k] + a.part[d + k] * b.part[d + k];
   return Field<S>::total(sum);
 }
@@ -141,9 +146,9 @@ class Matrix {
   /// Directions of its answers begin at `forward_parts` on side X and at `backward_parts` on side Y, one a step.
   Matrix(const Gains<S>& gains, int forward_parts, int backward_parts)
       : gains_(gains), forward_parts_(forward_parts), backward_parts_(backward_parts) {
-    forward_.reserve(times);
-    backward_.reserve(times);
-    learned_.reserve(times);
+    forward_.reserve(times<S>);
+    backward_.reserve(times<S>);
+    learned_.reserve(times<S>);
   }
 
   /// The next query is the last one plus `increment`.
@@ -245,7 +250,7 @@ class SignalPropagation {
   /// Kept by reference.
   void limit_to(const Limits& limits) { limits_ = &limits; }
 
-  /// Sizes of the next step, the first time those at t = 0; at most late_step + 1 times.
+  /// Sizes of the next step, the first time those at t = 0; at most late_step<S> + 1 times.
   const NamedSizes<S>& step() {
     if (!out_.empty()) {
       update();
@@ -260,7 +265,7 @@ class SignalPropagation {
 
   std::vector<NamedSizes<S>> run() {
     std::vector<NamedSizes<S>> steps;
-    for (int t = 0; t <= late_step; ++t) steps.push_back(step());
+    for (int t = 0; t <= late_step<S>; ++t) steps.push_back(step());
     return steps;
   }
 
@@ -268,7 +273,7 @@ class SignalPropagation {
   using Field = signal::Field<S>;
   using Matrix = signal::Matrix<S>;
   using Slopes = signal::Slopes<S>;
-  static constexpr int T = signal::times;
+  static constexpr int T = signal::times<S>;
   // Directions of neurons; of hidden units of experts; of experts.
   static constexpr int along_input = 0, along_readout = 1, along_y = 2, along_xi_A = 2 + T, along_xi_Q = 2 + 2 * T;
   static constexpr int along_u = 0, along_zeta = T;
@@ -277,7 +282,7 @@ class SignalPropagation {
   void record(const char* name, S& value) {
     if (limits_) {
       cap(value, limits_->highest[std::min(t_, 2)][out_.size()]);
-      if (t_ == late_step - 1) raise(value, limits_->lowest[out_.size()]);
+      if (t_ == late_step<S> - 1) raise(value, limits_->lowest[out_.size()]);
     }
     out_.emplace_back(name, value);
   }

@@ -234,3 +234,20 @@ TEST_CASE("a balancing loss keeps the router's gradient of order one [III MSSP, 
   CHECK(at("I", "mssp", 0, "rms_rho") == "-0.5");
   CHECK(at("I", "mssp", 0.1, "rms_rho") == "0");
 }
+
+// No u at the start, B and zeta smaller by 1/N, and eps of A smaller by N^1/4: A moves as zeta/eps = N^-3/4, B as v/1, zeta with B,
+// and A again, N^1/4 more in every second step. After seven u is of order one, and a gradient above its eps moves no more.
+TEST_CASE("what grows through a small eps settles, at whichever step that is [II, MSSP, Adam, by hand]") {
+  const RunSpec spec = run("II", "mssp", adam);
+  Faults faults;
+  Parameterization param = load_parameterization(spec, faults);
+  REQUIRE(faults.empty());
+  TensorRule &A = param.rule[Tensor::expert_in], &B = param.rule[Tensor::expert_out];
+  A.std.constant = 0;
+  A.eps = A.eps * power_law({{"K", -0.25}});
+  B.std = B.std * power_law({{"K", -1}});
+  const auto u = named(observable_exponents(spec, param), "rms_u");
+  CHECK(text(u.at[0]) == "zero");
+  CHECK(text(u.at[1]) == "-0.75");
+  CHECK(text(u.at[2]) == "0");
+}
