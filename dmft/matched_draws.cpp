@@ -29,14 +29,6 @@ int first_on_neurons(const RunSpec& spec, const LimitConstants& c, const SampleC
 
 }  // namespace
 
-bool first_answers_have_room(const RunSpec& spec, const LimitConstants& c, const SampleCounts& counts,
-                             const StepShape& step) {
-  // Without u there is no v to ask with, and a one-sided B returns nothing however it is drawn.
-  if (c.expert_in.chi2 == 0 || c.expert_out.chi2 == 0 || c.expert_out.beta2 == 0) return true;
-  if (first_on_neurons(spec, c, counts, step) + step.samples > counts.neurons / 2) return true;  // B's are plain
-  return step.samples + directions_of_D(spec, step) < sites_of_experts(spec, counts, c.expert_out_shared);
-}
-
 bool lists_hold_first_step(const RunSpec& spec, const LimitConstants& c, const SampleCounts& counts,
                            const StepShape& step) {
   const bool per_expert = !regime_named(spec.model.regime).experts_sampled;

@@ -11,16 +11,10 @@ struct StepShape {
 };
 
 /// True where the lists of all populations, half as long as the population (theory section 6), hold everything that is drawn up to
-/// the first answers of B^T. Where they do not, matched and plain draws mix from the start, which biases backward fields by
-/// several per cent (docs/results.md).
+/// the first answers of B^T. Where they do not, matched and plain draws mix from the start, which biases backward fields by several
+/// per cent, and leaves out zeta where hidden units are no more than samples (docs/results.md).
 bool lists_hold_first_step(const RunSpec& spec, const LimitConstants& constants, const SampleCounts& counts,
                            const StepShape& step);
-
-/// True where the first answers of B^T have room beside what B has been asked by then: each side's images are drawn off the other's
-/// queries. Where they have not, and B's on the neurons are matched, so that nothing is returned for what is taken out, a part of zeta is
-/// missing; all of it once there are as many queries as sites. Also true where the neurons' list does not hold B's.
-bool first_answers_have_room(const RunSpec& spec, const LimitConstants& constants, const SampleCounts& counts,
-                             const StepShape& step);
 
 /// The fewest neurons from `least` on, in steps of 32, for which they do; 0 if that takes more than `most`.
 int matched_neurons(const RunSpec& spec, const LimitConstants& constants, const StepShape& step, int least, int most);

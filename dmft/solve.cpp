@@ -178,40 +178,24 @@ void warn(const Plan& plan, LimitResult& result) {
         "moe_param exponents says what does, and why");
 }
 
-std::string lists_do_not_hold(const LimitSpec& limit, const StepShape& step) {
-  return fmt::format(
-      "sampling.neurons = {}: the lists of matched draws do not hold what the first step of {} samples draws",
-      limit.block.counts.neurons, step.samples);
-}
-
-/// Matched and plain draws that mix in the first step bias backward fields.
-void warn_of_short_lists(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, LimitResult& result) {
+/// Matched and plain draws that mix in the first step bias backward fields: `auto` does not match draws there, `on` is warned of.
+/// False where draws are not to be matched.
+bool lists_hold(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, LimitResult& result) {
   const LimitConstants& constants = limit.block.constants;
-  result.lists_hold = lists_hold_first_step(spec, constants, limit.block.counts, step);
-  if (result.lists_hold) return;
+  if (limit.block.starts_dense || lists_hold_first_step(spec, constants, limit.block.counts, step)) return true;
+  const bool automatic = spec.sampling.matching == Matching::automatic;
   const int neurons = limit.block.counts.neurons;
   const int enough = matched_neurons(spec, constants, step, neurons, 16 * neurons);
-  const bool room = first_answers_have_room(spec, constants, limit.block.counts, step);
+  result.lists_hold = automatic;
   result.warnings.push_back(
-      fmt::format("{}, which {} (docs/results.md). {}sampling.matching = \"off\" has no such bias, and larger errors",
-                  lists_do_not_hold(limit, step),
-                  room ? "biases backward fields by several per cent or more"
-                       : "leaves out a large part of backward fields: all of zeta where there are no more hidden units "
-                         "than samples",
-                  enough > 0 ? fmt::format("{} neurons are enough; ", enough) : ""));
-}
-
-/// `auto` does not match draws where that leaves out a large part of a backward field.
-bool has_room_to_match(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, LimitResult& result) {
-  const LimitConstants& constants = limit.block.constants;
-  if (limit.block.starts_dense || first_answers_have_room(spec, constants, limit.block.counts, step)) return true;
-  const int neurons = limit.block.counts.neurons;
-  const int enough = matched_neurons(spec, constants, step, neurons, 16 * neurons);
-  result.warnings.push_back(
-      fmt::format("{}, and would leave out a large part of backward fields: samples are drawn plainly, with larger "
-                  "errors (docs/results.md){}",
-                  lists_do_not_hold(limit, step), enough > 0 ? fmt::format(". {} neurons are enough", enough) : ""));
-  return false;
+      fmt::format("sampling.neurons = {}: the lists of matched draws do not hold what the first step of {} samples "
+                  "draws, which {} (docs/results.md){}",
+                  neurons, step.samples,
+                  automatic ? "would bias backward fields: samples are drawn plainly, with larger errors"
+                            : "biases backward fields by several per cent, and by all of zeta where hidden units are "
+                              "few. sampling.matching = \"off\" has no such bias, and larger errors",
+                  enough > 0 ? fmt::format(". {} neurons are enough", enough) : ""));
+  return !automatic;
 }
 
 }  // namespace
@@ -316,10 +300,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
                       spec.optimizer.eps, fmt::join(names, ", ")));
     }
   }
-  if (spec.sampling.matching == Matching::automatic && matching)
-    matching = has_room_to_match(spec, plan.limit, step_shape(spec, data), result);
+  if (matching) matching = lists_hold(spec, plan.limit, step_shape(spec, data), result);
   plan.limit.block.matching = result.matching = matching;
-  if (matching && !plan.limit.block.starts_dense) warn_of_short_lists(spec, plan.limit, step_shape(spec, data), result);
 
   const int replicas = spec.sampling.replicas;
   const int all = thread_count(options.threads);

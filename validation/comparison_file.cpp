@@ -152,7 +152,7 @@ void read_limit(const H5Reader& file, Evidence& e) {
   e.limit.neurons = static_cast<int>(file.attribute_number("/limit", "neurons"));
   const std::string matching = file.attribute_text("/limit", "moment_matching");
   e.limit.matching = matching.starts_with("on");
-  e.limit.lists_hold = matching == "on";
+  e.limit.lists_hold = !matching.starts_with("on,");
   e.limit.random_limit = file.attribute_text("/limit", "random_limit").starts_with("yes");
   e.limit.status = file.attribute_text("/limit", "status");
   for (const std::string& name : curve_names()) {
