@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "dmft/population.hpp"
 #include "dmft/query_basis.hpp"
@@ -195,7 +196,7 @@ class Operator {
       const double gamma2 =
           x_.variance > 0 ? x_.variance * static_cast<double>(SY) : y_.variance * static_cast<double>(SX);
       W0_ = Matrix::uninitialized(SX, SY);
-      B::normal(W0_, next_noise());
+      B::normal(W0_, noise_of(std::numeric_limits<std::uint32_t>::max()));
       const View W = W0_;
       scale<B>(W, static_cast<Real>(std::sqrt(gamma2)));
       auto along_x = Matrix::uninitialized(SX, xt.cols);
@@ -256,9 +257,10 @@ class Operator {
     B::gemm(Op::plain, Op::transposed, weight, x_.basis->coefficients(), y_.basis->coefficients(), keep, to);
   }
 
-  StreamKey next_noise() {
+  /// Evaluation-only queries count their draws from 0, W(0) has the last: so training does not depend on what else is evaluated.
+  StreamKey noise_of(std::uint32_t draw) const {
     StreamKey key = noise_;
-    key.draw = noise_draws_++;
+    key.draw = draw;
     return key;
   }
 
@@ -433,7 +435,7 @@ class Operator {
     auto Z = Matrix::uninitialized(to.sites(), query.cols);
     auto g = Matrix::uninitialized(to.sites(), query.cols);
     B::upload(semidefinite_root(gram), root);
-    B::normal(Z, next_noise());
+    B::normal(Z, noise_of(noise_draws_++));
     B::gemm(Op::plain, Op::transposed, std::sqrt(to.variance), Z, root, 0, g);
     remove_answered(from, to, g);
     double restore = 1;

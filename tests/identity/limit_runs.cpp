@@ -56,6 +56,27 @@ TEST_CASE(
 }
 
 TEST_CASE(
+    "solve: training does not depend on what is observed and tested, bit for bit [dense from the start and later]") {
+  moe::Dataset d = limit_fixture::data(12, 6, 1);
+  d.x_test = limit_fixture::data(20, 6, 1, 2).x;
+  d.y_test = limit_fixture::data(20, 6, 1, 2).y;
+  for (const auto& [regime, form] : {std::pair{"II", moe::Form::automatic}, std::pair{"III", moe::Form::dense}}) {
+    moe::RunSpec s = limit_fixture::spec(regime, "mssp", sgd, 0.5, 8);
+    s.sampling.neurons = 64;
+    s.sampling.form = form;
+    s.training.test_every = 8;
+    s.output.observables = {"none"};
+    const moe::LimitResult little = solve(s, d);
+    s.training.test_every = 1;
+    s.output.observables = {"all"};
+    const moe::LimitResult all = solve(s, d);
+    REQUIRE(all.summary.at("dense_since_step") >= 0);
+    for (std::size_t k = 0; k < all.loss_per_replica.size(); ++k)
+      CHECK(same_bits(little.loss_per_replica[k], all.loss_per_replica[k]));
+  }
+}
+
+TEST_CASE(
     "solve: one block is the same whatever the branch exponent, bit for bit [L^-alpha and the factors of (T29) are "
     "one; "
     "SGD, Adam, Adafactor; norm or none]") {
