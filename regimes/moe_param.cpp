@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -31,7 +30,14 @@ using moe::RunSpec;
 using moe::Tensor;
 
 const moe::ProgramInfo program{"moe_param",
-                               "Parameterizations: tables, multipliers, limit constants, exponents, desiderata.", ""};
+                               "Parameterizations: tables, multipliers, limit constants, exponents, desiderata.",
+                               "",
+                               {{"--format", "WORD", ""},
+                                {"--desiderata", "NAME|FILE", ""},
+                                {"--without", "LIST", ""},
+                                {"--base", "SIZES", ""},
+                                {"--target", "SIZES", ""},
+                                {"--sizes", "SIZES", ""}}};
 
 constexpr const char* help = R"(usage: moe_param COMMAND [FLAGS]
 
@@ -57,9 +63,11 @@ Exit status: 0 done, 1 a verdict is negative (no limit, a desideratum broken, no
 
 struct Call {
   RunSpec spec;
-  moe::Faults faults;  ///< of the command line; a command adds its own before it throws them
-  std::string format = "text", desiderata, base, target, sizes;
-  std::vector<std::string> without;
+  moe::Faults faults;                      ///< of the command line; a command adds its own before it throws them
+  std::map<std::string, std::string> own;  ///< flags of this program that were given
+  std::string python;                      ///< what transfer gives for --format python
+
+  std::string flag(const std::string& name) const { return own.contains(name) ? own.at(name) : ""; }
 };
 
 std::string name_of(Tensor t) { return moe::tensor_names[static_cast<std::size_t>(t)]; }
@@ -85,20 +93,15 @@ std::string path_text(const RunSpec& spec) {
   return text;
 }
 
-/// Whether a text of sizes gives this one.
-bool says(const std::string& sizes, const std::string& key) {
-  const auto words = moe::comma_separated(sizes);
-  return std::any_of(words.begin(), words.end(), [&](const auto& word) { return word.starts_with(key + "="); });
-}
-
 /// What a network of --sizes starts and learns with.
 moe::ReportTable numbers(Call& call, const moe::Parameterization& param, Report& report) {
-  const moe::Sizes sizes = moe::parse_sizes(call.sizes, "--sizes", call.faults);
-  if (!says(call.sizes, "D"))
+  const auto [sizes, given] = moe::parse_sizes(call.flag("--sizes"), "--sizes", call.faults);
+  if (!given.contains("D"))
     call.faults.add("command line: --sizes lacks D, the number of inputs. Write sizes as N=256,M=16,Ne=64,K=4,D=784");
   call.faults.throw_if_any();
   const moe::NetworkConstants values = moe::network_constants(call.spec, param, sizes);
-  moe::ReportTable rows{"numbers", {"tensor", "init std", "learning rate"}, {}, fmt::format("At {}:", call.sizes)};
+  moe::ReportTable rows{
+      "numbers", {"tensor", "init std", "learning rate"}, {}, fmt::format("At {}:", call.flag("--sizes"))};
   if (entrywise(call.spec)) rows.columns.emplace_back("eps");
   for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
     rows.rows.push_back({moe::tensor_names[i], values.std.values[i], values.lr.values[i]});
@@ -126,7 +129,7 @@ int table(Call& call, Report& report) {
     rows.rows.push_back(std::move(row));
   }
   report.tables.push_back(std::move(rows));
-  if (!call.sizes.empty()) report.tables.push_back(numbers(call, param, report));
+  if (call.own.contains("--sizes")) report.tables.push_back(numbers(call, param, report));
   return 0;
 }
 
@@ -191,8 +194,9 @@ int exponents(Call& call, Report& report) {
 }
 
 moe::Desiderata desiderata_of(Call& call) {
-  if (!call.desiderata.empty())
-    return moe::load_desiderata(call.desiderata, moe::known_quantities(), call.without, call.faults);
+  if (const std::string which = call.flag("--desiderata"); !which.empty())
+    return moe::load_desiderata(which, moe::known_quantities(), moe::comma_separated(call.flag("--without")),
+                                call.faults);
   call.faults.add("command line: --desiderata is missing. Give a name or a file");
   return {};
 }
@@ -378,17 +382,18 @@ int derive(Call& call, Report& report) {
   return derivations.empty() ? 1 : 0;
 }
 
-int transfer(Call& call, Report& report, std::string& python) {
-  const auto sizes = [&](const char* flag, const std::string& text) {
-    if (!text.empty()) return moe::parse_sizes(text, flag, call.faults);
+int transfer(Call& call, Report& report) {
+  const auto sizes = [&](const char* flag) {
+    if (call.own.contains(flag)) return moe::parse_sizes(call.flag(flag), flag, call.faults);
     call.faults.add(fmt::format("command line: {} is missing. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag));
-    return moe::Sizes{};
+    return moe::GivenSizes{};
   };
-  const moe::Sizes base = sizes("--base", call.base), target = sizes("--target", call.target);
+  const auto [base, of_base] = sizes("--base");
+  const auto [target, of_target] = sizes("--target");
   // Depth may be left out, but not at one end: it would count as one block there.
-  if (!call.base.empty() && !call.target.empty() && says(call.base, "L") != says(call.target, "L"))
+  if (call.own.contains("--base") && call.own.contains("--target") && of_base.contains("L") != of_target.contains("L"))
     call.faults.add(fmt::format("command line: {} lacks L, which the other end has. Give the depth of both, or of none",
-                                says(call.base, "L") ? "--target" : "--base"));
+                                of_base.contains("L") ? "--target" : "--base"));
   const bool chosen = call.spec.origin.contains("model.regime");
   if (!call.faults.empty()) {
     if (!chosen) call.faults.set_aside("model.regime");  // sizes would have said it
@@ -398,8 +403,9 @@ int transfer(Call& call, Report& report, std::string& python) {
   if (!chosen) call.spec.model.regime = kind.regime;
   const moe::Parameterization param = table_of(call);
   const auto multipliers = moe::role_multipliers(call.spec, param, base, target);
-  python = moe::python_snippet(call.spec, multipliers, base, target);
-  report.title = fmt::format("From {} to {} with {}", call.base, call.target, context(call.spec, param.name));
+  call.python = moe::python_snippet(call.spec, multipliers, base, target);
+  report.title =
+      fmt::format("From {} to {} with {}", call.flag("--base"), call.flag("--target"), context(call.spec, param.name));
   report.notes.push_back(kind.description + ".");
   if (!kind.exact || kind.regime != call.spec.model.regime)
     report.notes.push_back(
@@ -439,7 +445,7 @@ int transfer(Call& call, Report& report, std::string& python) {
     comments += fmt::format("# Not the same at both ends: {} {}, {:.6g} times the base's.\n", name_of(d.tensor),
                             d.quantity, d.ratio);
   if (sparser) comments += fmt::format("# Not the same at both ends: kappa = K/M, {:.6g} times the base's.\n", kappa);
-  python.insert(python.find('\n') + 1, comments);  // behind the line of sizes
+  call.python.insert(call.python.find('\n') + 1, comments);  // behind the line of sizes
   if (list.empty() && !sparser) {
     report.remarks.emplace_back("Every quantity of the limit is the same at both ends.");
   } else {
@@ -454,7 +460,7 @@ int transfer(Call& call, Report& report, std::string& python) {
   return 0;
 }
 
-int list(const Call& call, Report& report) {
+int list(Call& call, Report& report) {
   call.faults.throw_if_any();
   report.title = "What ships";
   const auto add = [&](const char* name, const std::filesystem::path& folder, auto&& describe) {
@@ -502,75 +508,71 @@ void write_report(const std::string& out, const std::string& text) {
       fmt::format("io: cannot write {} in full. Check permissions and free space of its folder", out));
 }
 
+struct Command {
+  int (*run)(Call&, Report&);
+  std::vector<std::string> flags;  ///< of this program, that it uses beside --format
+};
+const std::map<std::string, Command> commands = {
+    {"table", {table, {"--sizes"}}},
+    {"transfer", {transfer, {"--base", "--target"}}},
+    {"constants", {constants, {}}},
+    {"exponents", {exponents, {}}},
+    {"check", {check, {"--desiderata", "--without"}}},
+    {"derive", {derive, {"--desiderata", "--without"}}},
+    {"list", {list, {}}},
+};
+
+/// What a command would not look at must not be as good as heard.
+void refuse_unused(const std::string& command, Call& call) {
+  const auto& used = commands.at(command).flags;
+  for (const auto& [flag, value] : call.own)
+    if (flag != "--format" && std::find(used.begin(), used.end(), flag) == used.end())
+      call.faults.add(fmt::format("command line: moe_param {} does not use {}. Leave it out; {} --help says who does",
+                                  command, flag, program.name));
+}
+
 int run(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "--help";
-  std::vector<std::string> arguments(argv + std::min(argc, 2), argv + argc);
-  const bool asks = std::find(arguments.begin(), arguments.end(), "--help") != arguments.end();
-  if (command == "--help" || command == "help" || asks) {
+  const std::vector<std::string> words(argv + std::min(argc, 2), argv + argc);
+  if (command == "--help" || command == "help" || std::find(words.begin(), words.end(), "--help") != words.end()) {
     std::fputs(help, stdout);
     return 0;
   }
   Call call;
   moe::Faults& faults = call.faults;
-  std::string without;
-  const std::map<std::string, std::string*> own = {{"--format", &call.format}, {"--desiderata", &call.desiderata},
-                                                   {"--without", &without},    {"--base", &call.base},
-                                                   {"--target", &call.target}, {"--sizes", &call.sizes}};
-  // What is not of this program is of the configuration.
-  std::vector<const char*> rest = {argv[0]};
-  if (command == "--version") rest.push_back("--version");
-  for (std::size_t k = 0; k < arguments.size(); ++k) {
-    const std::size_t equals = arguments[k].find('=');
-    const auto found = own.find(arguments[k].substr(0, equals));
-    if (found == own.end())
-      rest.push_back(arguments[k].c_str());
-    else if (equals != std::string::npos)
-      *found->second = arguments[k].substr(equals + 1);
-    else if (k + 1 < arguments.size())
-      *found->second = arguments[++k];
-    else
-      faults.add(fmt::format("command line: {} has no value. {} --help lists the flags", found->first, program.name));
-  }
-  call.without = moe::comma_separated(without);
-  std::vector<std::string> formats = {"text", "markdown", "latex", "json"};
-  if (command == "transfer") formats.emplace_back("python");
-  const auto format = std::find(formats.begin(), formats.end(), call.format);
-  if (format == formats.end())
-    faults.add(fmt::format("command line: --format {} is not known. Use {}", call.format, fmt::join(formats, ", ")));
-  Report report;
-  std::string python;
-  const std::map<std::string, std::function<int()>> commands = {
-      {"table", [&] { return table(call, report); }},
-      {"constants", [&] { return constants(call, report); }},
-      {"exponents", [&] { return exponents(call, report); }},
-      {"check", [&] { return check(call, report); }},
-      {"derive", [&] { return derive(call, report); }},
-      {"transfer", [&] { return transfer(call, report, python); }},
-      {"list", [&] { return list(call, report); }},
-  };
-  if (command != "--version" && !commands.contains(command))
+  const bool known = commands.contains(command), asks_version = command == "--version";
+  if (!known && !asks_version)
     faults.add(
         fmt::format("command line: there is no command '{}'. Use table, transfer, constants, exponents, check, derive "
                     "or list; {} --help explains",
                     command, program.name));
-  const moe::Invocation invocation =
-      moe::parse_command_line(program, static_cast<int>(rest.size()), rest.data(), faults);
+  const auto times = std::count_if(words.begin(), words.end(), [](const std::string& word) {
+    return word.substr(0, word.find('=')) == "--desiderata";
+  });
+  if (times > 1)
+    faults.add(
+        fmt::format("command line: --desiderata is given {} times, and only one can be asked for. Give one; a "
+                    "file that extends another has the conditions of both",
+                    times));
+  const int skipped = asks_version ? 0 : 1;
+  const moe::Invocation invocation = moe::parse_command_line(program, argc - skipped, argv + skipped, faults);
   if (invocation.exit_code >= 0) return invocation.exit_code;
-  const std::string& out = invocation.options.out;
-  if (!out.empty()) {
-    moe::check_writable(out, faults);
-    std::error_code none;
-    if (std::filesystem::equivalent(out, call.desiderata, none))
-      faults.add(
-          fmt::format("command line: {} is read (--desiderata), and what is written (--out) would replace it. "
-                      "Give --out another name",
-                      out));
-  }
-  if (!commands.contains(command)) faults.throw_if_any();
   call.spec = invocation.spec;
-  const int status = commands.at(command)();
+  call.own = invocation.own;
+  std::vector<std::string> formats = {"text", "markdown", "latex", "json"};
+  if (command == "transfer") formats.emplace_back("python");
+  const std::string asked = call.own.contains("--format") ? call.flag("--format") : "text";
+  const auto format = std::find(formats.begin(), formats.end(), asked);
+  if (format == formats.end())
+    faults.add(fmt::format("command line: --format {} is not known. Use {}", asked, fmt::join(formats, ", ")));
+  const std::string& out = invocation.options.out;
+  if (!out.empty()) moe::check_writable(out, faults);
+  if (!known) faults.throw_if_any();
+  refuse_unused(command, call);
+  Report report;
+  const int status = commands.at(command).run(call, report);
   const std::string text =
-      call.format == "python" ? python : render(report, static_cast<moe::ReportFormat>(format - formats.begin()));
+      asked == "python" ? call.python : render(report, static_cast<moe::ReportFormat>(format - formats.begin()));
   if (out.empty())
     std::fputs(text.c_str(), stdout);
   else

@@ -6,7 +6,6 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <map>
 
 #include "support/words.hpp"
 
@@ -72,9 +71,9 @@ Sizes sizes_of(const Role& role, Sizes s) {
 
 }  // namespace
 
-Sizes parse_sizes(const std::string& text, const std::string& flag, Faults& faults) {
-  Sizes sizes;
-  std::map<std::string, bool> given;
+GivenSizes parse_sizes(const std::string& text, const std::string& flag, Faults& faults) {
+  GivenSizes result;
+  auto& [sizes, given] = result;
   for (const std::string& item : comma_separated(text)) {
     const std::size_t equals = std::min(item.find('='), item.size());
     const std::string name = item.substr(0, equals);
@@ -86,19 +85,19 @@ Sizes parse_sizes(const std::string& text, const std::string& flag, Faults& faul
       faults.add(fmt::format("command line: {} has '{}'. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag, item));
     else if (read.ec != std::errc{} || read.ptr != item.data() + item.size() || !(value >= 1) || !std::isfinite(value))
       faults.add(fmt::format("command line: {} has '{}', which is no size. Write a number >= 1", flag, item));
-    else if (given[name])
+    else if (given.contains(name))
       faults.add(fmt::format("command line: {} gives {} twice. Remove one", flag, name));
     else
       sizes.*(key->member) = value;
-    given[name] = true;
+    given.insert(name);
   }
   for (const auto& key : size_keys)
-    if (key.required && !given[key.name])
+    if (key.required && !given.contains(key.name))
       faults.add(fmt::format("command line: {} lacks {}. Write sizes as N=256,M=16,Ne=64,K=4,L=12", flag, key.name));
   if (sizes.K > sizes.M)
     faults.add(fmt::format("command line: {} has K = {} above M = {}. A token cannot use more experts than there are",
                            flag, sizes.K, sizes.M));
-  return sizes;
+  return result;
 }
 
 PathKind path_kind(const Sizes& base, const Sizes& target) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,8 +12,13 @@
 
 namespace moe {
 
+/// Of a command line, and which of them it says.
+struct GivenSizes {
+  Sizes sizes;
+  std::set<std::string> given;
+};
 /// "N=256,M=16,Ne=64,K=4,L=12". D is 1 unless said; every other size must be there, L apart (1). Faults name `flag`.
-Sizes parse_sizes(const std::string& text, const std::string& flag, Faults& faults);
+GivenSizes parse_sizes(const std::string& text, const std::string& flag, Faults& faults);
 
 /// Where a path lies between the regimes.
 struct PathKind {

@@ -209,7 +209,7 @@ class CommandLine {
                                                                {"network.init_from", spec.network.init_from}};
     if (spec.model.param.ends_with(".toml")) inputs.emplace_back("model.param", spec.model.param);
     for (const auto& own : own_)
-      if (!own.flag->value.empty())
+      if (own.flag->value.find("FILE") != std::string::npos)
         for (const auto& name : comma_separated(own.text)) inputs.emplace_back(own.flag->name, name);
     for (const auto& [flag, output] : {std::pair{"--out", options.out}, {"--checkpoint", options.checkpoint.file}})
       for (const auto& [what, input] : inputs)

@@ -62,7 +62,7 @@ const moe::ProgramInfo program{
     {{"--limit", "FILE", "compare this limit (of dmft_solve) with the networks of --networks FILE"},
      {"--networks", "FILE", "compare these networks (of moe_train) with the limit of --limit FILE"},
      {"--force", "", "compare files of different configurations all the same"},
-     {"--coordinate-check", "LIST",
+     {"--coordinate-check", "NAME|FILE,...",
       "parameterizations side by side, names or files with commas between: every RMS against width"},
      {"--lr-sweep", "LOW:HIGH:COUNT",
       "learning rates, equally spaced in log: best one of every width and of the limit"},

@@ -369,6 +369,9 @@ TEST_CASE("--out: a report goes to a file, whole or not at all, and replaces not
   CHECK(own.status == 2);
   CHECK_MESSAGE(contains(own.text, "would replace it"), own.text);
   CHECK(read_bytes(folder / "mine.toml") == mine);
+  const ProgramRun word = run_program("moe_param", {"table", "--format", "json", "--out", "json"},
+                                      [&] { REQUIRE(::chdir(folder.path().c_str()) == 0); });
+  CHECK_MESSAGE(word.status == 0, word.text);  // the word of a flag is no file
 }
 
 TEST_CASE("desiderata without a condition are refused: any table would have them") {
@@ -409,11 +412,18 @@ TEST_CASE("verdicts are exit status 1, bad usage is 2 with every fault named") {
   refused({"table", "--sizes", "N=8,M=2,Ne=x,K=1"}, {"'Ne=x'", "--sizes lacks D"});
   refused({"table", "--format", "python"}, {"--format python is not known"});
   refused({"derive"}, {"--desiderata is missing"});
-  refused({"derive", "--desiderata"}, {"--desiderata has no value"});
+  refused({"derive", "--desiderata"}, {"--desiderata: 1 required"});
   refused({"check", "--desiderata", "mu", "--without", "z"}, {"no condition 'z'"});
   refused({"transfer", "--base", "N=2,M=x,K=3", "--target", "N=8,N=9,Q=1,M=2,Ne=1,K=3"},
           {"'M=x'", "--base lacks Ne", "gives N twice", "'Q=1'", "K = 3 above M = 2"});
   refused({"transfer"}, {"--base is missing", "--target is missing"});
+  refused({"transfer", "--base=", "--target", "N=2,M=2,Ne=1,K=1"}, {"--base lacks N"});
+  // What a command would not look at, and of two lists of conditions the one that would not count.
+  refused({"check", "--desiderata", "mu", "--sizes", "N=8,M=2,Ne=2,K=1,D=3", "--base=x"},
+          {"moe_param check does not use --sizes", "moe_param check does not use --base"});
+  refused({"table", "--desiderata", "mu", "--without", "a", "--regime", "IV"},
+          {"table does not use --desiderata", "table does not use --without", "\"IV\""});
+  refused({"check", "--desiderata", "mssp", "--param", "mup", "--desiderata=mu"}, {"--desiderata is given 2 times"});
   refused({"table", "--optimiser", "sgd"}, {"--optimiser is an unknown flag"});
   refused({"exponents", "--format", "yaml", "--regime", "IV"}, {"--format yaml is not known", "\"IV\""});
   refused({"check", "--desiderata", "nosuch", "--param", "nosuch_table"}, {"there is no 'nosuch'", "nosuch_table"});
