@@ -1,6 +1,5 @@
 /// moe_param: parameterizations before any training: tables, what to multiply settings by, limit constants, size exponents, desiderata.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +20,7 @@
 #include "support/ranks.hpp"
 #include "support/report.hpp"
 #include "support/result_file.hpp"
+#include "support/whole_file.hpp"
 #include "support/words.hpp"
 
 namespace {
@@ -492,22 +492,6 @@ int list(Call& call, Report& report) {
   return 0;
 }
 
-/// Under another name first, so that a file is whole or not there.
-void write_report(const std::string& out, const std::string& text) {
-  std::error_code error;
-  const std::filesystem::path target =
-      std::filesystem::is_symlink(out, error) ? std::filesystem::canonical(out, error) : std::filesystem::path(out);
-  const std::string temporary = fmt::format("{}.tmp-{}", target.string(), ::getpid());
-  std::FILE* const file = std::fopen(temporary.c_str(), "wb");
-  bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  if (file != nullptr) written = std::fclose(file) == 0 && written;
-  if (written) std::filesystem::rename(temporary, target, error);
-  if (written && !error) return;
-  std::filesystem::remove(temporary, error);
-  throw std::runtime_error(
-      fmt::format("io: cannot write {} in full. Check permissions and free space of its folder", out));
-}
-
 struct Command {
   int (*run)(Call&, Report&);
   std::vector<std::string> flags;  ///< of this program, that it uses beside --format
@@ -576,7 +560,7 @@ int run(int argc, char** argv) {
   if (out.empty())
     std::fputs(text.c_str(), stdout);
   else
-    write_report(out, text);
+    moe::write_whole_file(out, "--out FILE", text);
   return status;
 }
 

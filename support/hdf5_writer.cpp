@@ -1,96 +1,20 @@
 #include "support/hdf5.hpp"
 
-#include <fcntl.h>
 #include <hdf5_hl.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <system_error>
 
 #include "support/hdf5_detail.hpp"
+#include "support/whole_file.hpp"
 
 namespace moe {
 
 using h5::Id, h5::Library, h5::library_reason, h5::shape_text;
 
-namespace {
-
-/// As the user gave it, and the flag that gives another.
-struct FileName {
-  std::string path, flag;
-};
-
-[[noreturn]] void fail_write(const FileName& file, const std::string& what, const std::string& reason) {
-  throw IoError(
-      fmt::format("io: cannot write {}: {}: {}. Check permissions and free space of its folder, or choose another one "
-                  "with {}.",
-                  file.path, what, reason, file.flag));
-}
-
-/// The file that is really meant: a symbolic link is followed, so that the rename does not replace the link.
-std::string resolve_target(const FileName& file) {
-  namespace fs = std::filesystem;
-  if (file.path.empty())
-    throw IoError(fmt::format("io: cannot write a file with an empty name. Give one with {}.", file.flag));
-  std::error_code ec;
-  const fs::file_status link = fs::symlink_status(file.path, ec);
-  fs::path target = file.path;
-  if (fs::is_symlink(link)) {
-    target = fs::canonical(file.path, ec);
-    if (ec) fail_write(file, "it is a symbolic link that leads nowhere", ec.message());
-  }
-  const fs::file_status status = fs::status(target, ec);
-  if (fs::exists(status) && !fs::is_regular_file(status))
-    fail_write(file, "the name is taken", fs::is_directory(status) ? "it is a folder" : "it is not a regular file");
-  // Renaming would replace it all the same, and root may write anywhere: what was made read-only was made so on purpose.
-  const fs::perms writable = fs::perms::owner_write | fs::perms::group_write | fs::perms::others_write;
-  if (fs::exists(status) && (status.permissions() & writable) == fs::perms::none)
-    fail_write(file, "the name is taken", "the file is read-only");
-  fs::path folder = target.parent_path();
-  if (folder.empty()) folder = ".";
-  if (!fs::is_directory(folder, ec))
-    fail_write(file, fmt::format("folder {} does not exist", folder.string()), "create it first");
-  return target.string();
-}
-
-/// Makes what was written to `path` durable. Returns 0 or errno.
-int sync_path(const std::string& path, int flags) {
-  const int fd = ::open(path.c_str(), flags | O_CLOEXEC);
-  if (fd < 0) return errno;
-  const int error = ::fsync(fd) == 0 ? 0 : errno;
-  ::close(fd);
-  return error;
-}
-
-/// Removes TARGET.tmp-PID files that killed runs left: those that no process has locked, as the library does while it writes.
-void remove_abandoned(const std::string& target) {
-  namespace fs = std::filesystem;
-  const fs::path folder = fs::path(target).parent_path();
-  const std::string prefix = fs::path(target).filename().string() + ".tmp-";
-  std::error_code ec;
-  for (const auto& entry : fs::directory_iterator(folder.empty() ? fs::path(".") : folder, ec)) {
-    const std::string name = entry.path().filename().string();
-    if (name.size() <= prefix.size() || !name.starts_with(prefix) ||
-        name.find_first_not_of("0123456789", prefix.size()) != std::string::npos)
-      continue;
-    const int fd = ::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0) continue;
-    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) ::unlink(entry.path().c_str());
-    ::close(fd);
-  }
-}
-
-}  // namespace
-
 struct H5Writer::Impl {
-  FileName given;
-  std::string target;     ///< with symbolic links followed
-  std::string temporary;  ///< TARGET.tmp-PID
+  WholeFile out;
   hid_t file = -1;
 
   /// Closes without keeping anything. After a failed write the library would retry its pending metadata for ever and
@@ -109,11 +33,11 @@ struct H5Writer::Impl {
       H5Eclear2(H5E_DEFAULT);
       file = -1;
     }
-    ::unlink(temporary.c_str());
+    ::unlink(out.temporary().c_str());
   }
 
   void must_be_open(const std::string& what) const {
-    if (file < 0) fail_write(given, what, "the file was already committed, or an earlier write to it failed");
+    if (file < 0) out.fail(what, "the file was already committed, or an earlier write to it failed");
   }
 
   /// Groups on the way to `name`; they remember the order in which their members were made.
@@ -126,7 +50,7 @@ struct H5Writer::Impl {
       const htri_t exists = H5Lexists(file, group.c_str(), H5P_DEFAULT);
       if (exists > 0) continue;
       const Id made(exists < 0 ? -1 : H5Gcreate2(file, group.c_str(), H5P_DEFAULT, creation, H5P_DEFAULT), H5Gclose);
-      if (!made.valid()) fail_write(given, what, library_reason());
+      if (!made.valid()) out.fail(what, library_reason());
     }
   }
 
@@ -135,23 +59,23 @@ struct H5Writer::Impl {
     const std::string what = fmt::format("dataset {} of shape {}", name, shape_text(shape));
     must_be_open(what);
     if (dimensions.size() != shape.size())
-      fail_write(given, what, fmt::format("{} dimension names given for {} axes", dimensions.size(), shape.size()));
+      out.fail(what, fmt::format("{} dimension names given for {} axes", dimensions.size(), shape.size()));
     const std::vector<hsize_t> extent(shape.begin(), shape.end());
     const Id space(shape.empty() ? H5Screate(H5S_SCALAR)
                                  : H5Screate_simple(static_cast<int>(extent.size()), extent.data(), nullptr),
                    H5Sclose);
-    if (!space.valid()) fail_write(given, what, library_reason());
+    if (!space.valid()) out.fail(what, library_reason());
     make_groups(name, what);
     const Id creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
     H5Pset_obj_track_times(creation, false);  // equal runs give equal files
     const Id dataset(H5Dcreate2(file, name.c_str(), stored, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose);
-    if (!dataset.valid()) fail_write(given, what, library_reason());
+    if (!dataset.valid()) out.fail(what, library_reason());
     const hssize_t count = H5Sget_simple_extent_npoints(space);
     if (count < 0 || (count > 0 && (!values || H5Dwrite(dataset, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) < 0)))
-      fail_write(given, what, library_reason());
+      out.fail(what, library_reason());
     for (std::size_t axis = 0; axis < dimensions.size(); ++axis)
       if (H5DSset_label(dataset, static_cast<unsigned>(axis), dimensions[axis].c_str()) < 0)
-        fail_write(given, what, library_reason());
+        out.fail(what, library_reason());
     write_text(dataset, name, "description", description);
   }
 
@@ -170,39 +94,34 @@ struct H5Writer::Impl {
     const std::string what = fmt::format("attribute {} of {}", key, name);
     const Id space(H5Screate(H5S_SCALAR), H5Sclose);
     const Id attribute(H5Acreate2(object, key.c_str(), stored, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
-    if (!attribute.valid() || H5Awrite(attribute, memory, value) < 0) fail_write(given, what, library_reason());
+    if (!attribute.valid() || H5Awrite(attribute, memory, value) < 0) out.fail(what, library_reason());
   }
 
   template <class Write>
   void with_object(const std::string& name, const std::string& key, Write&& write_value) {
     must_be_open(fmt::format("attribute {} of {}", key, name));
     const Id object(H5Oopen(file, name.c_str(), H5P_DEFAULT), H5Oclose);
-    if (!object.valid()) fail_write(given, fmt::format("attribute {} of {}", key, name), library_reason());
+    if (!object.valid()) out.fail(fmt::format("attribute {} of {}", key, name), library_reason());
     write_value(static_cast<hid_t>(object));
   }
 };
 
-H5Writer::H5Writer(std::string path, std::string flag) : impl_(std::make_unique<Impl>()) {
-  impl_->given = {std::move(path), std::move(flag)};
-  impl_->target = resolve_target(impl_->given);
-  impl_->temporary = fmt::format("{}.tmp-{}", impl_->target, ::getpid());
-  remove_abandoned(impl_->target);
+H5Writer::H5Writer(std::string path, std::string flag) : impl_(new Impl{WholeFile(std::move(path), std::move(flag))}) {
+  const std::string& name = impl_->out.temporary();
   // Plain open first: its errno is the clearest reason there is.
-  const bool existed = ::access(impl_->temporary.c_str(), F_OK) == 0;
-  const int fd = ::open(impl_->temporary.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-  if (fd < 0) fail_write(impl_->given, "temporary file " + impl_->temporary, std::strerror(errno));
-  ::close(fd);
+  const bool existed = ::access(name.c_str(), F_OK) == 0;
+  ::close(impl_->out.open());
   const Library library;
   const Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose), creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
   H5Pset_fclose_degree(access, H5F_CLOSE_STRONG);
   H5Pset_file_locking(access, true, true);
   H5Pset_link_creation_order(creation, H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED);
   H5Pset_obj_track_times(creation, false);
-  impl_->file = H5Fcreate(impl_->temporary.c_str(), H5F_ACC_TRUNC, creation, access);
+  impl_->file = H5Fcreate(name.c_str(), H5F_ACC_TRUNC, creation, access);
   if (impl_->file < 0) {
     const std::string reason = library_reason();
-    if (!existed) ::unlink(impl_->temporary.c_str());
-    fail_write(impl_->given, "temporary file " + impl_->temporary, reason);
+    if (!existed) ::unlink(name.c_str());
+    impl_->out.fail("temporary file " + name, reason);
   }
 }
 
@@ -271,24 +190,18 @@ void H5Writer::copy(const std::string& other_file, const std::string& group) {
     impl_->make_groups(group, what);
     const Id other(H5Fopen(other_file.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), H5Fclose);
     if (!other.valid() || H5Ocopy(other, group.c_str(), impl_->file, group.c_str(), H5P_DEFAULT, H5P_DEFAULT) < 0)
-      fail_write(impl_->given, what, library_reason());
+      impl_->out.fail(what, library_reason());
   });
 }
 
 void H5Writer::commit() {
   guarded(*impl_, [&] {
     impl_->must_be_open("commit");
-    if (H5Fflush(impl_->file, H5F_SCOPE_GLOBAL) < 0) fail_write(impl_->given, "flush", library_reason());
-    if (H5Fclose(impl_->file) < 0) fail_write(impl_->given, "close", library_reason());
+    if (H5Fflush(impl_->file, H5F_SCOPE_GLOBAL) < 0) impl_->out.fail("flush", library_reason());
+    if (H5Fclose(impl_->file) < 0) impl_->out.fail("close", library_reason());
     impl_->file = -1;
-    if (const int e = h5::append_checksum(impl_->temporary)) fail_write(impl_->given, "checksum", std::strerror(e));
-    if (const int e = sync_path(impl_->temporary, O_RDONLY)) fail_write(impl_->given, "fsync", std::strerror(e));
-    if (std::rename(impl_->temporary.c_str(), impl_->target.c_str()) != 0)
-      fail_write(impl_->given, "rename of " + impl_->temporary, std::strerror(errno));
-    // The rename itself must survive a power cut; some file systems cannot sync folders, which loses nothing of the
-    // file.
-    const std::string folder = std::filesystem::path(impl_->target).parent_path().string();
-    sync_path(folder.empty() ? "." : folder, O_RDONLY | O_DIRECTORY);
+    if (const int e = h5::append_checksum(impl_->out.temporary())) impl_->out.fail("checksum", std::strerror(e));
+    impl_->out.put_in_place();
   });
 }
 
