@@ -46,9 +46,10 @@ template <class Integer>
 Result assign_integer(Integer& target, const WrittenValue& written) {
   const auto* n = std::get_if<std::int64_t>(&written.value);
   if (!n) return expected("an integer", "digits without point, quotes or exponent, at most 19 of them");
-  if (!std::in_range<Integer>(*n))
-    return Problem{"is out of range", fmt::format("Write an integer from {} to {}", std::numeric_limits<Integer>::min(),
-                                                  std::numeric_limits<Integer>::max())};
+  if (!std::in_range<Integer>(*n))  // no key takes negative ones
+    return Problem{"is out of range", fmt::format("Write an integer >= 0 and <= {}",
+                                                  std::min<std::uint64_t>(std::numeric_limits<Integer>::max(),
+                                                                          std::numeric_limits<std::int64_t>::max()))};
   target = static_cast<Integer>(*n);
   return std::nullopt;
 }
@@ -262,13 +263,7 @@ std::string WrittenValue::text() const {
 std::optional<Problem> assign(const Field& field, const WrittenValue& written) {
   return visit_field(
       field, [&](double* x) { return assign_number(*x, written); }, [&](int* n) { return assign_integer(*n, written); },
-      [&](std::uint64_t* n) -> Result {
-        std::int64_t value = 0;
-        if (auto problem = assign_integer(value, written)) return problem;
-        if (value < 0) return Problem{"is out of range", "Write an integer >= 0"};
-        *n = static_cast<std::uint64_t>(value);
-        return std::nullopt;
-      },
+      [&](std::uint64_t* n) { return assign_integer(*n, written); },
       [&](bool* b) -> Result {
         const auto* value = std::get_if<bool>(&written.value);
         if (!value) return expected("a boolean", "true or false, without quotes");

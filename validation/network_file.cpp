@@ -216,7 +216,7 @@ void write_network_group(H5Writer& file, const RunSpec& spec, const Dataset& dat
     group.curve(
         "test_accuracy", tested.size(), "share of test samples that are right",
         [](const auto& r) -> auto& { return r.test_accuracy; });
-    if (!every_step(tested, T)) group.steps_beside("test_steps", tested, "steps of test_loss and test_accuracy");
+    group.steps_beside("test_steps", tested, "steps of test_loss and test_accuracy");
   }
   group.curve(
       "batch_loss", static_cast<std::size_t>(T), "loss of each step's own batch before its update",

@@ -224,6 +224,7 @@ TEST_CASE("hostile values on the command line") {
   CHECK(only({"--lr", "0.1x"}, {"optimizer.lr = \"0.1x\"", "is not a number"}));
   CHECK(only({"--lr", ""}, {"optimizer.lr"}));
   CHECK(only({"--train", "99999999999"}, {"data.train", "out of range"}));
+  CHECK(only({"--steps", "2147483648"}, {"training.steps", "an integer >= 0 and <= 2147483647"}));
   CHECK(only({"--train", "99999999999999999999"}, {"data.train", "is not an integer"}));
   CHECK(only({"--neurons", "1e3"}, {"sampling.neurons", "is not an integer"}));
   CHECK(only({"--seed", "-1"}, {"sampling.seed = -1", ">= 0"}));

@@ -86,6 +86,7 @@ TEST_CASE("network run that diverges stops with step and field named and keeps w
   spec.model.activation = moe::Activation::identity;
   spec.optimizer.lr = 1e4;
   spec.network.seeds = 2;
+  spec.training.test_every = 1;
   const moe::Dataset data = network_fixture::data(8, 5, 3);
   const moe::NetworkRun run = moe::train_network(spec, data, 16, 0);
   REQUIRE(run.failure);
@@ -106,6 +107,7 @@ TEST_CASE("network run that diverges stops with step and field named and keeps w
   CHECK(loss.values[0] == run.loss[0]);
   CHECK(std::isnan(loss.values[40]));
   CHECK(file.read("/network/N16/failed_step").values[0] == run.failure->step);
+  CHECK(file.read("/network/N16/test_steps").values.size() == 41);  // there at every interval, as in the limit
   std::filesystem::remove(path);
 }
 

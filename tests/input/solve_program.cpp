@@ -429,6 +429,16 @@ TEST_CASE("programs: what overflows says step, field and what helps against it [
   }
 }
 
+TEST_CASE("./run install: without the name of a package, or with what is none, is bad usage") {
+  const TemporaryFolder folder;
+  for (const char* words : {"install", "install --help", "install No_Package"}) {
+    CAPTURE(words);
+    const std::string line = source_folder() + "/run " + words + " >" + folder / "log" + " 2>&1";
+    CHECK(WEXITSTATUS(std::system(line.c_str())) == 2);
+    CHECK(contains(read_bytes(folder / "log"), "Debian package"));
+  }
+}
+
 TEST_CASE("programs: a data set that is not installed is told with what to type") {
   if (fs::exists("/usr/share/datasets/fashion-mnist")) {
     MESSAGE("dataset-fashion-mnist is installed: the case is not tested");
