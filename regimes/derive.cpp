@@ -133,6 +133,23 @@ bool feasible(Propagation bounds, const Demands& demands) {
   return true;
 }
 
+/// Do all tables between the bounds meet all demands? False where bounds are too wide to tell.
+bool certain(Propagation bounds, const Demands& demands) {
+  std::vector<double> before;
+  for (int t = 0; t <= late_step<SizeInterval>; ++t) {
+    const auto& sizes = bounds.step();
+    const auto& asked = demands.of[static_cast<std::size_t>(std::min(t, num_stages - 1))];
+    const bool of_stage = std::find(step_of_stage.begin(), step_of_stage.end(), t) != step_of_stage.end();
+    for (std::size_t k = 0; k < asked.size(); ++k) {
+      const SizeInterval& x = sizes[asked[k].quantity].second;
+      if (x.high.exponent > asked[k].max || (of_stage && x.low.exponent < asked[k].min)) return false;
+      if (t == late_step<SizeInterval> && x.high.exponent > before[k] && asked[k].max < unbounded) return false;
+      if (t == late_step<SizeInterval> - 1) before.push_back(x.low.exponent);
+    }
+  }
+  return true;
+}
+
 /// Demands of all conditions; of those in `relaxed`, what takes their place.
 Demands demands_of(const Conditions& conditions, const Conditions& relaxed, const NamedSizes<SizeInterval>& names) {
   Demands demands;
@@ -194,19 +211,20 @@ class Search {
   std::size_t run(const Demands& demands, std::size_t budget, const Found& found) {
     evaluations_ = 0;
     budget_ = budget;
+    lists_all_ = true;
     descend(everything(), demands, found);
     if (evaluations_ < budget_) return evaluations_;
     throw ConfigError(
-        {fmt::format("derive: {} evaluations of signal propagation have not come to an end: the conditions leave too "
-                     "many tables. Add "
-                     "conditions, such as extends = \"mu\"",
-                     evaluations_)});
+        {fmt::format("derive: {} evaluations of signal propagation do not come to an end: the conditions leave too "
+                     "many tables. Add conditions, such as extends = \"mu\"",
+                     budget_)});
   }
 
   /// Is there a solution? Unknown if `budget` evaluations do not tell.
   Answer any(const Demands& demands, std::size_t budget) {
     evaluations_ = 0;
     budget_ = budget;
+    lists_all_ = false;
     bool some = false;
     descend(everything(), demands, [&](const std::vector<double>&) {
       some = true;
@@ -227,6 +245,12 @@ class Search {
     Ranges ranges;
     for (const auto& v : variables_) ranges.push_back({0, static_cast<int>(v.domain.size()) - 1});
     return ranges;
+  }
+
+  static double tables(const Ranges& ranges) {
+    double product = 1;
+    for (const Left& left : ranges) product *= left.count();
+    return product;
   }
 
   Propagation sizes(const Ranges& ranges) const {
@@ -275,6 +299,11 @@ class Search {
 
   void descend(Ranges ranges, const Demands& demands, const Found& found) {
     if (!possible(ranges, demands) || !narrow(ranges, demands)) return;
+    // Where all that is left are solutions, each takes an evaluation.
+    if (lists_all_ && tables(ranges) > static_cast<double>(budget_) && certain(sizes(ranges), demands)) {
+      evaluations_ = budget_;
+      return;
+    }
     std::size_t next = ranges.size();
     for (std::size_t k = 0; k < ranges.size(); ++k)
       if (ranges[k].count() > 1 && (next == ranges.size() || before(k, next, ranges))) next = k;
@@ -295,6 +324,7 @@ class Search {
   Bounds bounds_;
   std::vector<Variable> variables_;
   std::size_t evaluations_ = 0, budget_ = 0;
+  bool lists_all_ = false;
 };
 
 /// One for each choice of sharing.
