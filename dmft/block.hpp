@@ -230,10 +230,12 @@ class Block {
     bool can = true;
     for_each_operator([&](Operator<B>& o) { can &= o.can_become_dense(); });
     if (!can && spec_.must_start_dense)
-      throw ConfigError(
-          {"sampling.form = \"dense\": sampling.experts and sampling.hidden are out of the network's ratio to "
-           "sampling.neurons, which the dense form needs (docs/theory.md, section 6). Leave them at 0, or use form = "
-           "\"bases\"."});
+      throw ConfigError({fmt::format(
+          "sampling.form = \"dense\": sites, neurons : experts : hidden units = {} : {} : {}, are out of the "
+          "network's ratio by more than 2 %, which the dense form does not take (docs/theory.md, section "
+          "6). Leave sampling.experts and sampling.hidden at 0 and raise sampling.neurons, so that rounding "
+          "matters less, or use form = \"bases\".",
+          spec_.counts.neurons, spec_.counts.experts, spec_.counts.hidden)});
     if (can) for_each_operator([](Operator<B>& o) { o.become_dense(); });
   }
   Into of_router() const { return {1 / shape_.kappa, 0}; }

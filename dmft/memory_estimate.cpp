@@ -258,6 +258,7 @@ void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpe
                     const AvailableMemory& available) {
   if (e.total() <= available.bytes) return;
   const double fitting = std::floor((available.bytes - e.common) / e.per_replica);
+  const SampleCounts& counts = limit.block.counts;
   std::vector<std::string> remedies;
   if (e.concurrent > 1 && fitting >= 1)
     remedies.push_back(
@@ -265,10 +266,16 @@ void require_memory(const MemoryEstimate& e, const RunSpec& spec, const LimitSpe
   if (spec.sampling.precision == Precision::float64) remedies.emplace_back("use sampling.precision = \"float32\"");
   if (e.common > e.per_replica)
     remedies.emplace_back("lower training.steps or record less often (training.eval_every, output.observe_every)");
-  if (const double P = spec.training.batch > 0 ? spec.training.batch : spec.data.train; P > limit.block.counts.neurons)
+  if (const double P = spec.training.batch > 0 ? spec.training.batch : spec.data.train; P > counts.neurons)
     remedies.push_back(
         fmt::format("lower {}", spec.training.batch > 0 ? "training.batch" : "data.train or set training.batch"));
-  remedies.push_back(fmt::format("lower sampling.neurons = {}", limit.block.counts.neurons));
+  const Regime& regime = regime_named(spec.model.regime);
+  const auto many = [&](int count, const char* key) {
+    if (count > counts.neurons) remedies.push_back(fmt::format("lower {} = {}", key, count));
+  };
+  many(counts.experts, regime.experts_sampled ? "sampling.experts" : "model.experts");
+  many(counts.hidden, regime.hidden_sampled ? "sampling.hidden" : "model.expert_width");
+  remedies.push_back(fmt::format("lower sampling.neurons = {}", counts.neurons));
   const bool records = e.common > e.concurrent * e.per_replica;
   throw ConfigError({fmt::format(
       "memory: this run needs about {} ({} replica{} at once with {} each, {} for records), and {} are available ({}). "

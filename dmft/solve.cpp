@@ -286,7 +286,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
       result.warnings.push_back(fmt::format(
           "eps = {:g} is below the Monte Carlo size of gradients that vanish in the limit: {}. Samples are drawn "
           "plainly; early "
-          "steps then depend on their number as networks do on N (docs/theory.md, section 5). eps >= 0.02 avoids this",
+          "steps then depend on their number as networks do on N (docs/theory.md, section 5). A larger eps or more "
+          "samples make that less",
           spec.optimizer.eps, fmt::join(noisy, ", ")));
     } else if (!plan.limit.vanishing.empty() && !is_linear(spec.optimizer.name) && spec.optimizer.eps < 0.02) {
       std::vector<std::string> names;
@@ -296,7 +297,8 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
       result.warnings.push_back(
           fmt::format("eps = {:g}: the gradient of {} vanishes with size at t = 0. Here it is zero; networks take full "
                       "steps of random sign "
-                      "until N^-1/2 is below eps (docs/theory.md, section 5). eps >= 0.02 avoids the difference",
+                      "until N^-1/2 is below eps (docs/theory.md, section 5). A larger eps makes the difference "
+                      "smaller (docs/validation.md)",
                       spec.optimizer.eps, fmt::join(names, ", ")));
     }
   }

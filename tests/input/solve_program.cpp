@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
+#include <tuple>
 
 #include "support/hdf5.hpp"
 #include "tests/folders.hpp"
@@ -151,10 +152,41 @@ TEST_CASE("dmft_solve: numbers near the end of their type are refused or counted
   check_refused(large, 2, {"memory:", "available", "sampling.neurons = 16777216"});
   const ProgramRun experts =
       run_program("dmft_solve", with({"--set", "sampling.experts=16777216", "--out", folder / "a.h5"}));
-  check_refused(experts, 2, {"memory:", "expert"});
+  check_refused(experts, 2, {"memory:", "lower sampling.experts = 16777216"});
+  const ProgramRun explicit_ones =
+      run_program("dmft_solve", with({"--regime", "I", "--set", "model.experts=16777216", "--out", folder / "a.h5"}));
+  check_refused(explicit_ones, 2, {"memory:", "lower model.experts = 16777216"});
+  const ProgramRun units = run_program("dmft_solve", with({"--expert-width", "16777216", "--out", folder / "a.h5"}));
+  check_refused(units, 2, {"memory:", "lower model.expert_width = 16777216"});
   const ProgramRun steps = run_program("dmft_solve", with({"--steps", most, "--out", folder / "a.h5"}));
   check_refused(steps, 2, {"memory:", "training.steps"});
   CHECK(folder.file_count() == 0);
+}
+
+TEST_CASE("dmft_solve: a dense form that rounding keeps out of ratio is refused with the counts, not the settings") {
+  const TemporaryFolder folder;
+  const ProgramRun run = run_program("dmft_solve", with({"--neurons", "33", "--experts-per-width", "0.04", "--form",
+                                                         "dense", "--out", folder / "a.h5"}));
+  CAPTURE(run.text);
+  CHECK(run.status == 2);
+  for (const char* part : {"33 : 1 : 8", "raise sampling.neurons"}) CHECK(contains(run.text, part));
+}
+
+TEST_CASE("dmft_solve: a warning about eps promises no eps that is enough: it depends on samples and widths") {
+  const TemporaryFolder folder;
+  for (const auto& [eps, flags, piece] :
+       {std::tuple{"0.03", std::vector<std::string>{"--regime", "III", "--neurons", "8"}, "more samples make"},
+        {"0.019", {"--neurons", "1024"}, "A larger eps makes"}}) {
+    std::vector<std::string> all = with({"--param", "mup", "--optimizer", "adam", "--eps", eps, "--steps", "1",
+                                         "--output-scale", "100", "--replicas", "2", "--out", folder / "a.h5"});
+    all.insert(all.end(), flags.begin(), flags.end());
+    const ProgramRun run = run_program("dmft_solve", all);
+    CAPTURE(run.text);
+    CHECK(run.status == 0);
+    CHECK(contains(run.text, std::string("warning: eps = ") + eps));
+    CHECK(contains(run.text, piece));
+    CHECK_FALSE(contains(run.text, "0.02 avoids"));
+  }
 }
 
 // A limit on the file size stands for a disk that fills while the result is written: writes fail likewise.
