@@ -10,12 +10,12 @@
 #include <memory>
 #include <mutex>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "dmft/kernel_mixing.hpp"
 #include "dmft/loss.hpp"
 #include "support/enum_names.hpp"
+#include "support/for_all.hpp"
 #include "support/ranks.hpp"
 #include "support/resources.hpp"
 #include "support/schedule.hpp"
@@ -147,16 +147,18 @@ std::optional<NumericsError> divergence(const LimitSpec& limit, const SiteProble
   return {};
 }
 
-/// Sum over replicas of |kernel - mean over replicas|^2, by differences from the first: each is looked at twice.
+/// Sum over replicas of |kernel - mean over replicas|^2, by differences from the first.
 double scatter(const std::vector<Chain>& chains, std::size_t k) {
   const CausalMatrix& first = chains[0].kernels.all()[k];
   CausalMatrix sum(first.shape(), first.file());
   double squares = 0;
-  for (const Chain& chain : std::span(chains).subspan(1)) {
-    const CausalMatrix& kernel = chain.kernels.all()[k];
-    squares += squared_distance(kernel, first);
-    sum.change([](auto sum_of, const auto& one, const auto& from) { sum_of += one - from; }, kernel, first);
-  }
+  for (const Chain& chain : std::span(chains).subspan(1))
+    sum.change(
+        [&](auto sum_of, const auto& one, const auto& from) {
+          sum_of += one - from;
+          squares += (one - from).square().sum();
+        },
+        chain.kernels.all()[k], first);
   return std::max(0.0, squares - sum.squared_norm() / static_cast<double>(chains.size()));
 }
 
@@ -257,30 +259,6 @@ Curve mean_of_losses(const std::vector<MatrixXd>& f, const Losses& losses) {
   rows.reserve(f.size());
   for (const MatrixXd& one : f) rows.push_back(losses(one));
   return curve_of(rows, rows[0].size());
-}
-
-/// f(k) for k = 0 .. count - 1, handed out in this order to `at_once` workers that share the threads.
-template <class F>
-void for_all(int count, int at_once, int threads, const F& f) {
-  const int all = thread_count(threads), workers = std::min(at_once > 0 ? at_once : all, count);
-  std::atomic<int> next{0};
-  std::exception_ptr error;
-  std::mutex error_mutex;
-  {
-    std::vector<std::jthread> pool;
-    pool.reserve(static_cast<std::size_t>(workers));
-    for (int w = 0; w < workers; ++w)
-      pool.emplace_back([&] {
-        set_operation_threads(std::max(1, all / workers));
-        for (int k = next++; k < count; k = next++) try {
-            f(k);
-          } catch (...) {
-            const std::lock_guard lock(error_mutex);
-            if (!error) error = std::current_exception();
-          }
-      });
-  }
-  if (error) std::rethrow_exception(error);
 }
 
 /// A replica's kernels in the form that its batches use: made by the first of them, dropped by the last.
@@ -753,7 +731,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
     return random ? mean_of_losses(result.f_per_replica, of_f) : loss_of_mean(result.f_per_replica, of_f);
   };
   result.loss = over_replicas([&](const MatrixXd& f) { return loss_of(limit, problem, f); });
-  result.batch_loss = over_replicas([&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); });
+  const auto batch_loss = [&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); };
+  result.batch_loss = over_replicas(batch_loss);
+  for (const MatrixXd& f : result.f_per_replica) result.batch_loss_per_replica.push_back(batch_loss(f));
   result.report = std::move(report);
   return result;
 }

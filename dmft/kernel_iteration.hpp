@@ -46,6 +46,7 @@ struct IterationResult {
   Curve batch_loss;   ///< [step < T] the same of the step's own mini-batch; empty under full batches
   Eigen::MatrixXd f;  ///< (C, n), the average
   std::vector<Eigen::MatrixXd> f_per_replica;
+  std::vector<std::vector<double>> batch_loss_per_replica;
   std::vector<Eigen::MatrixXd> fields;  ///< [replica], BatchMeans::fields, mean over draws
   KernelSet kernels;                    ///< mean over draws and replicas
   SitePaths paths;                      ///< of the first replica's last iteration

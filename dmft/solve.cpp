@@ -6,13 +6,12 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <mutex>
-#include <thread>
 
 #include "dmft/kernel_iteration.hpp"
 #include "dmft/march.hpp"
 #include "dmft/march_gpu.hpp"
 #include "dmft/memory_estimate.hpp"
+#include "support/for_all.hpp"
 #include "support/gpu.hpp"
 #include "support/observable.hpp"
 #include "support/rank_results.hpp"
@@ -139,6 +138,21 @@ void cut_step_lists(LimitResult& result) {
   cut(result.distribution_steps, result.distributions.empty() ? 0 : result.distributions.begin()->second.size());
 }
 
+void warn_of_few_experts(const RunSpec& spec, LimitResult& result) {
+  for (const std::string name : {"ess_forward", "ess_backward"}) {
+    double smallest = HUGE_VAL;
+    for (const Recorded& one : recorded(name, spec.model.depth))
+      for (const double v : result.observables.at(one.key).mean) smallest = v > 0 ? std::min(smallest, v) : smallest;
+    if (!std::isfinite(smallest)) continue;
+    result.summary["smallest_" + name] = smallest;
+    if (regime_named(spec.model.regime).experts_sampled && smallest < 0.05 * result.counts.active)
+      result.warnings.push_back(fmt::format(
+          "{}: a token's average over experts rests on {:.1f} effective samples of {} active ones{}; "
+          "networks of practical size may be far from this limit (docs/theory.md, section 6)",
+          name, smallest, result.counts.active, spec.sampling.method == Method::iterate ? " in a batch" : ""));
+  }
+}
+
 void warn(const Plan& plan, LimitResult& result) {
   const double defect = result.summary["sample_ratio_defect"];
   const LimitConstants& c = plan.limit.block.constants;
@@ -150,23 +164,7 @@ void warn(const Plan& plan, LimitResult& result) {
         defect > 0.2
             ? "; the counts bias the result: raise sampling.neurons, or leave sampling.experts and sampling.hidden at 0"
             : ""));
-  const auto smallest = [&](const char* name) {
-    double low = HUGE_VAL;
-    for (const Recorded& one : recorded(name, plan.limit.depth))
-      for (double v : result.observables.at(one.key).mean) low = v > 0 ? std::min(low, v) : low;
-    return low;
-  };
-  for (const char* name : {"ess_forward", "ess_backward"}) {
-    const double ess = smallest(name);
-    if (!std::isfinite(ess)) continue;
-    result.summary[std::string("smallest_") + name] = ess;
-    if (plan.limit.block.experts_sampled && ess < 0.05 * result.counts.active)
-      result.warnings.push_back(
-          fmt::format("{}: a token's average over experts rests on {:.1f} effective samples of {} active ones; "
-                      "networks of practical size "
-                      "may be far from this limit (docs/theory.md, section 6)",
-                      name, ess, result.counts.active));
-  }
+  warn_of_few_experts(*plan.spec, result);
   if (result.random_limit) result.warnings.emplace_back(random_limit_warning);
   const auto& curves = result.loss_per_replica;
   const bool still = !curves.empty() && std::all_of(curves.begin(), curves.end(), [](const std::vector<double>& loss) {
@@ -243,7 +241,11 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   Faults faults;
   refuse_unavailable(options.device, faults);
   faults.throw_if_any();
-  if (spec.sampling.method == Method::iterate) return solve_by_iteration(spec, data, options);
+  if (spec.sampling.method == Method::iterate) {
+    LimitResult result = solve_by_iteration(spec, data, options);
+    warn_of_few_experts(spec, result);
+    return result;
+  }
   const auto start = Clock::now();
   keep_freed_memory();
   LimitResult result;
@@ -306,42 +308,28 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
   plan.limit.block.matching = result.matching = matching;
 
   const int replicas = spec.sampling.replicas;
-  const int all = thread_count(options.threads);
-  const int workers = std::min(
-      {all, static_cast<int>(ranks().share(static_cast<std::size_t>(replicas))), static_cast<int>(memory.concurrent)});
+  const auto share = static_cast<int>(ranks().share(static_cast<std::size_t>(replicas)));
+  const int workers = std::min({thread_count(options.threads), share, static_cast<int>(memory.concurrent)});
   std::vector<Record> records(static_cast<std::size_t>(replicas));
-  std::atomic<int> next{0};
   std::atomic<bool> stop{false};
-  std::exception_ptr error;
-  std::mutex error_mutex;
-  {
-    std::vector<std::jthread> pool;
-    pool.reserve(static_cast<std::size_t>(workers));
-    for (int w = 0; w < workers; ++w)
-      pool.emplace_back([&] {
-        set_operation_threads(std::max(1, all / workers));
-        for (int k = next++; k < replicas && !stop; k = next++) {
-          if (!ranks().mine(static_cast<std::size_t>(k))) continue;
-          Record& record = records[static_cast<std::size_t>(k)];
-          try {
-            if (on_gpu)
-              march_on_gpu(plan, k, options, stop, record);
-            else if (spec.sampling.precision == Precision::float32)
-              march<Cpu<float>>(plan, k, options, stop, record);
-            else
-              march<Cpu<double>>(plan, k, options, stop, record);
-          } catch (const NumericsError& e) {
-            record.failure = e;
-            stop = true;
-          } catch (...) {
-            const std::lock_guard lock(error_mutex);
-            if (!error) error = std::current_exception();
-            stop = true;
-          }
-        }
-      });
-  }
-  if (error) std::rethrow_exception(error);
+  for_all(replicas, workers, options.threads, [&](int k) {
+    if (stop || !ranks().mine(static_cast<std::size_t>(k))) return;
+    Record& record = records[static_cast<std::size_t>(k)];
+    try {
+      if (on_gpu)
+        march_on_gpu(plan, k, options, stop, record);
+      else if (spec.sampling.precision == Precision::float32)
+        march<Cpu<float>>(plan, k, options, stop, record);
+      else
+        march<Cpu<double>>(plan, k, options, stop, record);
+    } catch (const NumericsError& e) {
+      record.failure = e;
+      stop = true;
+    } catch (...) {
+      stop = true;
+      throw;
+    }
+  });
   share_results(records);
   result.interrupted = ranks().any(options.interrupt != nullptr && *options.interrupt);
   const auto failed =

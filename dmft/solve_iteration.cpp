@@ -39,10 +39,10 @@ Curve over_replicas(std::size_t replicas, const std::vector<int>& steps, const V
   return curve_of(rows, steps.size());
 }
 
-/// Which kernel of file is which of ours.
 /// Of a field's variance: a per cent moves the loss by some tenths of one (docs/results.md).
 constexpr double noise_worth_a_warning = 0.02;
 
+/// Which kernel of file is which of ours.
 constexpr std::pair<const char*, Kernel> stored_kernels[] = {
     {"Phi", Kernel::phi}, {"GvGv", Kernel::Gv}, {"DD", Kernel::D}, {"ghatghat", Kernel::ghat}};
 
@@ -66,21 +66,6 @@ void record(const IterationReport& report, LimitResult& result) {
   }
   result.summary["iteration_floor"] = report.floor_at;
   result.summary["iteration_draws"] = report.draws;
-}
-
-void warn_of_few_experts(const LimitSpec& limit, int active, LimitResult& result) {
-  for (const std::string name : {"ess_forward", "ess_backward"}) {
-    double smallest = HUGE_VAL;
-    for (const Recorded& one : recorded(name, limit.depth))
-      for (const double v : result.observables.at(one.key).mean) smallest = v > 0 ? std::min(smallest, v) : smallest;
-    if (!std::isfinite(smallest)) continue;
-    result.summary["smallest_" + name] = smallest;
-    if (limit.block.experts_sampled && smallest < 0.05 * active)
-      result.warnings.push_back(
-          fmt::format("{}: a token's average over experts rests on {:.1f} effective samples of {} active ones in a "
-                      "batch; networks of practical size may be far from this limit (docs/theory.md, section 6)",
-                      name, smallest, active));
-  }
 }
 
 /// Of responses, in fields: what no white numbers make room for (SiteField::noise_left).
@@ -328,13 +313,8 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
     result.loss_per_replica.push_back(std::move(row));
   }
   result.batch_loss = r.batch_loss;
+  result.batch_loss_per_replica = r.batch_loss_per_replica;
   const auto batch = [&](int t) { return batch_rows(spec, static_cast<int>(P), t); };
-  for (const MatrixXd& f : r.f_per_replica) {
-    std::vector<double> row;
-    for (int t = 0; spec.training.batch > 0 && t < spec.training.steps; ++t)
-      row.push_back(loss_value(limit.loss, f_at(f, t)(Eigen::all, batch(t)), data.y(Eigen::all, batch(t))));
-    result.batch_loss_per_replica.push_back(std::move(row));
-  }
   for (const char* const name : site_observables) {
     if (name == std::string_view("noise_left")) continue;
     for (const Recorded& one : recorded(name, limit.depth))
@@ -376,7 +356,6 @@ LimitResult solve_by_iteration(const RunSpec& spec, const Dataset& data, const S
         "which takes more of them. Larger batches (sampling.neurons) or a lower optimizer.lr help",
         r.report.passes_left_out, r.report.passes_left_out > 1 ? "es" : "",
         r.report.passes_left_out > 1 ? "were" : "was"));
-  warn_of_few_experts(limit, result.counts.active, result);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
