@@ -62,7 +62,7 @@ int status_of(const std::exception_ptr& error, std::string& text) {
     const AvailableMemory left = available_memory();
     text = fmt::format(
         "memory: the system refused an array, {} being left ({}). Take fewer --threads, or smaller batches or fewer "
-        "samples (sampling, network); what a checkpoint has kept can be continued",
+        "samples (data, sampling, network); what a checkpoint has kept can be continued",
         bytes_text(left.bytes), left.source);
     return 1;
   } catch (const std::exception& e) {

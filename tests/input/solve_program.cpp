@@ -189,6 +189,21 @@ TEST_CASE("dmft_solve: a warning about eps promises no eps that is enough: it de
   }
 }
 
+TEST_CASE("programs: an array that the system refuses is told with what is left and what to take less of, status 1") {
+  if (slowdown > 1) return;  // the sanitizers reserve more addresses than there are here
+  const TemporaryFolder folder;
+  for (const char* name : {"dmft_solve", "moe_train"}) {
+    // 3 GiB of data, which nobody estimates before they are there.
+    const ProgramRun run = run_program(
+        name, with({"--train", "200000", "--dimension", "2000", "--threads", "1", "--out", folder / "a.h5"}), [] {
+          const rlimit limit{std::size_t{3} << 29, std::size_t{3} << 29};
+          ::setrlimit(RLIMIT_AS, &limit);
+        });
+    check_says(run, {"memory: the system refused an array", "ulimit -v", "(data, sampling, network)"});
+    CHECK(folder.file_count() == 0);
+  }
+}
+
 // A limit on the file size stands for a disk that fills while the result is written: writes fail likewise.
 TEST_CASE("dmft_solve: a disk that fills up is told, status 1, and no broken file stays") {
   const TemporaryFolder folder;
