@@ -90,10 +90,7 @@ class Reader {
       return std::nullopt;
     }
     const fs::path folder = fs::path(parameterizations_folder()) / "desiderata";
-    std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder, ignored))
-      if (entry.path().extension() == ".toml") names.push_back(entry.path().stem().string());
-    std::sort(names.begin(), names.end());
+    const std::vector<std::string> names = toml_names(folder.string());
     if (std::find(names.begin(), names.end(), which) != names.end()) return (folder / (which + ".toml")).string();
     faults_.add(fmt::format("desiderata: there is no '{}' in {}. Use {}, or a path ending in .toml", which,
                             folder.string(), alternatives(names)));

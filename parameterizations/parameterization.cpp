@@ -228,10 +228,7 @@ std::optional<std::string> table_file(const RunSpec& spec, Faults& faults) {
     return std::nullopt;
   }
   const fs::path folder = parameterizations_folder();
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(folder, ignored))
-    if (entry.path().extension() == ".toml") names.push_back(entry.path().stem().string());
-  std::sort(names.begin(), names.end());
+  const std::vector<std::string> names = toml_names(folder.string());
   if (std::find(names.begin(), names.end(), param) != names.end()) return (folder / (param + ".toml")).string();
   if (names.empty()) {
     faults.add("model.param", '"' + param + '"', place,
@@ -252,6 +249,15 @@ bool rules_are_known(const Faults& faults) {
 }
 
 }  // namespace
+
+std::vector<std::string> toml_names(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(folder, ignored))
+    if (entry.path().extension() == ".toml") names.push_back(entry.path().stem().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 std::string parameterizations_folder() {
   std::error_code error;

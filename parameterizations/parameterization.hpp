@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "parameterizations/power_law.hpp"
 #include "support/error.hpp"
@@ -43,5 +44,7 @@ bool rules_known(const RunSpec& spec, Faults& faults);
 
 /// Folder of the tables that ship with the project: beside the executable's source tree, see .cpp.
 std::string parameterizations_folder();
+/// Names of the .toml files in a folder, without the ending, sorted.
+std::vector<std::string> toml_names(const std::string& folder);
 
 }  // namespace moe

@@ -17,8 +17,6 @@ namespace moe {
 
 namespace {
 
-constexpr double tolerance = 1e-9;  ///< of exponents
-
 // The space, in half powers of N around the normalised order one; zero initialisation is one more value of a std.
 constexpr int lowest = -4, highest_std = 3, highest_rate = 4;
 
@@ -59,6 +57,7 @@ class Bounds {
       return Gains<SizeInterval>{lift(g.chi) * x, lift(g.beta) * x};
     };
     SignalSetup<SizeInterval> s;
+    static_cast<SignalModel&>(s) = base_;
     s.neurons = lift(base_.neurons);
     s.experts = lift(base_.experts);
     s.hidden = lift(base_.hidden);
@@ -71,17 +70,6 @@ class Bounds {
       s.lr.values[i] = lift(base_.lr.values[i]) * lr.values[i];
       s.eps.values[i] = lift(base_.eps.values[i]) * eps.values[i];
     }
-    s.expert_in_shared = base_.expert_in_shared;
-    s.expert_out_shared = base_.expert_out_shared;
-    s.linear = base_.linear;
-    s.gate_varies = base_.gate_varies;
-    s.gate_relative = base_.gate_relative;
-    s.balanced = base_.balanced;
-    s.topk = base_.topk;
-    s.residual = base_.residual;
-    s.loss_bounded = base_.loss_bounded;
-    s.activation = base_.activation;
-    s.post_activation = base_.post_activation;
     return Propagation(s);
   }
 
@@ -101,8 +89,6 @@ std::size_t index_of(const NamedSizes<SizeInterval>& sizes, const std::string& n
   throw std::out_of_range("no quantity '" + name + "' in signal propagation");
 }
 
-constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step<SizeInterval>};
-
 /// Demands by stage, and what they say about the largest sizes, by the index of the quantity. What may not exceed a size late in training
 /// may not do so at any step after the first.
 struct Demands {
@@ -118,14 +104,14 @@ bool feasible(Propagation bounds, const Demands& demands) {
     const auto& sizes = bounds.step();
     const auto& asked = demands.of[static_cast<std::size_t>(std::min(t, num_stages - 1))];
     for (const Demand& d : asked)
-      if (sizes[d.quantity].second.low.exponent > d.max + tolerance) return false;
+      if (sizes[d.quantity].second.low.exponent > d.max + zero_exponent) return false;
     if (t == late_step<SizeInterval> - 1)
       for (const auto& d : asked) before.push_back(sizes[d.quantity].second.high.exponent);
-    if (t < step_of_stage[static_cast<std::size_t>(stage)]) continue;
+    if (t < step_of_stage<SizeInterval>[static_cast<std::size_t>(stage)]) continue;
     for (std::size_t k = 0; k < asked.size(); ++k) {
       const SizeInterval& x = sizes[asked[k].quantity].second;
-      if (x.high.exponent < asked[k].min - tolerance) return false;
-      if (t == late_step<SizeInterval> && x.low.exponent > before[k] + tolerance && asked[k].max < unbounded)
+      if (x.high.exponent < asked[k].min - zero_exponent) return false;
+      if (t == late_step<SizeInterval> && x.low.exponent > before[k] + zero_exponent && asked[k].max < unbounded)
         return false;
     }
     ++stage;
@@ -139,7 +125,8 @@ bool certain(Propagation bounds, const Demands& demands) {
   for (int t = 0; t <= late_step<SizeInterval>; ++t) {
     const auto& sizes = bounds.step();
     const auto& asked = demands.of[static_cast<std::size_t>(std::min(t, num_stages - 1))];
-    const bool of_stage = std::find(step_of_stage.begin(), step_of_stage.end(), t) != step_of_stage.end();
+    const bool of_stage = std::find(step_of_stage<SizeInterval>.begin(), step_of_stage<SizeInterval>.end(), t) !=
+                          step_of_stage<SizeInterval>.end();
     for (std::size_t k = 0; k < asked.size(); ++k) {
       const SizeInterval& x = sizes[asked[k].quantity].second;
       if (x.high.exponent > asked[k].max || (of_stage && x.low.exponent < asked[k].min)) return false;
@@ -429,8 +416,6 @@ TableBox table_box(const Box& box, const std::vector<Variable>& variables) {
   return result;
 }
 
-double snapped(double x) { return std::abs(x) < tolerance ? 0 : x; }
-
 }  // namespace
 
 bool applies(const Condition& c, const RunSpec& spec) {
@@ -545,7 +530,7 @@ std::vector<Violation> violations(const Desiderata& desiderata, const Conditions
         if (!c.at[stage]) continue;
         const ObservableExponents& e = *by_name.at(name);
         const double exponent = e.at[stage].value_or(no_exponent);
-        if (exponent <= max + tolerance && exponent >= min - tolerance) continue;
+        if (exponent <= max + zero_exponent && exponent >= min - zero_exponent) continue;
         result.push_back({&c, name, stage_names[stage], exponent, e.reason});
       }
   }
@@ -558,7 +543,7 @@ bool contains(const Derivation& derivation, const RunSpec& spec, const Parameter
   const auto has = [&](const std::vector<double>& values, const PowerLaw& law) {
     const double exponent = law.constant == 0 ? no_exponent : snapped(law.exponent_along(growth));
     return std::any_of(values.begin(), values.end(), [&](double v) {
-      return v == exponent || std::abs(v - exponent) < tolerance;  // of infinities: the first
+      return v == exponent || std::abs(v - exponent) < zero_exponent;  // of infinities: the first
     });
   };
   const auto allows = [](const std::vector<int>& values, bool shared) {

@@ -28,14 +28,9 @@ struct Violation {
   std::string reason;  ///< of exponents.hpp; empty where the exponent is zero and should not be
 };
 
-/// A table reduced to exponents along the regime's path: all that matters modulo constants, modulo the sizes that grow together, and,
-/// since a table has no multipliers, modulo the abc-symmetry.
-struct TableExponents {
-  PerTensor<double> std, lr, eps;  ///< std: minus infinity for zero initialisation
-  bool expert_in_shared = false, expert_out_shared = false;
-};
-
-/// One value of every entry, or several that are all solutions whatever the other entries of the box.
+/// Tables reduced to exponents along the regime's path: all that matters modulo constants, modulo the sizes that grow together, and, since
+/// a table has no multipliers, modulo the abc-symmetry. One value of every entry, or several that are all solutions whatever the other
+/// entries of the box.
 struct TableBox {
   PerTensor<std::vector<double>> std, lr, eps;  ///< ascending; minus infinity for zero initialisation
   std::vector<int> expert_in_shared, expert_out_shared;

@@ -12,14 +12,6 @@ namespace moe {
 
 namespace {
 
-/// Exponents that differ from zero by less are zero: tables write 1/3 in decimals.
-constexpr double zero_exponent = 1e-9;
-
-double snapped(double exponent) { return std::abs(exponent) < zero_exponent ? 0 : exponent; }
-
-/// The step at which each stage is read.
-constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step<TracedSize>};
-
 /// Size of one named quantity at every stage.
 using Stages = std::array<TracedSize, num_stages>;
 
@@ -30,7 +22,7 @@ std::map<std::string, Stages> stages_of(const RunSpec& spec, const Parameterizat
   for (std::size_t k = 0; k < steps.front().size(); ++k) {
     Stages& stages = result[steps.front()[k].first];
     for (std::size_t stage = 0; stage < num_stages; ++stage) {
-      stages[stage] = steps[step_of_stage[stage]][k].second;
+      stages[stage] = steps[step_of_stage<TracedSize>[stage]][k].second;
       stages[stage].exponent = snapped(stages[stage].exponent);
     }
     if (stages.back().exponent > steps[late_step<TracedSize> - 1][k].second.exponent + zero_exponent)

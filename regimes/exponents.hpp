@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,6 +21,13 @@ enum class Stage {
 };  ///< t = 0; after one update; late in training, when correlations have developed
 inline constexpr int num_stages = 3;
 inline constexpr std::array<const char*, num_stages> stage_names = {"init", "first_step", "late"};
+/// The step at which each is read.
+template <class S>
+inline constexpr std::array<int, num_stages> step_of_stage = {0, 1, late_step<S>};
+
+/// Exponents that differ from zero by less are zero: tables write 1/3 in decimals.
+inline constexpr double zero_exponent = 1e-9;
+inline double snapped(double exponent) { return std::abs(exponent) < zero_exponent ? 0 : exponent; }
 
 /// Of an observable of support/observable.hpp, or of a quantity of atomic_table, along the regime's path (N ~ N_e in I; N ~ M ~ K in
 /// II; all four in III).

@@ -10,9 +10,6 @@ namespace moe {
 
 namespace {
 
-/// Exponents that differ from zero by less are zero: tables write 1/3 in decimals.
-constexpr double zero_exponent = 1e-9;
-
 /// const * N^a M^b N_e^c K^d D^e.
 PowerLaw law(double N, double M = 0, double Ne = 0, double K = 0, double D = 0) {
   PowerLaw result;

@@ -5,11 +5,8 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
-#include <filesystem>
 #include <map>
 #include <set>
-#include <stdexcept>
-#include <system_error>
 
 #include "parameterizations/desiderata.hpp"
 #include "regimes/derive.hpp"
@@ -264,16 +261,13 @@ std::string powers(const std::vector<double>& values, const std::vector<double>&
 /// Names of the tables in the folder that are among the solutions.
 std::vector<std::string> known_solutions(const RunSpec& spec, const moe::Derivation& derivation) {
   std::vector<std::string> names;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(moe::parameterizations_folder(), ignored)) {
-    if (entry.path().extension() != ".toml") continue;
+  for (const std::string& name : moe::toml_names(moe::parameterizations_folder())) {
     RunSpec with = spec;
-    with.model.param = entry.path().stem().string();
+    with.model.param = name;
     moe::Faults faults;
     const auto param = moe::load_parameterization(with, faults);
-    if (faults.empty() && moe::contains(derivation, with, param)) names.push_back(with.model.param);
+    if (faults.empty() && moe::contains(derivation, with, param)) names.push_back(name);
   }
-  std::sort(names.begin(), names.end());
   return names;
 }
 
@@ -309,6 +303,27 @@ void add_conflicts(const moe::Desiderata& desiderata, const RunSpec& spec, Repor
                            fmt::format("{}", fmt::join(c->quantities, ", "))});
   report.tables.push_back(std::move(rows));
   report.remarks.emplace_back("No table in the space (half-integer powers within N^2 of order one) has all of this.");
+}
+
+/// Entries that are not the same in all solutions. Linear rules have no eps.
+std::vector<std::string> open_entries(const moe::Derivation& derivation) {
+  std::vector<std::string> open;
+  const auto add_if_open = [&](const std::string& name, const auto& values_of) {
+    std::set<double> all;
+    for (const auto& box : derivation.boxes) all.insert(values_of(box).begin(), values_of(box).end());
+    if (all.size() > 1) open.push_back(name);
+  };
+  for (std::size_t i = 0; i < moe::tensor_names.size(); ++i)
+    for (const auto& [key, member] :
+         {std::pair{".std", &moe::TableBox::std}, {".lr", &moe::TableBox::lr}, {".eps", &moe::TableBox::eps}})
+      add_if_open(
+          moe::tensor_names[i] + std::string(key),
+          [&, m = member ](const moe::TableBox& box) -> const auto& { return (box.*m).values[i]; });
+  add_if_open(
+      "sharing of expert_in", [](const moe::TableBox& box) -> const auto& { return box.expert_in_shared; });
+  add_if_open(
+      "sharing of expert_out", [](const moe::TableBox& box) -> const auto& { return box.expert_out_shared; });
+  return open;
 }
 
 int derive(Call& call, Report& report) {
@@ -349,27 +364,7 @@ int derive(Call& call, Report& report) {
     const auto names = known_solutions(call.spec, d);
     if (!names.empty())
       report.remarks.push_back(fmt::format("Among them, of the tables that ship: {}.", fmt::join(names, ", ")));
-    // What is left open, and what is proved.
-    std::vector<std::string> open;
-    for (std::size_t i = 0; i < moe::tensor_names.size(); ++i) {
-      const auto t = static_cast<Tensor>(i);
-      const auto several = [&](auto member) {
-        std::set<double> all;
-        for (const auto& box : d.boxes) all.insert((box.*member)[t].begin(), (box.*member)[t].end());
-        return all.size() > 1;
-      };
-      if (several(&moe::TableBox::std)) open.push_back(fmt::format("{}.std", moe::tensor_names[i]));
-      if (several(&moe::TableBox::lr)) open.push_back(fmt::format("{}.lr", moe::tensor_names[i]));
-      if (entrywise(call.spec) && several(&moe::TableBox::eps))
-        open.push_back(fmt::format("{}.eps", moe::tensor_names[i]));
-    }
-    std::set<int> in, out;
-    for (const auto& box : d.boxes) {
-      in.insert(box.expert_in_shared.begin(), box.expert_in_shared.end());
-      out.insert(box.expert_out_shared.begin(), box.expert_out_shared.end());
-    }
-    if (in.size() > 1) open.emplace_back("sharing of expert_in");
-    if (out.size() > 1) open.emplace_back("sharing of expert_out");
+    const std::vector<std::string> open = open_entries(d);
     report.remarks.push_back(open.empty() ? "The table is unique."
                                           : fmt::format("All entries are unique but: {}.", fmt::join(open, ", ")));
     report.remarks.push_back(fmt::format(
@@ -463,16 +458,12 @@ int transfer(Call& call, Report& report) {
 int list(Call& call, Report& report) {
   call.faults.throw_if_any();
   report.title = "What ships";
-  const auto add = [&](const char* name, const std::filesystem::path& folder, auto&& describe) {
+  const auto add = [&](const char* name, const std::string& folder, auto&& describe) {
     moe::ReportTable rows{name, {"name", "description"}, {}, ""};
-    std::set<std::string> names;
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(folder, ignored))
-      if (entry.path().extension() == ".toml") names.insert(entry.path().stem().string());
-    for (const auto& n : names) rows.rows.push_back({n, describe(n)});
+    for (const std::string& n : moe::toml_names(folder)) rows.rows.push_back({n, describe(n)});
     report.tables.push_back(std::move(rows));
   };
-  const std::filesystem::path folder = moe::parameterizations_folder();
+  const std::string folder = moe::parameterizations_folder();
   add("tables", folder, [](const std::string& name) {
     std::string description;
     for (const char* regime : {"I", "III"}) {  // some tables cover one regime only
@@ -485,7 +476,7 @@ int list(Call& call, Report& report) {
     }
     return description;
   });
-  add("desiderata", folder / "desiderata", [](const std::string& name) {
+  add("desiderata", folder + "/desiderata", [](const std::string& name) {
     moe::Faults faults;
     return moe::load_desiderata(name, moe::known_quantities(), {}, faults).description;
   });

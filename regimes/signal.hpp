@@ -31,13 +31,8 @@ struct Gains {
   S chi, beta;
 };
 
-/// Sizes of everything that enters, in the units of section 3, and what the formulas depend on besides.
-template <class S>
-struct SignalSetup {
-  S neurons, experts, hidden;  ///< N, M, N_e along the path
-  S input, readout;            ///< D^(1/2) std W_in, N std W_out
-  Gains<S> router, expert_in, expert_out;
-  PerTensor<S> lr, eps;  ///< normalised
+/// What the formulas depend on besides sizes.
+struct SignalModel {
   bool expert_in_shared = false, expert_out_shared = false;
   bool linear = true;          ///< SGD, momentum
   bool gate_varies = true;     ///< false: constant gate, or one softmax weight that is 1
@@ -47,6 +42,15 @@ struct SignalSetup {
   bool residual = false;
   bool loss_bounded = true;  ///< cross entropy: -dL/df is at most of order one
   Activation activation = Activation::tanh, post_activation = Activation::identity;
+};
+
+/// Sizes of everything that enters, in the units of section 3.
+template <class S>
+struct SignalSetup : SignalModel {
+  S neurons, experts, hidden;  ///< N, M, N_e along the path
+  S input, readout;            ///< D^(1/2) std W_in, N std W_out
+  Gains<S> router, expert_in, expert_out;
+  PerTensor<S> lr, eps;  ///< normalised
 };
 
 namespace signal {
@@ -341,25 +345,13 @@ class SignalPropagation {
     phi_increment_ = start ? phi_ : dphi;
 
     // (T2), (T15)
-    router_.ask_forward(phi_increment_);
-    Field r_init = router_.forward(phi_), r_propagating = start ? Field{} : router_.forward(phi_, 1);
-    Field r_learned = router_.learned_forward(phi_, over_neurons_);
-    record("rms_r_init", r_init);
-    record("r_propagating", r_propagating);
-    record("rms_r_effective", r_learned);
-    Field r = r_init + r_learned, dr = r_propagating + r_learned;
+    auto [r, dr] = answers_to_phi(router_, {"rms_r_init", "r_propagating", "rms_r_effective"});
     record("rms_r", r);
     record("change_r", dr);
     gate(r, dr);
 
     // (T3), (T16)
-    expert_in_.ask_forward(phi_increment_);
-    Field u_init = expert_in_.forward(phi_), u_propagating = start ? Field{} : expert_in_.forward(phi_, 1);
-    Field u_learned = expert_in_.learned_forward(phi_, over_neurons_);
-    record("rms_u_init", u_init);
-    record("u_propagating", u_propagating);
-    record("rms_u_effective", u_learned);
-    Field u = u_init + u_learned, du = u_propagating + u_learned;
+    auto [u, du] = answers_to_phi(expert_in_, {"rms_u_init", "u_propagating", "rms_u_effective"});
     for (const char* name : {"rms_u", "rms_u_all"}) record(name, u);
     record("change_u", du);
     at_u_ = Slopes(c_.activation, u.rms());
@@ -373,6 +365,17 @@ class SignalPropagation {
 
     aggregate();
     read_out();
+  }
+
+  /// What a matrix answers to phi, and how much of it has changed; the names of its initial, propagating and learned part.
+  std::pair<Field, Field> answers_to_phi(Matrix& matrix, const std::array<const char*, 3>& names) {
+    matrix.ask_forward(phi_increment_);
+    Field init = matrix.forward(phi_), propagating = t_ == 0 ? Field{} : matrix.forward(phi_, 1);
+    Field learned = matrix.learned_forward(phi_, over_neurons_);
+    record(names[0], init);
+    record(names[1], propagating);
+    record(names[2], learned);
+    return {init + learned, propagating + learned};
   }
 
   /// Gates: a constant of order one plus what varies from expert to expert.
