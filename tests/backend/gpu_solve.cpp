@@ -27,6 +27,21 @@ bool refused_without_gpu(const moe::RunSpec& spec, const moe::Dataset& data, con
   return true;
 }
 
+/// The losses of both within `rounding` of what they begin with. False: there is no GPU, and it is refused.
+bool check_on_gpu(const moe::RunSpec& spec, const moe::Dataset& data, double rounding) {
+  moe::SolveOptions options;
+  options.device = moe::Device::cuda;
+  if (refused_without_gpu(spec, data, options)) return false;
+  INFO("regime ", spec.model.regime, ", optimizer ", static_cast<int>(spec.optimizer.name));
+  const moe::LimitResult gpu = moe::solve_limit(spec, data, options), cpu = moe::solve_limit(spec, data);
+  REQUIRE(gpu.loss.mean.size() == cpu.loss.mean.size());
+  for (std::size_t t = 0; t < cpu.loss.mean.size(); ++t) {
+    INFO("t = ", t);
+    CHECK(std::abs(gpu.loss.mean[t] - cpu.loss.mean[t]) <= rounding * (1 + cpu.loss.mean[0]));
+  }
+  return true;
+}
+
 }  // namespace
 
 /// Of Eigen, for gpu_on_device.cu.
@@ -39,18 +54,9 @@ TEST_CASE(
     for (const auto optimizer : {moe::OptimizerKind::sgd, moe::OptimizerKind::adam}) {
       moe::RunSpec spec = limit_fixture::spec(regime, "mssp", optimizer, 0.1, 20);
       spec.sampling.neurons = 200;
-      moe::SolveOptions options;
-      options.device = moe::Device::cuda;
-      if (refused_without_gpu(spec, data, options)) return;
-      INFO("regime ", std::string(regime), ", optimizer ", static_cast<int>(optimizer));
-      const moe::LimitResult gpu = moe::solve_limit(spec, data, options), cpu = moe::solve_limit(spec, data);
-      REQUIRE(gpu.loss.mean.size() == cpu.loss.mean.size());
-      for (std::size_t t = 0; t < cpu.loss.mean.size(); ++t) {
-        INFO("t = ", t);
-        // Twenty steps of sums over 200 sites, enlarged by what training does to a perturbation: a thousandfold at most here
-        // (measured on the CPU by perturbed inputs, tests/backend/gpu_march.hpp).
-        CHECK(std::abs(gpu.loss.mean[t] - cpu.loss.mean[t]) <= 1e3 * 200 * 2.3e-16 * (1 + cpu.loss.mean[0]));
-      }
+      // Twenty steps of sums over 200 sites, enlarged by what training does to a perturbation: a thousandfold at most here
+      // (measured on the CPU by perturbed inputs, tests/backend/gpu_march.hpp).
+      if (!check_on_gpu(spec, data, 1e3 * 200 * 2.3e-16)) return;
     }
 }
 
@@ -62,15 +68,8 @@ TEST_CASE("kernel iteration on the GPU is the CPU's within rounding in float64; 
       spec.sampling.method = moe::Method::iterate;
       spec.sampling.neurons = 100, spec.sampling.experts = 30, spec.sampling.hidden = 12;
       spec.sampling.site_batches = 2;
-      moe::SolveOptions options;
-      options.device = moe::Device::cuda;
-      if (refused_without_gpu(spec, data, options)) return;
-      INFO("regime ", std::string(regime), ", optimizer ", static_cast<int>(optimizer));
-      const moe::LimitResult gpu = moe::solve_limit(spec, data, options), cpu = moe::solve_limit(spec, data);
-      REQUIRE(gpu.loss.mean.size() == cpu.loss.mean.size());
       // Sums over 360 units and 28 queries in six steps, enlarged as in the sweep above.
-      for (std::size_t t = 0; t < cpu.loss.mean.size(); ++t)
-        CHECK(std::abs(gpu.loss.mean[t] - cpu.loss.mean[t]) <= 1e3 * 400 * 2.3e-16 * (1 + cpu.loss.mean[0]));
+      if (!check_on_gpu(spec, data, 1e3 * 400 * 2.3e-16)) return;
     }
 }
 

@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <regex>
 #include <set>
@@ -11,20 +10,13 @@
 #include <vector>
 
 #include "tests/folders.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 
 const fs::path source_root = source_folder();
-
-std::string contents(const fs::path& path) {
-  std::ifstream in(path);
-  REQUIRE_MESSAGE(in.good(), "cannot read " << path.string());
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
 
 std::vector<std::string> lines(const std::string& text) {
   std::vector<std::string> list;
@@ -50,7 +42,7 @@ std::map<int, int> defined() {
   static const std::regex display(R"(^    .*\(T(\d+)\)$)");
   std::map<int, int> count;
   std::smatch match;
-  for (const auto& line : lines(contents(source_root / "docs/theory.md"))) {
+  for (const auto& line : lines(read_bytes(source_root / "docs/theory.md"))) {
     if (std::regex_match(line, match, display)) ++count[std::stoi(match[1])];
   }
   return count;
@@ -82,7 +74,7 @@ std::vector<Row> rows() {
   static const std::regex row(R"(^\| \(T(\d+)\) \| (.*) \| (.*) \| (.*) \|$)");
   std::vector<Row> list;
   std::smatch match;
-  for (const auto& line : lines(contents(source_root / "docs/equations.md"))) {
+  for (const auto& line : lines(read_bytes(source_root / "docs/equations.md"))) {
     if (std::regex_match(line, match, row)) list.push_back({std::stoi(match[1]), match[3], match[4]});
   }
   return list;
@@ -125,7 +117,7 @@ TEST_CASE("every label that a source file cites is defined in theory.md") {
   const auto count = defined();
   std::size_t citations = 0;
   for (const auto& file : source_files()) {
-    for (const int label : cited(contents(source_root / file))) {
+    for (const int label : cited(read_bytes(source_root / file))) {
       ++citations;
       CHECK_MESSAGE(count.contains(label), file.string() << " cites (T" << label << "), which docs/theory.md lacks");
     }
@@ -146,7 +138,7 @@ TEST_CASE("equations.md has one row for every label of theory.md and names files
         const bool exists = fs::is_regular_file(source_root / place.file);
         CHECK(exists);
         if (!exists) continue;
-        const std::string text = contents(source_root / place.file);
+        const std::string text = read_bytes(source_root / place.file);
         for (const auto& name : place.names) {
           CHECK_MESSAGE(text.find(name.substr(name.rfind(':') + 1)) != std::string::npos, "no '" << name << "' there");
         }
@@ -165,7 +157,7 @@ TEST_CASE("the files that equations.md names for a label cite it, and tests stan
     CHECK(!code.empty());
     CHECK(!tests.empty());
     for (const auto& place : code) {
-      const auto labels = cited(contents(source_root / place.file));
+      const auto labels = cited(read_bytes(source_root / place.file));
       CHECK_MESSAGE(labels.contains(row.label), place.file << " does not cite (T" << row.label << ")");
     }
     for (const auto& place : tests) CHECK_MESSAGE(place.file.starts_with("tests/"), place.file << " is no test");

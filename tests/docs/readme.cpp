@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <regex>
 #include <set>
 #include <sstream>
@@ -10,18 +9,11 @@
 
 #include "support/config_keys.hpp"
 #include "tests/folders.hpp"
+#include "tests/temporary_folder.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string contents(const fs::path& path) {
-  std::ifstream in(path);
-  REQUIRE_MESSAGE(in.good(), "cannot read " << path.string());
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
 
 /// What stands in backticks in the first column of README's table rows. A row "`optimizer.beta1`, `beta2`" names both keys of its
 /// section, a row "`optimizer.lr_scale.TENSOR`" those of all tensors.
@@ -49,7 +41,7 @@ std::set<std::string> documented_keys(const std::string& readme) {
 }
 
 TEST_CASE("README lists the configuration keys that exist, all of them and no other") {
-  const auto documented = documented_keys(contents(fs::path(source_folder()) / "README.md"));
+  const auto documented = documented_keys(read_bytes(source_folder() + "/README.md"));
   std::set<std::string> existing;
   for (const auto& key : moe::config_keys()) existing.insert(key.path);
   CHECK(existing.size() > 50);
@@ -59,7 +51,7 @@ TEST_CASE("README lists the configuration keys that exist, all of them and no ot
 }
 
 TEST_CASE("README lists the programs that were built") {
-  const std::string readme = contents(fs::path(source_folder()) / "README.md");
+  const std::string readme = read_bytes(source_folder() + "/README.md");
   int programs = 0;
   for (const auto& entry : fs::directory_iterator(program_folder())) {
     const std::string name = entry.path().filename().string();

@@ -103,6 +103,16 @@ double worst_entry(const Case& c, MatrixXd NetworkWeights::*tensor, const Matrix
   NetworkWeights w = c.weights;
   return worst_entry(w.*tensor, gradient, [&] { return loss_at(c, w); });
 }
+void check_entries(const Case& c, const NetworkWeights& gradient, double allowed) {
+  for (const auto& [name, tensor] : {std::pair{"w_in", &NetworkWeights::w_in},
+                                     {"router", &NetworkWeights::router},
+                                     {"expert_in", &NetworkWeights::expert_in},
+                                     {"expert_out", &NetworkWeights::expert_out},
+                                     {"readout", &NetworkWeights::readout}}) {
+    INFO(std::string(name));
+    CHECK(worst_entry(c, tensor, gradient.*tensor) < allowed);
+  }
+}
 
 }  // namespace
 
@@ -124,11 +134,7 @@ TEST_CASE(
             const auto fields = moe::reference::forward(c.model, c.weights, c.x, 0);
             REQUIRE(routing_margin(fields.blocks[0].r, c.model.shape.K) > 1e-3);
             const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
-            CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
-            CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
-            CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);
-            CHECK(worst_entry(c, &NetworkWeights::expert_out, g.expert_out) < allowed);
-            CHECK(worst_entry(c, &NetworkWeights::readout, g.readout) < allowed);
+            check_entries(c, g, allowed);
             CHECK(g.w_in.norm() > 1e-3);
             CHECK(g.expert_in.norm() > 1e-3);
             CHECK(g.expert_out.norm() > 1e-3);
@@ -160,11 +166,7 @@ TEST_CASE(
               }
               if (margin < 2e-3 || smallest_q < 0.1) continue;
               const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
-              CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
-              CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
-              CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);
-              CHECK(worst_entry(c, &NetworkWeights::expert_out, g.expert_out) < allowed);
-              CHECK(worst_entry(c, &NetworkWeights::readout, g.readout) < allowed);
+              check_entries(c, g, allowed);
               for (int l = 0; l < L; ++l) CHECK(g.expert_out.middleCols(12 * l, 12).norm() > 1e-5);
               ++compared;
             }
@@ -252,11 +254,7 @@ TEST_CASE(
         for (const auto& block : fields.blocks) margin = std::min(margin, routing_margin(block.r, c.model.shape.K));
         if (margin < 2e-3) continue;
         const NetworkWeights g = moe::reference::backward(c.model, c.weights, fields, c.y, 0).weights;
-        CHECK(worst_entry(c, &NetworkWeights::w_in, g.w_in) < allowed);
-        CHECK(worst_entry(c, &NetworkWeights::router, g.router) < allowed);
-        CHECK(worst_entry(c, &NetworkWeights::expert_in, g.expert_in) < allowed);
-        CHECK(worst_entry(c, &NetworkWeights::expert_out, g.expert_out) < allowed);
-        CHECK(worst_entry(c, &NetworkWeights::readout, g.readout) < allowed);
+        check_entries(c, g, allowed);
         CHECK((g.router - plain.router).norm() > 0.01);
         CHECK((g.w_in - plain.w_in).norm() > 0.001);
         ++compared;

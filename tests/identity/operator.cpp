@@ -57,6 +57,16 @@ History train(Asked& W, int steps) {
   return h;
 }
 
+/// Float32 whose averages over sites have the rounding of sums over a million of them.
+struct LongSums : moe::Cpu<float> {
+  static void gemm(moe::Op a, moe::Op b, double alpha, View A, View B, double beta, View C) {
+    moe::Cpu<float>::gemm(a, b, alpha, A, B, beta, C);
+    if (a == moe::Op::plain) return;
+    for (Index p = 0; p < C.cols; ++p)
+      for (Index k = 0; k < C.rows; ++k) C(k, p) *= 1 + 3e-5F * std::sin(static_cast<float>(7 * k + 3 * p));
+  }
+};
+
 }  // namespace
 
 TEST_CASE(
@@ -261,18 +271,6 @@ TEST_CASE(
     CHECK(W.rank_x() == 3 * P);
   }
 }
-
-namespace {
-/// Float32 whose averages over sites have the rounding of sums over a million of them.
-struct LongSums : moe::Cpu<float> {
-  static void gemm(moe::Op a, moe::Op b, double alpha, View A, View B, double beta, View C) {
-    moe::Cpu<float>::gemm(a, b, alpha, A, B, beta, C);
-    if (a == moe::Op::plain) return;
-    for (Index p = 0; p < C.cols; ++p)
-      for (Index k = 0; k < C.rows; ++k) C(k, p) *= 1 + 3e-5F * std::sin(static_cast<float>(7 * k + 3 * p));
-  }
-};
-}  // namespace
 
 TEST_CASE("basis: the rounding of averages over many sites adds no directions") {
   constexpr Index S = 1000;

@@ -14,17 +14,11 @@
 #include "support/config.hpp"
 #include "support/config_keys.hpp"
 #include "support/gpu.hpp"
-#include "tests/temporary_folder.hpp"
+#include "tests/faults.hpp"
 
 using namespace moe;
 
 namespace {
-
-/// Writes a file of the folder and gives its path.
-std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
-  write_bytes(folder / name, bytes);
-  return folder / name;
-}
 
 const ProgramInfo program{"dmft_solve", "solves the limit", "limit.h5"};
 
@@ -36,20 +30,9 @@ Invocation parse(std::vector<std::string> words) {
 }
 
 std::vector<std::string> faults_of(const std::vector<std::string>& words) {
-  try {
-    parse(words);
-  } catch (const ConfigError& error) {
-    return error.faults;
-  }
-  return {};
+  return thrown_faults([&] { parse(words); });
 }
 
-bool any_has(const std::vector<std::string>& faults, const std::vector<std::string>& pieces) {
-  return std::any_of(faults.begin(), faults.end(), [&](const std::string& fault) {
-    return std::all_of(pieces.begin(), pieces.end(),
-                       [&](const std::string& piece) { return fault.find(piece) != std::string::npos; });
-  });
-}
 bool only(const std::vector<std::string>& words, const std::vector<std::string>& pieces) {
   const auto faults = faults_of(words);
   return faults.size() == 1 && any_has(faults, pieces);

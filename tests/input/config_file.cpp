@@ -2,39 +2,19 @@
 /// run.
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "support/config.hpp"
-#include "tests/temporary_folder.hpp"
+#include "tests/faults.hpp"
 
 using namespace moe;
 
 namespace {
 
-/// Writes a file of the folder and gives its path.
-std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
-  write_bytes(folder / name, bytes);
-  return folder / name;
-}
-
 std::vector<std::string> faults_of(const std::string& text) {
-  try {
-    read_config_text(text, "run.toml");
-  } catch (const ConfigError& error) {
-    return error.faults;
-  }
-  return {};
-}
-
-/// Some fault holds all the pieces.
-bool any_has(const std::vector<std::string>& faults, const std::vector<std::string>& pieces) {
-  return std::any_of(faults.begin(), faults.end(), [&](const std::string& fault) {
-    return std::all_of(pieces.begin(), pieces.end(),
-                       [&](const std::string& piece) { return fault.find(piece) != std::string::npos; });
-  });
+  return thrown_faults([&] { read_config_text(text, "run.toml"); });
 }
 
 /// Exactly one fault, and it holds all the pieces.

@@ -1,34 +1,22 @@
 /// Parameterization files: precedence of sections, faults with file and line, tables that do not cover a run.
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "parameterizations/parameterization.hpp"
-#include "tests/temporary_folder.hpp"
+#include "tests/faults.hpp"
 
 using namespace moe;
 
 namespace {
 
-/// Writes a file of the folder and gives its path.
-std::string write(const TemporaryFolder& folder, const std::string& name, const std::string& bytes) {
-  write_bytes(folder / name, bytes);
-  return folder / name;
-}
-
 struct Loaded {
   Parameterization param;
   std::vector<std::string> faults;
-  bool has(const std::vector<std::string>& pieces) const {
-    return std::any_of(faults.begin(), faults.end(), [&](const std::string& fault) {
-      return std::all_of(pieces.begin(), pieces.end(),
-                         [&](const std::string& piece) { return fault.find(piece) != std::string::npos; });
-    });
-  }
+  bool has(const std::vector<std::string>& pieces) const { return any_has(faults, pieces); }
 };
 
 Loaded load(const std::string& param, const std::string& regime, OptimizerKind optimizer) {
