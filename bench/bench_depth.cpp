@@ -23,6 +23,7 @@
 #include "support/config.hpp"
 #include "support/cpu.hpp"
 #include "validation/network.hpp"
+#include "validation/network_statistics.hpp"
 
 namespace {
 
@@ -106,12 +107,9 @@ Cost cost_of(const std::string& what, const std::string& rule, const std::string
   return c;
 }
 
-/// Value at a share of the sorted list, between neighbours linearly.
-double quantile(std::vector<double> values, double share) {
-  std::ranges::sort(values);
-  const double at = share * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<std::size_t>(at), above = std::min(below + 1, values.size() - 1);
-  return values[below] + (at - static_cast<double>(below)) * (values[above] - values[below]);
+double quantile(const std::vector<double>& values, double share) {
+  return moe::network::quantile(
+      Eigen::Map<const Eigen::VectorXd>(values.data(), static_cast<Eigen::Index>(values.size())), share);
 }
 
 struct Only {

@@ -1,6 +1,8 @@
 /// One MoE block in the limit: (T2)-(T4) forward, (T7)-(T10) backward, on the samples.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <memory>
 #include <vector>

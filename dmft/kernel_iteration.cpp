@@ -508,6 +508,33 @@ std::vector<KernelResidual> residuals_of(const Certificate& certificate, const K
   return residuals;
 }
 
+/// Means over draws and replicas of what is at rest.
+IterationResult result_of(const SiteProblem& problem, bool random, IterationState& state) {
+  const LimitSpec& limit = *problem.limit;
+  const auto R = static_cast<double>(state.chains.size());
+  const int draws = state.report.draws;
+  IterationResult result;
+  result.counts = limit.block.counts;
+  result.kernels = std::move(state.kernels_sum);
+  result.kernels *= 1 / (R * draws);
+  result.f = MatrixXd::Zero(problem.y.rows(), problem.n());
+  for (const Chain& chain : state.chains) {
+    result.f_per_replica.emplace_back(chain.f_sum / draws);
+    result.fields.emplace_back(chain.fields_sum / draws);
+    result.f += result.f_per_replica.back() / R;
+  }
+  result.paths = std::move(state.chains[0].paths);
+  const auto over_replicas = [&](const auto& of_f) {
+    return random ? mean_of_losses(result.f_per_replica, of_f) : loss_of_mean(result.f_per_replica, of_f);
+  };
+  const auto batch_loss = [&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); };
+  result.loss = over_replicas([&](const MatrixXd& f) { return loss_of(limit, problem, f); });
+  result.batch_loss = over_replicas(batch_loss);
+  for (const MatrixXd& f : result.f_per_replica) result.batch_loss_per_replica.push_back(batch_loss(f));
+  result.report = std::move(state.report);
+  return result;
+}
+
 }  // namespace
 
 void refuse_unsolved(const RunSpec& spec, const LimitSpec& limit, Faults& faults) {
@@ -700,15 +727,13 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
   };
   while (report.draws < options.draws && settle()) {
   }
-  IterationResult result;
-  result.counts = limit.block.counts;
   const auto against_fresh = [&](std::size_t r, BatchMeans means) {
     compare(means, chains[r], state.certificate, state.kernels_sum);
   };
   // In a random limit fresh numbers are another realisation, and compare with nothing.
   const bool random = has_random_limit(limit);
-  result.interrupted = report.draws < options.draws || (!random && !sample_all(false, against_fresh));
-  if (result.interrupted) keep(true);
+  const bool interrupted = report.draws < options.draws || (!random && !sample_all(false, against_fresh));
+  if (interrupted) keep(true);
   problem.steps = all_steps;
   if (report.draws == 0)
     throw IterationInterrupted(
@@ -717,24 +742,9 @@ IterationResult iterate_kernels(const RunSpec& spec, const Dataset& data, const 
 
   if (report.draws == options.draws)  // those that an interrupt has left
     for (Chain& chain : chains) state.kernels_sum += chain.kernels, chain.kernels.clear();
-  result.kernels = std::move(state.kernels_sum);
-  result.kernels *= 1 / (static_cast<double>(R) * report.draws);
-  if (!result.interrupted && !random) report.residuals = residuals_of(state.certificate, result.kernels, R);
-  result.f = no_f;
-  for (const Chain& chain : chains) {
-    result.f_per_replica.emplace_back(chain.f_sum / report.draws);
-    result.fields.emplace_back(chain.fields_sum / report.draws);
-    result.f += result.f_per_replica.back() / static_cast<double>(R);
-  }
-  result.paths = std::move(chains[0].paths);
-  const auto over_replicas = [&](const auto& of_f) {
-    return random ? mean_of_losses(result.f_per_replica, of_f) : loss_of_mean(result.f_per_replica, of_f);
-  };
-  result.loss = over_replicas([&](const MatrixXd& f) { return loss_of(limit, problem, f); });
-  const auto batch_loss = [&](const MatrixXd& f) { return batch_loss_of(limit, problem, f); };
-  result.batch_loss = over_replicas(batch_loss);
-  for (const MatrixXd& f : result.f_per_replica) result.batch_loss_per_replica.push_back(batch_loss(f));
-  result.report = std::move(report);
+  IterationResult result = result_of(problem, random, state);
+  result.interrupted = interrupted;
+  if (!interrupted && !random) result.report.residuals = residuals_of(state.certificate, result.kernels, R);
   return result;
 }
 

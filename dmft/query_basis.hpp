@@ -117,9 +117,7 @@ class QueryBasis {
     B::gemm(Op::plain, Op::plain, 1, residual, weights, 0, fresh);
     // A residual at the tolerance carries the rounding of the query 1/tolerance times enlarged: clean the new vectors once more, against
     // the basis and each other.
-    Matrix correction;
-    project(fresh, correction);
-    subtract(correction, fresh);
+    take_out(old, fresh);
     auto whiten = Matrix::uninitialized(k, k);
     B::upload(whitening(B::gram(fresh)), whiten);
     B::gemm(Op::plain, Op::plain, 1, fresh, whiten, 0, whitened);
