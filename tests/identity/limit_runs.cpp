@@ -149,6 +149,76 @@ TEST_CASE(
       }
 }
 
+namespace {
+/// Two blocks with all that stands between their matrices, and experts that a bias selects.
+moe::RunSpec balanced_stack(const std::string& regime, const std::string& param, moe::OptimizerKind optimizer) {
+  moe::RunSpec s = limit_fixture::spec(regime, param, optimizer, moe::is_linear(optimizer) ? 0.5 : 0.1, 4);
+  s.model.depth = 2;
+  s.model.norm = moe::Norm::rms;
+  s.model.residual = true;
+  s.model.post_activation = moe::Activation::tanh;
+  s.model.routing = moe::Routing::topk;
+  s.model.experts = 4;
+  s.model.balance_bias = 0.4;
+  s.optimizer.weight_decay = 0.3;
+  s.sampling.neurons = 64;
+  s.sampling.replicas = 2;
+  s.sampling.matching = moe::Matching::off;
+  return s;
+}
+}  // namespace
+
+TEST_CASE(
+    "solve: the training set as a test set has the training loss in stacks, in every piece of it [norm, residual, psi; "
+    "top-K with a selection bias; 300 samples]") {
+  for (const auto& [regime, param] : {std::pair{"I", "mup"}, std::pair{"II", "mssp"}, std::pair{"III", "mssp"}})
+    for (const auto optimizer : {sgd, adamw}) {
+      moe::RunSpec s = balanced_stack(regime, param, optimizer);
+      s.sampling.tolerance = 1e-7;
+      s.training.test_every = 1;
+      moe::Dataset d = limit_fixture::data(5, 5, 1);
+      d.x_test = d.x.replicate(1, 60);  // 256 are a piece, of which five is no divisor
+      d.y_test = d.y.replicate(1, 60);
+      const moe::LimitResult r = solve(s, d);
+      for (std::size_t t = 0; t < r.loss.mean.size(); ++t) {
+        INFO(regime, " ", param, " step ", t, ": ", r.test_loss.mean[t], " and ", r.loss.mean[t]);
+        // What bases leave out of a query, and what two norms make of it.
+        CHECK(std::abs(r.test_loss.mean[t] - r.loss.mean[t]) <= 100 * s.sampling.tolerance);
+      }
+      CHECK(std::abs(r.loss.mean.back() - r.loss.mean.front()) > 0.01);
+    }
+}
+
+TEST_CASE(
+    "solve: mini-batches of the whole set measure what full batches do, v(0) by the initial weights and not by what "
+    "was "
+    "kept (T26) [two blocks, norm, residual, psi, top-K with a selection bias]") {
+  for (const auto& [regime, param] : {std::pair{"I", "mup"}, std::pair{"II", "mssp"}, std::pair{"III", "mssp"}})
+    for (const auto optimizer : {sgd, adamw}) {
+      moe::RunSpec s = balanced_stack(regime, param, optimizer);
+      s.sampling.form = moe::Form::dense;  // in which what was not asked has no noise of its own
+      s.output.observables = {"all"};
+      s.output.observe_every = 1;
+      s.origin["output.observe_every"] = "here";
+      const moe::Dataset d = limit_fixture::data(5, 5, 1);
+      const moe::LimitResult full = solve(s, d);
+      s.training.batch = 5;
+      const moe::LimitResult batches = solve(s, d);
+      int compared = 0;
+      for (const auto& [name, curve] : batches.observables) {
+        const std::vector<double>& expected = full.observables.at(name).mean;
+        REQUIRE(curve.mean.size() == expected.size());
+        for (std::size_t t = 0; t < expected.size(); ++t) {
+          INFO(regime, " ", param, " ", name, " at step ", t, ": ", curve.mean[t], ", of full batches ", expected[t]);
+          CHECK(std::abs(curve.mean[t] - expected[t]) <= 1e-11 * (1 + expected[t]));
+        }
+        compared += name.starts_with("rms_y_propagating") ? 1 : 0;
+      }
+      CHECK(compared == 2);
+      CHECK(full.observables.at("rms_y_propagating.2").mean.back() > 1e-3);
+    }
+}
+
 TEST_CASE("solve: float32 and float64 agree within the Monte Carlo error, tolerance 0.01 and 0.001 likewise") {
   moe::RunSpec s = limit_fixture::spec("II", "mssp", sgd, 0.5, 10);
   s.sampling.replicas = 8;
