@@ -233,6 +233,31 @@ TEST_CASE("a balancing loss keeps the router's gradient of order one [III MSSP, 
   CHECK(at("II", "mup", 0.1, "rms_xi") == "0");
   CHECK(at("I", "mssp", 0, "rms_rho") == "-0.5");
   CHECK(at("I", "mssp", 0.1, "rms_rho") == "0");
+  // With soft routing there is nothing to be balanced.
+  RunSpec soft = run("III", "mssp", sgd);
+  soft.model.balance_loss = 0.1;
+  CHECK(text(named(observable_exponents(soft), "rms_rho").at[0]) == "-0.5");
+}
+
+TEST_CASE("what is larger with every step has no power of N late, and says so [I, SP]") {
+  const auto f = named(observable_exponents(run("I", "sp", sgd)), "rms_f");
+  CHECK(text(f.at[1]) == "1");
+  REQUIRE(f.at[2].has_value());
+  CHECK(*f.at[2] == unbounded);
+  CHECK_MESSAGE(f.reason.find("more with every step") != std::string::npos, f.reason);
+}
+
+TEST_CASE("the softmax over one active expert is 1, and its router learns nothing [I, by hand]") {
+  RunSpec spec = run("I", "mup", sgd);
+  spec.model.gate = Gate::softmax;
+  spec.model.routing = Routing::topk;
+  spec.model.experts = 4;
+  for (const double fraction : {0.25, 0.5}) {
+    spec.model.active_fraction = fraction;
+    const auto list = observable_exponents(spec);
+    CHECK((text(named(list, "rms_rho").at[1]) == "zero") == (fraction == 0.25));
+    CHECK((text(named(list, "rms_r_effective").at[2]) == "zero") == (fraction == 0.25));
+  }
 }
 
 // No u at the start, B and zeta smaller by 1/N, and eps of A smaller by N^1/4: A moves as zeta/eps = N^-3/4, B as v/1, zeta with B,

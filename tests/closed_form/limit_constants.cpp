@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "regimes/regime.hpp"
+#include "tests/temporary_folder.hpp"
 
 using namespace moe;
 
@@ -233,6 +234,10 @@ TEST_CASE("a constant aggregation prefactor has a limit where K is constant, and
   const Outcome fixed = limit(spec);
   CHECK(fixed.faults.empty());
   CHECK(near(fixed.constants.expert_out.chi2, 0.25 * M * M));
+  RunSpec few = spec;  // K is a whole number, halves away from zero
+  few.model.routing = Routing::topk;
+  few.model.active_fraction = 2.5 / M;
+  CHECK(near(limit(few).constants.expert_out.chi2, 0.25 * 9));
   spec.model.regime = "II";
   spec.model.param = "mssp";
   const Outcome growing = limit(spec);
@@ -467,6 +472,47 @@ TEST_CASE(
     }
 }
 
+TEST_CASE("a table names L by its learning rate, or by the eps of the rules that have one") {
+  const TemporaryFolder folder;
+  std::string text = "name = \"own\"\n";
+  for (const char* tensor : tensor_names) {
+    text += fmt::format("[any.any.{}]\nstd = {{N = -0.5}}\nlr = {{const = 1{}}}\n", tensor,
+                        tensor == std::string("expert_in") ? ", L = -1" : "");
+    text += fmt::format("eps = {{const = 1{}}}\n", tensor == std::string("router") ? ", L = -0.5" : "");
+  }
+  const std::string file = folder / "own.toml";
+  write_bytes(file, text);
+  for (const OptimizerKind optimizer : {sgd, OptimizerKind::momentum, adam, OptimizerKind::adafactor}) {
+    const Parameterization param = table(run("II", file.c_str(), optimizer));
+    CHECK(param.rule[Tensor::expert_in].names_depth);
+    CHECK(param.rule[Tensor::router].names_depth == !is_linear(optimizer));
+    CHECK_FALSE(param.rule[Tensor::expert_out].names_depth);
+  }
+}
+
+TEST_CASE(
+    "of a table's sections REGIME.OPTIMIZER wins over REGIME.any, that over any.OPTIMIZER, that over any.any, key by "
+    "key") {
+  const TemporaryFolder folder;
+  std::string text = "name = \"own\"\n";
+  for (const char* tensor : tensor_names)
+    text += fmt::format("[any.any.{}]\nstd = {{N = -0.5}}\nlr = {{const = 1}}\neps = {{const = 1}}\n", tensor);
+  text +=
+      "[any.adam.router]\nstd = {const = 2}\nlr = {const = 2}\neps = {const = 2}\n"
+      "[II.any.router]\nstd = {const = 3}\nlr = {const = 3}\n"
+      "[II.adam.router]\nstd = {const = 4}\n";
+  const std::string file = folder / "own.toml";
+  write_bytes(file, text);
+  const auto constants = [&](const char* regime, OptimizerKind optimizer) {
+    const TensorRule rule = table(run(regime, file.c_str(), optimizer)).rule[Tensor::router];
+    return std::vector{rule.std.constant, rule.lr.constant, rule.eps.constant};
+  };
+  CHECK(constants("II", adam) == std::vector<double>{4, 3, 2});
+  CHECK(constants("III", adam) == std::vector<double>{2, 2, 2});
+  CHECK(constants("II", sgd) == std::vector<double>{3, 3, 1});
+  CHECK(constants("I", sgd) == std::vector<double>{1, 1, 1});
+}
+
 TEST_CASE("norm without residual: refused where a block's output vanishes with size, with the remedy") {
   for (const auto& [regime, param, stays] :
        {std::tuple{"I", "mup", true}, {"II", "mup", false}, {"II", "mssp", true}, {"III", "mup", false}}) {
@@ -491,6 +537,16 @@ TEST_CASE(
   CHECK(vanishing() == 2);  // zeta alone, as with one block
   spec.model.depth = 1;
   CHECK(vanishing() == 2);
+  // A balancing loss pulls at the router of every block, but with nothing where no y comes in; it goes back to the input through the first.
+  spec.model.depth = 2;
+  spec.model.residual = false;
+  spec.model.routing = Routing::topk;
+  spec.model.balance_loss = 0.1;
+  for (const Gate gate : {Gate::sigmoid, Gate::constant}) {
+    spec.model.gate = gate;
+    const auto list = vanishing_gradients(spec, regime_named("II"), limit(spec).constants);
+    CHECK(list == std::vector{Tensor::router, Tensor::expert_in, Tensor::expert_out, Tensor::readout});
+  }
 }
 
 TEST_CASE(

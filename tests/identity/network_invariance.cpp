@@ -98,6 +98,25 @@ TEST_CASE("network leaves an expert that no token chooses where it was [every op
   }
 }
 
+TEST_CASE(
+    "network has the loss of its training set on a test set that repeats it, in every piece [300 samples; top-K, bias, "
+    "two blocks]") {
+  moe::RunSpec s = network_fixture::spec("II", "mssp", moe::OptimizerKind::sgd, 3);
+  s.model.routing = moe::Routing::topk;
+  s.model.balance_bias = 0.3;
+  s.model.depth = 2;
+  s.model.norm = moe::Norm::rms;
+  s.model.residual = true;
+  s.training.test_every = 1;
+  moe::Dataset d = network_fixture::data(5, 4, 3);
+  d.x_test = d.x.replicate(1, 60);  // 256 are a piece, of which five is no divisor
+  d.y_test = d.y.replicate(1, 60);
+  const moe::NetworkRun run = moe::train_network(s, d, 16, 1);
+  REQUIRE(run.test_loss.size() == run.loss.size());
+  for (std::size_t t = 0; t < run.loss.size(); ++t) CHECK(std::abs(run.test_loss[t] - run.loss[t]) < 1e-13);
+  CHECK(run.loss.back() < 0.99 * run.loss.front());
+}
+
 TEST_CASE("network runs are the same whatever the number of threads, and differ between seeds") {
   moe::RunSpec spec = network_fixture::spec("II", "mssp", moe::OptimizerKind::adam, 4);
   spec.network.widths = {8, 20};
@@ -194,6 +213,14 @@ TEST_CASE("network initial weights have the std of the parameterization; shared 
   }
   const moe::NetworkRun run = moe::train_network(spec, data, 64, 0);
   CHECK(worst(run.final_weights.A(1, Ne), run.final_weights.A(0, Ne)) > 1e-6);
+
+  spec.model.depth = 2;  // every block shares its own
+  const moe::NetworkWeights deep = moe::random_weights(spec, data, 64, 0);
+  CHECK(deep.A(M + 1, Ne) == deep.A(M, Ne));
+  CHECK(deep.B(M + 1, Ne) == deep.B(M, Ne));
+  CHECK(worst(deep.A(M, Ne), deep.A(0, Ne)) > std::pow(64.0, -0.5));
+  CHECK(worst(deep.B(M, Ne), deep.B(0, Ne)) > std::pow(32.0, -0.5));
+  spec.model.depth = 1;
 
   spec.model.regime = "II";
   spec.model.readout_init = moe::ReadoutInit::zero;
