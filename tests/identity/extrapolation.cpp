@@ -21,6 +21,11 @@ TEST_CASE("moments of a few numbers by hand") {
   CHECK(m.mean_error == doctest::Approx(std::sqrt(14.0 / 12)));
   CHECK(m.variance_error == doctest::Approx(std::sqrt((98.0 / 4 - 3.5 * 3.5) / 4)));
   CHECK(m.excess_kurtosis == doctest::Approx(98.0 / 4 / (3.5 * 3.5) - 3));
+  // 2 and 4: mean 3, variance 2, error 1. Differences are in units of the root of the sum of squared errors.
+  CHECK(statistics::mean_z({1, 2, 3, 6}, {0, 2}) == doctest::Approx(2 / std::sqrt(14.0 / 12 + 1)));
+  CHECK(statistics::mean_z({1, 1}, {1, 1, 1}) == 0);
+  CHECK(statistics::variance_z({1, 2, 3, 6}, {0, 2}) ==
+        doctest::Approx((14.0 / 3 - 2) / std::sqrt((98.0 / 4 - 3.5 * 3.5) / 4)));
 }
 
 TEST_CASE("Student's t: bounds of tables, and the normal distribution for known errors") {
@@ -51,7 +56,13 @@ TEST_CASE("fitted power is found exactly, with the error of two points by hand")
   // y = 1, 1/2 with errors 0.001: a = log(y2/y1)/log 2, its error hypot(0.001/1, 0.001/0.5)/log 2.
   const PowerLawFit two = fit_power_law({1, 2}, {1, 0.5}, {0.001, 0.001});
   CHECK(two.exponent == doctest::Approx(-1).epsilon(0.001));
-  CHECK(two.error == doctest::Approx(std::hypot(0.001, 0.002) / std::log(2)).epsilon(0.2));
+  CHECK(two.error == doctest::Approx(std::hypot(0.001, 0.002) / std::log(2)).epsilon(0.2).scale(0));
+  // Where a power does not fit, what its errors leave says nothing: the error is that of the scatter, whatever is said of the points.
+  const auto scattered = [](double error) {
+    return fit_power_law({1, 2, 4}, {1, 0.6, 0.25}, {error, error, error}).error;
+  };
+  CHECK(scattered(1e-3) == doctest::Approx(scattered(1e-2)).epsilon(0.1).scale(0));
+  CHECK(scattered(1e-2) > 0.05);
 }
 
 TEST_CASE(
@@ -82,8 +93,26 @@ TEST_CASE("extrapolation from two widths by hand: the next order stays open and 
   const Extrapolation e = extrapolate({{64, 1.5, 1e-7, 16}, {128, 1.25, 1e-7, 16}}, 1);
   CHECK(e.at_infinity.value == doctest::Approx(1).epsilon(1e-5));
   CHECK(e.at_infinity.systematic == doctest::Approx(0.25).epsilon(1e-4));
-  CHECK(e.at_infinity.statistical.value == doctest::Approx(5e-14).epsilon(1e-3));
+  CHECK(e.at_infinity.statistical.value == doctest::Approx(5e-14).epsilon(1e-3).scale(0));
   CHECK(e.chi2 < 1e-6);
+  // The errors of 16 seeds each, weights 2 and -1: (4 + 1)^2 / (16/15 + 1/15) degrees; of one width alone, 15.
+  CHECK(e.at_infinity.statistical.degrees == doctest::Approx(25.0 / 17 * 15).epsilon(1e-3));
+  CHECK(extrapolate({{64, 1.5, 0, 16}, {128, 1.25, 1e-7, 16}}, 1).at_infinity.statistical.degrees ==
+        doctest::Approx(15).epsilon(1e-6));
+  // At a width that is there nothing is open; between the two, where the line is at x = 3/4, x^2 may bend it by 1/16 of |c_1|.
+  CHECK(extrapolate({{64, 1.5, 1e-7, 16}, {128, 1.25, 1e-7, 16}}, 1, 64).at_infinity.systematic < 1e-5);
+  CHECK(extrapolate({{64, 1.5, 1e-7, 16}, {128, 1.25, 1e-7, 16}}, 1, 64 / 0.75).at_infinity.systematic ==
+        doctest::Approx(0.5 / 16).epsilon(1e-4));
+}
+
+TEST_CASE("extrapolation: what the next order costs counts in the quality of a fit, by hand") {
+  // f = x^2 at x = 1, 1/2, 1/4: c_2 = 1 is exact, and is measured against |c_1| of the best line through the three, weighted as 1/x.
+  const std::vector<WidthMean> widths = {
+      {64, 1, 1e-6, 16}, {128, 0.25, 1e-6 / std::sqrt(2.0), 16}, {256, 0.0625, 5e-7, 16}};
+  double w = 0, wx = 0, wxx = 0, wf = 0, wxf = 0;
+  for (const double x : {1.0, 0.5, 0.25}) w += 1 / x, wx += 1, wxx += x, wf += x, wxf += x * x;
+  const double slope = (w * wxf - wx * wf) / (w * wxx - wx * wx);
+  CHECK(extrapolate(widths, 1).chi2 == doctest::Approx(1 / (slope * slope)).epsilon(1e-3));
 }
 
 TEST_CASE("extrapolation: no scatter and no value is no trouble") {
@@ -98,12 +127,12 @@ TEST_CASE("bias of the limit: measured where the second solve is sharp, granted 
   // f_S = 1 + b, f_{S/2} = 1 + 2 b with b = 0.01 known sharply: 2 f_S - f_{S/2} = 1, variance 4 + 1 times that of one.
   const Estimate sharp = without_bias({1.01, 1e-6, 16, 1.02, 1e-6, 16}, 0.1, 1);
   CHECK(sharp.value == doctest::Approx(1).epsilon(1e-6));
-  CHECK(sharp.statistical.value == doctest::Approx(5e-12).epsilon(1e-3));
+  CHECK(sharp.statistical.value == doctest::Approx(5e-12).epsilon(1e-3).scale(0));
   CHECK(sharp.systematic < 1e-6);
   // Noise far above the prior: nothing is learned, the prior is the systematic error.
   const Estimate blunt = without_bias({1.01, 0.5, 16, 1.02, 0.5, 16}, 0.001, 1);
   CHECK(blunt.value == doctest::Approx(1.01).epsilon(1e-5));
-  CHECK(blunt.systematic == doctest::Approx(0.001).epsilon(1e-3));
+  CHECK(blunt.systematic == doctest::Approx(0.001).epsilon(1e-3).scale(0));
   // Prior and noise equal: half of the difference is believed. noise^2 = 2 * 0.01^2.
   const Estimate half = without_bias({1.01, 0.01, 16, 1.03, 0.01, 16}, std::sqrt(2.0) * 0.01, 1);
   CHECK(half.value == doctest::Approx(1.0));

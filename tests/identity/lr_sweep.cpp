@@ -103,7 +103,32 @@ TEST_CASE("noise that a run has at every learning rate moves no optimum; its own
   // An error from 8 runs is known to a quarter; the average of 24 of them to a twentieth, and quantiles of 500 draws to less.
   double seen = 0;
   for (std::uint32_t stream = 5; stream < 29; ++stream) seen += width_of(0.5, 0.02, stream) / 24;
-  CHECK(seen == doctest::Approx(expected).epsilon(0.2));
+  CHECK(seen == doctest::Approx(expected).epsilon(0.2).scale(0));
+}
+
+TEST_CASE(
+    "resampled means scatter as means of runs do, by hand for two runs; sizes and the limit are resampled by "
+    "themselves") {
+  // Of two runs 1 -+ d the means of a draw are 1 - d, 1, 1, 1 + d with equal weights; their variance d^2/2 is half of that of a mean, d^2.
+  LrSweep s;
+  s.eta = rates("0.1:10:9");
+  s.widths = {64};
+  std::vector<std::vector<double>> runs;
+  for (const double eta : s.eta) {
+    const double x = std::log(eta);
+    runs.push_back({1 + x * x - 0.1, 1 + x * x + 0.1});
+  }
+  s.networks = {sweep_curve(runs)};
+  s.limit = s.networks[0];
+  analyse(s, 500);
+  CHECK(s.optimum[0].loss.low == doctest::Approx(1 - 0.1 * std::sqrt(2.0)));
+  CHECK(s.optimum[0].loss.high == doctest::Approx(1 + 0.1 * std::sqrt(2.0)));
+  // The same curve twice: its optimum moves by itself in each.
+  s.networks = {parabola(s.eta, 1, 0, 0.05, 5)};
+  s.limit = s.networks[0];
+  analyse(s, 500);
+  CHECK(s.drift[0].value == 0);
+  CHECK(s.drift[0].high - s.drift[0].low > 0.5 * std::log2(s.optimum[0].eta.high / s.optimum[0].eta.low));
 }
 
 TEST_CASE("intervals of a sweep hold the measured value, also of a cost near zero, to which noise only adds") {

@@ -274,7 +274,7 @@ print(json.dumps(result))
   const auto is = [&](const char* name, double lr, double eps, const std::vector<double>& init) {
     CAPTURE(std::string(name));
     CHECK(out.at(name).at(0).get<double>() == doctest::Approx(1e-2 * lr));
-    CHECK(out.at(name).at(1).get<double>() == doctest::Approx(1e-8 * eps));
+    CHECK(out.at(name).at(1).get<double>() == doctest::Approx(1e-8 * eps).scale(0));
     CHECK(out.at(name).at(2).get<double>() == doctest::Approx(0.1 / lr));
     CHECK(out.at(name).at(3).get<std::vector<double>>() == init);
   };
