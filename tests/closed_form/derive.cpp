@@ -189,6 +189,12 @@ TEST_CASE("a single table is checked: what it breaks is what search leaves out, 
           CAPTURE(param);
           CHECK(broken.empty() == contains(derivations.front(), spec, table(spec)));
         }
+        // Of an entrywise rule eps counts too.
+        const RunSpec of_table = run(regime, optimizer, which == std::string("mu") ? "mup" : "mssp");
+        Parameterization param = table(of_table);
+        CHECK(contains(derivations.front(), of_table, param));
+        param.rule[Tensor::expert_in].eps.exponents.N += 0.5;
+        CHECK(contains(derivations.front(), of_table, param) == (optimizer == sgd));
       }
   const Desiderata desiderata = asked("mssp");
   const RunSpec spec = run("II", sgd, "mup");

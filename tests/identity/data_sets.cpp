@@ -136,6 +136,13 @@ TEST_CASE("batches cover every epoch exactly, in either order [P = 10; batch 4, 
     }
 }
 
+TEST_CASE("every epoch has a shuffled order of its own [P = 10]") {
+  RunSpec spec;
+  spec.training.batch = 10;
+  spec.training.batch_order = BatchOrder::shuffled;
+  for (int epoch = 1; epoch < 5; ++epoch) CHECK(batch_rows(spec, 10, epoch) != batch_rows(spec, 10, epoch - 1));
+}
+
 TEST_CASE(
     "batches do not depend on the seed of the networks; full batches are empty lists; late steps do not overflow") {
   RunSpec spec;
