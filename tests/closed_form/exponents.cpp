@@ -276,3 +276,67 @@ TEST_CASE("what grows through a small eps settles, at whichever step that is [II
   CHECK(text(u.at[1]) == "-0.75");
   CHECK(text(u.at[2]) == "0");
 }
+
+namespace {
+/// Only one tensor learns, by N^power times its learning rate.
+std::pair<RunSpec, Parameterization> one_learns(const char* regime, const char* param, Tensor tensor, double power) {
+  RunSpec spec = run(regime, param, sgd);
+  spec.optimizer.lr_scale = {{0, 0, 0, 0, 0}};
+  spec.optimizer.lr_scale[tensor] = 1;
+  Faults faults;
+  Parameterization table = load_parameterization(spec, faults);
+  REQUIRE(faults.empty());
+  table.rule[tensor].lr = table.rule[tensor].lr * power_law({{"N", power}});
+  return {spec, table};
+}
+}  // namespace
+
+// Where the router alone learns, y changes by its gates. Logits that move by N^-1 change gates by as much, and as large a share of the
+// experts are chosen anew, by which y changes at full size: a mean square of N^-1.
+TEST_CASE("what top-K changes has the root of the share of experts that are chosen anew [II MSSP, by hand]") {
+  for (const Routing routing : {Routing::topk, Routing::soft})
+    for (const double power : {0.0, -1.0}) {
+      auto [spec, table] = one_learns("II", "mssp", Tensor::router, power);
+      spec.model.routing = routing;
+      const auto y = named(observable_exponents(spec, table), "change_y");
+      CHECK(text(y.at[1]) == (power == 0 ? "0" : routing == Routing::topk ? "-0.5" : "-1"));
+    }
+}
+
+// A change N^-1 of the argument moves as large a share of the slopes of relu by one, and all of those of gelu by N^-1.
+TEST_CASE("the slope of relu changes by the root of the share that changes sides [II MSSP, phi and psi, by hand]") {
+  for (const auto activation : {Activation::relu, Activation::gelu}) {
+    const std::string expected = activation == Activation::relu ? "-0.5" : "-1";
+    auto [of_A, table_A] = one_learns("II", "mssp", Tensor::expert_in, -1);
+    of_A.model.activation = activation;
+    of_A.model.gate = Gate::constant;
+    CHECK(text(named(observable_exponents(of_A, table_A), "change_xi").at[1]) == expected);
+    auto [of_B, table_B] = one_learns("II", "mssp", Tensor::expert_out, -1);
+    of_B.model.post_activation = activation;
+    CHECK(text(named(observable_exponents(of_B, table_B), "change_D").at[1]) == expected);
+  }
+}
+
+TEST_CASE("what goes around, is bounded or is not yet summed [residual, cross entropy, loads, one expert; by hand]") {
+  // II muP without B: only the residual brings back that the readout has changed.
+  auto [spec, table] = one_learns("II", "mup", Tensor::readout, 0);
+  spec.model.residual = true;
+  CHECK(text(named(observable_exponents(spec, table), "change_xi").at[1]) == "0");
+  // I SP: wbar ~ N after a step, and so is D = wbar Delta, Delta of order one however large f has become.
+  RunSpec sp = run("I", "sp", sgd);
+  sp.training.loss = Loss::cross_entropy;
+  CHECK(text(named(observable_exponents(sp), "change_f").at[1]) == "1");
+  CHECK(text(named(observable_exponents(sp), "change_D").at[1]) == "1");
+  // Loads change with the logits, and rho of a balancing loss with them.
+  auto [balanced, of_balanced] = one_learns("III", "mssp", Tensor::router, 0);
+  balanced.model.routing = Routing::topk;
+  balanced.model.gate = Gate::constant;
+  balanced.model.balance_loss = 0.1;
+  CHECK(text(named(observable_exponents(balanced, of_balanced), "change_rho").at[1]) == "0");
+  // Each B_i v_i by itself is of order one where their sum vanishes.
+  const RunSpec mup = run("II", "mup", sgd);
+  Faults faults;
+  const auto atomic = atomic_exponents(mup, load_parameterization(mup, faults));
+  CHECK(text(named(atomic, "expert_output_init").at[0]) == "0");
+  CHECK(text(named(observable_exponents(mup), "rms_y_init").at[0]) == "-0.5");
+}
