@@ -1,6 +1,7 @@
 #include "support/hdf5.hpp"
 
 #include <hdf5_hl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -34,6 +35,13 @@ struct H5Writer::Impl {
       file = -1;
     }
     ::unlink(out.temporary().c_str());
+  }
+
+  /// Processes forked meanwhile (H5Reader's) hold the library's lock as well, until they end: a reader of this file would be refused.
+  void unlock() const {
+    void* descriptor = nullptr;
+    if (H5Fget_vfd_handle(file, H5P_DEFAULT, &descriptor) < 0) out.fail("unlock", library_reason());
+    ::flock(*static_cast<int*>(descriptor), LOCK_UN);
   }
 
   void must_be_open(const std::string& what) const {
@@ -198,6 +206,7 @@ void H5Writer::commit() {
   guarded(*impl_, [&] {
     impl_->must_be_open("commit");
     if (H5Fflush(impl_->file, H5F_SCOPE_GLOBAL) < 0) impl_->out.fail("flush", library_reason());
+    impl_->unlock();
     if (H5Fclose(impl_->file) < 0) impl_->out.fail("close", library_reason());
     impl_->file = -1;
     if (const int e = h5::append_checksum(impl_->out.temporary())) impl_->out.fail("checksum", std::strerror(e));

@@ -140,6 +140,27 @@ TEST_CASE("HDF5 writers and readers work from several threads") {
   CHECK(good == std::vector<int>(4, 5));
 }
 
+TEST_CASE("HDF5: a process that was forked while a file was written does not keep its readers out") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "a.h5";
+  const double value = 3;
+  H5Writer file(path);
+  file.dataset("/value", {}, &value, "one number", {});
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::pause();
+    ::_exit(0);
+  }
+  file.commit();
+  try {
+    CHECK(H5Reader(path).read("/value").values == std::vector<double>{value});
+  } catch (const IoError& e) {
+    FAIL_CHECK(e.what());
+  }
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+}
+
 // A limit on the file size stands for a full disk: writes fail likewise, and no special file system is needed.
 TEST_CASE("HDF5 output on a full disk fails with IoError, leaves nothing, and the program goes on") {
   const TemporaryFolder folder;
