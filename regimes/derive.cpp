@@ -57,7 +57,7 @@ class Bounds {
       return Gains<SizeInterval>{lift(g.chi) * x, lift(g.beta) * x};
     };
     SignalSetup<SizeInterval> s;
-    static_cast<SignalModel&>(s) = base_;
+    static_cast<SignalModel&>(s) = static_cast<const SignalModel&>(base_);
     s.neurons = lift(base_.neurons);
     s.experts = lift(base_.experts);
     s.hidden = lift(base_.hidden);
