@@ -178,13 +178,13 @@ void warn(const Plan& plan, LimitResult& result) {
 
 /// Matched and plain draws that mix in the first step bias backward fields: `auto` does not match draws there, `on` is warned of.
 /// False where draws are not to be matched.
-bool lists_hold(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, LimitResult& result) {
+bool still_matches(const RunSpec& spec, const LimitSpec& limit, const StepShape& step, LimitResult& result) {
   const LimitConstants& constants = limit.block.constants;
   if (limit.block.starts_dense || lists_hold_first_step(spec, constants, limit.block.counts, step)) return true;
   const bool automatic = spec.sampling.matching == Matching::automatic;
   const int neurons = limit.block.counts.neurons;
   const int enough = matched_neurons(spec, constants, step, neurons, 16 * neurons);
-  result.lists_hold = automatic;
+  result.lists_hold = automatic;  // none are kept where nothing is matched
   result.warnings.push_back(
       fmt::format("sampling.neurons = {}: the lists of matched draws do not hold what the first step of {} samples "
                   "draws, which {} (docs/results.md){}",
@@ -304,7 +304,7 @@ LimitResult solve_limit(const RunSpec& spec, const Dataset& data, const SolveOpt
                       spec.optimizer.eps, fmt::join(names, ", ")));
     }
   }
-  if (matching) matching = lists_hold(spec, plan.limit, step_shape(spec, data), result);
+  if (matching) matching = still_matches(spec, plan.limit, step_shape(spec, data), result);
   plan.limit.block.matching = result.matching = matching;
 
   const int replicas = spec.sampling.replicas;
