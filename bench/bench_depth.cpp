@@ -21,7 +21,7 @@
 
 #include "dmft/solve.hpp"
 #include "support/config.hpp"
-#include "support/cpu.hpp"
+#include "support/resources.hpp"
 #include "validation/network.hpp"
 #include "validation/network_statistics.hpp"
 

@@ -16,6 +16,7 @@
 #include "bench/timing.hpp"
 #include "support/config.hpp"
 #include "support/cpu.hpp"
+#include "support/resources.hpp"
 #include "validation/network.hpp"
 
 namespace {

@@ -10,24 +10,10 @@
 #include "dmft/expert_matrix.hpp"
 #include "dmft/expert_measures.hpp"
 #include "dmft/gating.hpp"
+#include "dmft/limit_spec.hpp"
 #include "dmft/pointwise.hpp"
 
 namespace moe {
-
-/// Everything a block is made of, in limit units.
-struct BlockSpec {
-  LimitConstants constants;
-  SampleCounts counts;
-  bool experts_sampled = true;  ///< false: regime I, explicit experts with one operator each and an explicit router
-  GateSpec gate;
-  Activation activation = Activation::tanh;
-  double activation_scale = 1;
-  UpdateRule router, expert_in, expert_out;
-  double tolerance = 0.01;
-  bool starts_dense = false;  ///< every operator in the dense form from the beginning, where sample counts allow it
-  bool must_start_dense = false;
-  bool matching = true;
-};
 
 /// Fields of one stored step, sites fastest: neurons (S, P), experts (SE, P), product sites (SE Sa, P).
 template <class B>

@@ -4,25 +4,11 @@
 #include <cmath>
 #include <limits>
 
+#include "dmft/limit_spec.hpp"
 #include "support/cpu.hpp"
 #include "support/point.hpp"
-#include "support/run_spec.hpp"
 
 namespace moe {
-
-/// The gate of one block. (1/K) sum_j becomes <.>_i / kappa over the sample, kappa = K_S / SE.
-struct GateSpec {
-  Gate kind = Gate::sigmoid;
-  bool topk = false;
-  Index active = 0;                ///< K_S
-  double inverse_temperature = 1;  ///< gates see r/tau
-  double balance_loss = 0;         ///< lambda of the balancing loss
-  double balance_bias = 0;         ///< rate of the selection bias
-
-  /// With soft routing every load is one and nothing to be balanced.
-  bool has_balance_loss() const { return topk && balance_loss != 0; }
-  bool has_bias() const { return topk && balance_bias != 0; }
-};
 
 namespace detail {
 /// out = r + b, the bias (SE, 1) added to every column.

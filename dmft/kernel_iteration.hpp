@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dmft/iteration_report.hpp"
-#include "dmft/site_batch.hpp"
+#include "dmft/site_sampling.hpp"
 #include "dmft/solve.hpp"
 #include "support/resources.hpp"
 

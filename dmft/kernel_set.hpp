@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "dmft/causal_matrix.hpp"
-#include "dmft/replica.hpp"
+#include "dmft/limit_spec.hpp"
 
 namespace moe {
 

@@ -5,17 +5,10 @@
 #include <type_traits>
 
 #include "dmft/block.hpp"
+#include "dmft/limit_spec.hpp"
 #include "dmft/pointwise.hpp"
 
 namespace moe {
-
-/// What a layer does around its block.
-struct LayerSpec {
-  Norm norm = Norm::none;
-  Activation post_activation = Activation::identity;
-  double branch = 1;  ///< L^-alpha
-  bool residual = false;
-};
 
 namespace detail {
 /// z_mu = x_mu / q_mu, q (1, P) with q_mu = <x_mu^2>^(1/2).

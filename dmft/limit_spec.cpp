@@ -1,8 +1,12 @@
+#include "dmft/limit_spec.hpp"
+
 #include <algorithm>
 #include <cmath>
 
+#include "data/dataset.hpp"
 #include "dmft/kernel_iteration.hpp"
-#include "dmft/solve.hpp"
+#include "dmft/matched_draws.hpp"
+#include "parameterizations/parameterization.hpp"
 
 namespace moe {
 

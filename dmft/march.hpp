@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "dmft/limit_spec.hpp"
 #include "dmft/solve.hpp"
+#include "support/archive.hpp"
 
 namespace moe {
 

@@ -1,14 +1,9 @@
 /// How many neurons a solve needs for moment matching to be of one kind: lists of draws that hold what the first step draws.
 #pragma once
 
-#include "regimes/regime.hpp"
+#include "dmft/limit_spec.hpp"
 
 namespace moe {
-
-/// What one step asks: inputs D, outputs C, samples P.
-struct StepShape {
-  int inputs = 1, outputs = 1, samples = 1;
-};
 
 /// True where the lists of all populations, half as long as the population (theory section 6), hold everything that is drawn up to
 /// the first answers of B^T. Where they do not, matched and plain draws mix from the start, which biases backward fields by several

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "data/dataset.hpp"
-#include "dmft/replica.hpp"
+#include "dmft/limit_spec.hpp"
 #include "support/resources.hpp"
 #include "support/run_spec.hpp"
 

@@ -7,19 +7,6 @@
 
 namespace moe {
 
-/// Hands out streams of random numbers, one per population or operator, in the order of construction.
-class StreamNumbers {
- public:
-  StreamNumbers(std::uint64_t seed, std::uint32_t replica) : key_{seed, replica, 0, 0} {}
-  StreamKey next() {
-    ++key_.stream;
-    return key_;
-  }
-
- private:
-  StreamKey key_;
-};
-
 /// Draws independent unit Gaussian vectors over `sites` sites. With moment matching, vectors that are independent in the limit are
 /// made exactly orthogonal with covariance one on the samples when they are drawn (theory section 6): new ones are orthogonalised
 /// to every listed raw draw and whitened among themselves. A draw that would take the list beyond sites/2 stays plain, unlisted.

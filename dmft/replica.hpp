@@ -4,25 +4,11 @@
 #include <memory>
 #include <vector>
 
-#include "data/dataset.hpp"
 #include "dmft/layer.hpp"
 #include "dmft/loss.hpp"
 #include "support/ode.hpp"
 
 namespace moe {
-
-/// All that a replica needs to know, resolved once from the run's description.
-struct LimitSpec {
-  BlockSpec block;
-  LayerSpec layer;
-  int depth = 1;  ///< layers, all alike
-  Loss loss = Loss::mse;
-  UpdateRule input, readout;
-  std::uint64_t seed = 0;
-  FlowSpec flow;  ///< how a gradient flow is integrated, where `flows`
-  bool flows = false;
-  std::vector<Tensor> vanishing;  ///< tensors whose gradient vanishes with size at t = 0 (theory section 5)
-};
 
 /// The state marches: forward() and backward() of the batch that was set, then update(). Fields are those of the last step.
 template <class B>

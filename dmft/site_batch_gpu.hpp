@@ -1,7 +1,7 @@
 /// Batches of sites on the GPU: site_batch_gpu.cu where nvcc is, site_batch_no_gpu.cpp elsewhere.
 #pragma once
 
-#include "dmft/site_batch.hpp"
+#include "dmft/site_sampling.hpp"
 
 namespace moe {
 

@@ -10,6 +10,7 @@
 #include "dmft/kernel_iteration.hpp"
 #include "dmft/march.hpp"
 #include "dmft/march_gpu.hpp"
+#include "dmft/matched_draws.hpp"
 #include "dmft/memory_estimate.hpp"
 #include "support/for_all.hpp"
 #include "support/gpu.hpp"

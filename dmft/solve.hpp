@@ -10,9 +10,7 @@
 #include <vector>
 
 #include "data/dataset.hpp"
-#include "dmft/matched_draws.hpp"
-#include "dmft/replica.hpp"
-#include "regimes/regime.hpp"
+#include "dmft/limit_spec.hpp"
 #include "support/checkpoint.hpp"
 #include "support/error.hpp"
 #include "support/resources.hpp"
@@ -62,22 +60,6 @@ struct SolveOptions {
   std::string scratch = ".";                              ///< folder for what kernel iteration does not hold in memory
   const std::atomic<bool>* interrupt = nullptr;           ///< set to finish the present steps and return what there is
 };
-
-/// What a step of this run asks.
-StepShape step_shape(const RunSpec& spec, const Dataset& data);
-
-/// The units in which a replica works, out of description, parameterization and shape of a step. Faults: tables without a limit,
-/// combinations that cannot run.
-LimitSpec limit_spec(const RunSpec& spec, const StepShape& step, Faults& faults, std::vector<std::string>& warnings);
-/// Nothing where there are faults. Without data what does not depend on it is looked at.
-std::optional<LimitSpec> checked_limit(const RunSpec& spec, const Dataset* data, Faults& faults);
-
-/// Regime I with top-K: which experts are chosen at vanishing logits is decided by fluctuations of averages over neurons, and the limit is a
-/// random variable, every replica a realisation of it (docs/theory.md, 6.4). Of a description with all experts active still true.
-bool has_random_limit(const RunSpec& spec);
-bool has_random_limit(const LimitSpec& limit);
-inline constexpr const char* random_limit_warning =
-    "regime I with top-K: the limit is a random variable (docs/theory.md, section 6); errors are over realisations";
 
 /// What a checkpoint of this solve belongs to.
 RunIdentity solve_identity(const RunSpec& spec, const Dataset& data, const std::string& program);

@@ -4,25 +4,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dmft/limit_spec.hpp"
 #include "dmft/small_linear_algebra.hpp"
 #include "support/archive.hpp"
 #include "support/cpu.hpp"
 #include "support/point.hpp"
-#include "support/run_spec.hpp"
 
 namespace moe {
-
-/// Optimizer of one tensor. lr and eps are the normalised ones; decay is the factor 1 - optimizer.lr * weight_decay per step.
-struct UpdateRule {
-  OptimizerKind kind = OptimizerKind::sgd;
-  double lr = 0, eps = 0;
-  double momentum = 0, beta1 = 0, beta2 = 0;
-  double decay = 1;
-
-  bool linear() const { return is_linear(kind); }
-  bool has_velocity() const { return kind == OptimizerKind::momentum; }
-  bool has_moments() const { return kind == OptimizerKind::adam || kind == OptimizerKind::adamw; }
-};
 
 namespace detail {
 

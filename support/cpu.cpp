@@ -1,21 +1,11 @@
 #include "support/cpu.hpp"
 
 #include <dnnl.h>
-#include <malloc.h>
 #include <omp.h>
 
 #include "support/error.hpp"
 
 namespace moe {
-
-void keep_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-}
-
-void hand_back_freed_memory() {
-  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // also keeps the library from raising it
-}
 
 void set_operation_threads(int threads) { omp_set_num_threads(threads); }
 

@@ -17,13 +17,6 @@
 
 namespace moe {
 
-/// Asks the C library to keep freed arrays instead of handing them back to the system: steps allocate the same scratch again and
-/// again, and fresh pages cost as much as the arithmetic on them. Once per process.
-void keep_freed_memory();
-/// Asks it to hand every large array back when it is freed: those of many sizes, and of threads that come and go, do not fit into each
-/// other's places, and a run that fits into memory would not. Once per process.
-void hand_back_freed_memory();
-
 /// Threads that array operations of the calling thread may use (an OpenMP team of that size).
 void set_operation_threads(int threads);
 

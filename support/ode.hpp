@@ -184,17 +184,6 @@ struct ArrayAlgebra {
   }
 };
 
-/// How a flow is integrated. Times are in steps of gradient descent with the same learning rate.
-struct FlowSpec {
-  Stepper stepper = Stepper::dopri5;
-  double step_size = 1;  ///< rk4, abm: largest step; dopri5: first attempt
-  double rtol = 1e-4, atol = 1e-6;
-};
-
-inline FlowSpec flow_spec(const TrainingSpec& training) {
-  return {training.stepper, training.step_size, training.rtol, training.atol};
-}
-
 /// Work that an interval took.
 struct FlowWork {
   int evaluations = 0;  ///< of the right-hand side

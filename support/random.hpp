@@ -20,6 +20,19 @@ struct StreamKey {
   std::uint32_t draw = 0;     ///< how manieth draw of the stream
 };
 
+/// Hands out streams of random numbers, one per population or operator, in the order of construction.
+class StreamNumbers {
+ public:
+  StreamNumbers(std::uint64_t seed, std::uint32_t replica) : key_{seed, replica, 0, 0} {}
+  StreamKey next() {
+    ++key_.stream;
+    return key_;
+  }
+
+ private:
+  StreamKey key_;
+};
+
 namespace detail {
 MOE_HD inline r123::Philox4x32::ctr_type philox(const StreamKey& k, std::uint64_t index) {
   // 32 bits of the counter hold the draw, 64 the index, 32 the stream; the key holds seed and replica folded together.

@@ -135,6 +135,15 @@ void require_disk(double bytes, const std::string& path, const std::string& what
       what, bytes_text(bytes), path, bytes_text(free), flag));
 }
 
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
+void hand_back_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // also keeps the library from raising it
+}
+
 void return_freed_memory() { malloc_trim(0); }
 
 std::string bytes_text(double bytes) {

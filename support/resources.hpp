@@ -28,6 +28,13 @@ double free_disk(const std::string& path);
 /// Throws IoError where the file system of `path` has no room for `bytes`. `what` is "the result", `flag` "--out FILE".
 void require_disk(double bytes, const std::string& path, const std::string& what, const std::string& flag);
 
+/// Asks the C library to keep freed arrays instead of handing them back to the system: steps allocate the same scratch again and
+/// again, and fresh pages cost as much as the arithmetic on them. Once per process.
+void keep_freed_memory();
+/// Asks it to hand every large array back when it is freed: those of many sizes, and of threads that come and go, do not fit into each
+/// other's places, and a run that fits into memory would not. Once per process.
+void hand_back_freed_memory();
+
 /// Hands what is freed at present back to the system, even where the C library was told to keep it (keep_freed_memory).
 void return_freed_memory();
 

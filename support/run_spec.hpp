@@ -108,6 +108,17 @@ struct TrainingSpec {
   int test_every = 0;  ///< test-set evaluation; 0 = not said: max(eval_every, steps/20). Addition to the interface.
 };
 
+/// How a flow is integrated. Times are in steps of gradient descent with the same learning rate.
+struct FlowSpec {
+  Stepper stepper = Stepper::dopri5;
+  double step_size = 1;  ///< rk4, abm: largest step; dopri5: first attempt
+  double rtol = 1e-4, atol = 1e-6;
+};
+
+inline FlowSpec flow_spec(const TrainingSpec& training) {
+  return {training.stepper, training.step_size, training.rtol, training.atol};
+}
+
 struct SamplingSpec {
   int neurons = 0;  ///< 0 = not said: chosen per regime (docs/results.md says how)
   int experts = 0;  ///< 0 = true ratio

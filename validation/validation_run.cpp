@@ -7,6 +7,7 @@
 #include <csignal>
 #include <limits>
 
+#include "dmft/matched_draws.hpp"
 #include "dmft/memory_estimate.hpp"
 #include "support/progress.hpp"
 #include "support/ranks.hpp"

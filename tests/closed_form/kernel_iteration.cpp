@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dmft/kernel_iteration.hpp"
+#include "dmft/site_field.hpp"
 #include "dmft/solve.hpp"
 #include "tests/known_solutions.hpp"
 #include "tests/limit_fixture.hpp"

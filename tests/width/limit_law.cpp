@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "dmft/march.hpp"
+#include "support/cpu.hpp"
 #include "support/observable.hpp"
 #include "support/schedule.hpp"
 #include "tests/folders.hpp"
