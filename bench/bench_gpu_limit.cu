@@ -2,6 +2,7 @@
 /// time of an operation is max(bytes / copy bandwidth, flops / rate of a large float32 product), of a step the sum over its products
 /// (factors read once, results written once) and one read and one write of every field.
 ///   bench_gpu_limit sweep [NEURONS]   time steps of a sweep, regime II, SGD, P = 16 and 64
+///   bench_gpu_limit sums [NEURONS]    sums over sites for few entries, in pieces and as one product of the library
 ///   bench_gpu_limit pairs             Adam on arrays over pairs of sites, 24 bytes a pair
 ///   bench_gpu_limit memory            1e6 neuron samples until the basis has rank 200: what the card has left
 #include <fmt/format.h>
@@ -194,6 +195,32 @@ void pairs(const Card& card) {
   }
 }
 
+/// What a step asks of its bases and queries. `whole`: one call of the library for all of the sum.
+template <class Real>
+void sums(const Card& card, Index neurons, Index rank, Index P) {
+  using B = moe::Cuda<Real>;
+  const auto wide = [](const moe::Cuda<float>::Matrix& from) {
+    auto to = B::Matrix::uninitialized(from.rows(), from.cols());
+    const auto in = from.view();
+    const auto out = to.view();
+    B::each(from.rows(), from.cols(), [=] MOE_HD(Index i, Index j) { out(i, j) = static_cast<Real>(in(i, j)); });
+    return to;
+  };
+  auto basis = wide(bench::random(neurons, rank, 1)), query = wide(bench::random(neurons, P, 2));
+  auto out = B::Matrix::uninitialized(rank, P);
+  const auto size = [](Index rows, Index cols) { return double(sizeof(Real)) * double(rows) * double(cols); };
+  const double bytes = size(neurons, rank + P) + size(rank, P), flops = 2.0 * double(rank * P) * double(neurons);
+  const auto [count, length] = moe::kernels::pieces_of(rank, P, neurons);
+  bench::print(
+      card, fmt::format("{} x {} over {} sites, float{}, {} pieces", rank, P, neurons, 8 * sizeof(Real), count),
+      bench::device_seconds([&] { B::gemm(Op::transposed, Op::plain, 1, basis, query, 0, out); }), bytes, flops);
+  bench::print(card, "  as one product", bench::device_seconds([&] {
+                 moe::gpu::gemm(Op::transposed, Op::plain, rank, P, neurons, Real(1), basis.view().data, neurons,
+                                query.view().data, neurons, Real(0), out.view().data, rank);
+               }),
+               bytes, flops);
+}
+
 void memory() {
   using B = moe::Cuda<float>;
   const Problem problem("sgd", 16, 1000000);
@@ -218,9 +245,9 @@ void memory() {
 int main(int argc, char** argv) {
   try {
     const std::string what = argc >= 2 ? argv[1] : "";
-    if (what != "sweep" && what != "pairs" && what != "memory") {
+    if (what != "sweep" && what != "sums" && what != "pairs" && what != "memory") {
       fmt::print(stderr,
-                 "bench_gpu_limit: give sweep, pairs or memory; the head of bench/bench_gpu_limit.cu explains\n");
+                 "bench_gpu_limit: give sweep, sums, pairs or memory; the head of bench/bench_gpu_limit.cu explains\n");
       return 2;
     }
     if (const moe::gpu::Device device = moe::gpu::device(); !device.present) {
@@ -230,7 +257,12 @@ int main(int argc, char** argv) {
     if (what == "memory") return memory(), 0;
     const Card card = bench::measured_card();
     if (what == "pairs") return pairs(card), 0;
-    sweep(card, argc >= 3 ? std::stol(argv[2]) : 200000);
+    const Index neurons = argc >= 3 ? std::stol(argv[2]) : 200000;
+    if (what == "sweep") return sweep(card, neurons), 0;
+    for (const Index P : {16, 64}) {
+      for (const Index rank : {64, 200, 600}) sums<float>(card, neurons, rank, P);
+      sums<double>(card, neurons, P, P);  // Gram matrices
+    }
     return 0;
   } catch (const std::exception& failure) {
     fmt::print(stderr, "bench_gpu_limit: {}\n", failure.what());

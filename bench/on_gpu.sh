@@ -45,6 +45,7 @@ fast() {
   part bench_network_steps 180 "$bin/bench_gpu_network" steps
   part bench_network_many 60 "$bin/bench_gpu_network" many
   part bench_limit_sweep 60 "$bin/bench_gpu_limit" sweep
+  part bench_limit_sums 30 "$bin/bench_gpu_limit" sums
   part bench_limit_pairs 30 "$bin/bench_gpu_limit" pairs
   part bench_limit_memory 60 "$bin/bench_gpu_limit" memory
 }

@@ -203,6 +203,46 @@ MOE_KERNEL void short_columns_kernel(Index rows, Index cols, F f, GpuView<Real> 
   if (at.x == 0 && j < cols) out(0, j) = static_cast<Real>(values[me]);
 }
 
+/// How the inner dimension of a product is split: `count` pieces of `length`, and what is left.
+struct Pieces {
+  Index count, length;
+};
+/// A product with few entries is one long sum for each of few tiles, and would leave most of a card idle. Of many pieces nearly as good the
+/// number that leaves least over.
+inline Pieces pieces_of(Index m, Index n, Index k) {
+  constexpr Index tile = 64, tiles_wanted = 512, shortest = 1024, step = 8;
+  const Index tiles = (m + tile - 1) / tile * ((n + tile - 1) / tile);
+  const Index most = std::min(k / shortest, tiles_wanted / tiles);
+  Pieces best{1, k};
+  for (Index count = most, left = k; count > std::max<Index>(1, most * 3 / 4); --count) {
+    const Index length = k / count / step * step;
+    if (k - count * length < left) best = {count, length}, left = k - count * length;
+  }
+  return best;
+}
+
+/// C = alpha times the sum of `count` matrices that follow one another, plus beta C, summed in double: neighbouring entries by neighbouring
+/// threads, an entry by a column of them.
+template <class Real>
+MOE_KERNEL void sum_of_pieces_kernel(const Real* pieces, Index count, double alpha, double beta, GpuView<Real> C) {
+  MOE_SHARED(values, double[sum_threads]);
+  const Place at = place();
+  const Index entry = at.block * at.threads_x + at.x;
+  double s = 0;
+  if (entry < C.size())
+    for (Index p = at.y; p < count; p += at.threads_y) s += static_cast<double>(pieces[entry + p * C.size()]);
+  const unsigned me = at.thread();
+  values[me] = s;
+  meet();
+  for (unsigned half = at.threads_y / 2; half > 0; half /= 2) {
+    if (at.y < half) values[me] += values[me + half * at.threads_x];
+    meet();
+  }
+  if (at.y > 0 || entry >= C.size()) return;
+  Real& c = C(entry % C.rows, entry / C.rows);
+  c = static_cast<Real>(alpha * values[me] + (beta == 0 ? 0 : beta * static_cast<double>(c)));
+}
+
 /// Tiles of z x^T: 4 x 8 neighbouring entries in the registers of each thread.
 template <class Real>
 struct GpuTile {
@@ -375,11 +415,13 @@ struct Cuda {
     launch("column maxima", kernels::column_maxima_kernel<Real>, values.cols, {kernels::sum_threads}, values, out);
   }
 
-  /// C = alpha op(A) op(B) + beta C.
+  /// C = alpha op(A) op(B) + beta C. Long sums for few entries are made of pieces, side by side, and these added in double.
   static void gemm(Op a, Op b, double alpha, View A, View B, double beta, View C) {
     const Index m = C.rows, n = C.cols, k = a == Op::plain ? A.cols : A.rows;
     if (m == 0 || n == 0) return;
     if (k == 0) return each(m, n, kernels::Scale<Real>{C, static_cast<Real>(beta)});
+    const kernels::Pieces pieces = kernels::pieces_of(m, n, k);
+    if (pieces.count > 1) return gemm_in_pieces(a, b, pieces, k, alpha, A, B, beta, C);
     device::gemm(a, b, m, n, k, static_cast<Real>(alpha), A.data, A.ld, B.data, B.ld, static_cast<Real>(beta), C.data,
                  C.ld);
   }
@@ -438,6 +480,22 @@ struct Cuda {
     for (std::size_t k = 0; k < count; ++k) moved.arrays[k] = arrays[k];
     launch("entrywise update", kernels::entrywise_kernel<Real, count, Rule>, row_tiles * column_tiles,
            {Tile::threads_x, Tile::threads_y}, z, x, moved, row_tiles, rule);
+  }
+
+ private:
+  static void gemm_in_pieces(Op a, Op b, const kernels::Pieces& pieces, Index k, double alpha, View A, View B,
+                             double beta, View C) {
+    const Index m = C.rows, n = C.cols, left = k - pieces.count * pieces.length;
+    const Index A_step = a == Op::plain ? A.ld : 1, B_step = b == Op::plain ? 1 : B.ld;  // along the inner dimension
+    auto products = Matrix::uninitialized(m * n, pieces.count + (left > 0 ? 1 : 0));
+    device::gemm_of_pieces(a, b, m, n, pieces.length, pieces.count, A.data, A.ld, A_step * pieces.length, B.data, B.ld,
+                           B_step * pieces.length, products.view().data);
+    if (left > 0)
+      device::gemm(a, b, m, n, left, Real(1), A.data + A_step * (k - left), A.ld, B.data + B_step * (k - left), B.ld,
+                   Real(0), products.columns(pieces.count, 1).data, m);
+    constexpr Extent block{32, kernels::sum_threads / 32};
+    launch("sum of pieces", kernels::sum_of_pieces_kernel<Real>, (m * n + block.x - 1) / block.x, block,
+           static_cast<const Real*>(products.view().data), products.cols(), alpha, beta, C);
   }
 };
 

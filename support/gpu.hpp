@@ -31,8 +31,8 @@ inline Choice choose(int number, int ranks, int devices, bool own) {
   return {device, (ranks - 1 - device) / devices + 1};
 }
 
-/// What the library of products takes for each thread that uses it, on the cards where it takes most.
-inline constexpr double library_bytes = 32 * 1048576.0;
+/// What products take for each thread that uses them: the library itself, on the cards where it takes most, and pieces of long sums.
+inline constexpr double library_bytes = (32 + 16) * 1048576.0;
 /// The most bytes that this process's arrays have taken at once.
 double peak_bytes();
 
@@ -52,6 +52,11 @@ void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, In
           float beta, float* C, Index ldc);
 void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B, Index ldb,
           double beta, double* C, Index ldc);
+/// The products of `count` pieces of A and B, which begin `A_step` and `B_step` elements after one another; C (m, n) one behind the other.
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const float* A, Index lda, Index A_step,
+                    const float* B, Index ldb, Index B_step, float* C);
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const double* A, Index lda, Index A_step,
+                    const double* B, Index ldb, Index B_step, double* C);
 
 /// While it stands, products in single precision of the calling thread round their factors to TF32, if `wanted`: 10 bits of mantissa
 /// instead of 23, sums as before.

@@ -88,6 +88,12 @@ int oldest_built_for() {
   return *std::min_element(std::begin(all), std::end(all));
 }
 
+/// Of products in single precision.
+void set_math(Index m, Index n, Index k) {
+  check(cublasSetMathMode(blas(), Tf32::stands() ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH),
+        "cublasSetMathMode", m, n, k);
+}
+
 cublasOperation_t operation(Op op) { return op == Op::plain ? CUBLAS_OP_N : CUBLAS_OP_T; }
 
 }  // namespace
@@ -175,8 +181,7 @@ void synchronise() { check(cudaStreamSynchronize(stream()), "a kernel or copy");
 
 void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, Index lda, const float* B, Index ldb,
           float beta, float* C, Index ldc) {
-  check(cublasSetMathMode(blas(), Tf32::stands() ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH),
-        "cublasSetMathMode", m, n, k);
+  set_math(m, n, k);
   check(cublasSgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
         "cublasSgemm", m, n, k);
 }
@@ -184,6 +189,21 @@ void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, 
           double beta, double* C, Index ldc) {
   check(cublasDgemm_64(blas(), operation(a), operation(b), m, n, k, &alpha, A, lda, B, ldb, &beta, C, ldc),
         "cublasDgemm", m, n, k);
+}
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const float* A, Index lda, Index A_step,
+                    const float* B, Index ldb, Index B_step, float* C) {
+  set_math(m, n, k);
+  const float one = 1, zero = 0;
+  check(cublasSgemmStridedBatched_64(blas(), operation(a), operation(b), m, n, k, &one, A, lda, A_step, B, ldb, B_step,
+                                     &zero, C, m, m * n, count),
+        "cublasSgemmStridedBatched", m, n, k);
+}
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const double* A, Index lda, Index A_step,
+                    const double* B, Index ldb, Index B_step, double* C) {
+  const double one = 1, zero = 0;
+  check(cublasDgemmStridedBatched_64(blas(), operation(a), operation(b), m, n, k, &one, A, lda, A_step, B, ldb, B_step,
+                                     &zero, C, m, m * n, count),
+        "cublasDgemmStridedBatched", m, n, k);
 }
 
 void check_launch(const char* kernel) { check(cudaGetLastError(), kernel); }

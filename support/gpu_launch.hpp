@@ -179,6 +179,10 @@ void gemm(Op a, Op b, Index m, Index n, Index k, float alpha, const float* A, In
           float beta, float* C, Index ldc);
 void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, Index lda, const double* B, Index ldb,
           double beta, double* C, Index ldc);
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const float* A, Index lda, Index A_step,
+                    const float* B, Index ldb, Index B_step, float* C);
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const double* A, Index lda, Index A_step,
+                    const double* B, Index ldb, Index B_step, double* C);
 }  // namespace device
 #endif
 

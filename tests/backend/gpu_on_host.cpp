@@ -325,6 +325,16 @@ void gemm(Op a, Op b, Index m, Index n, Index k, double alpha, const double* A, 
           double beta, double* C, Index ldc) {
   host_gemm(a, b, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc);
 }
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const float* A, Index lda, Index A_step,
+                    const float* B, Index ldb, Index B_step, float* C) {
+  for (Index p = 0; p < count; ++p)
+    host_gemm(a, b, m, n, k, float(1), A + p * A_step, lda, B + p * B_step, ldb, float(0), C + p * m * n, m);
+}
+void gemm_of_pieces(Op a, Op b, Index m, Index n, Index k, Index count, const double* A, Index lda, Index A_step,
+                    const double* B, Index ldb, Index B_step, double* C) {
+  for (Index p = 0; p < count; ++p)
+    host_gemm(a, b, m, n, k, double(1), A + p * A_step, lda, B + p * B_step, ldb, double(0), C + p * m * n, m);
+}
 }  // namespace device
 
 }  // namespace on_host

@@ -150,6 +150,54 @@ void check_products() {
         }
 }
 
+/// Few entries with long inner dimensions: what a piece sums rounds as often as the piece is long, and pieces are added in double.
+template <class Real>
+void check_long_sums() {
+  using B = moe::Cuda<Real>;
+  const Index sizes[][3] = {{20, 16, 5003}, {3, 70, 4100}, {130, 9, 2048}};
+  for (const auto& [m, n, k] : sizes)
+    for (const Op a : {Op::plain, Op::transposed})
+      for (const Op b : {Op::plain, Op::transposed})
+        for (const double beta : {0.0, 0.5}) {
+          INFO("m ", m, ", n ", n, ", k ", k, ", transposed ", a == Op::transposed, b == Op::transposed, ", beta ",
+               beta);
+          const moe::kernels::Pieces pieces = moe::kernels::pieces_of(m, n, k);
+          REQUIRE(pieces.count > 1);
+          const Eigen::MatrixXd A = a == Op::plain ? values(m, k, 0.3) : values(k, m, 0.3),
+                                X = b == Op::plain ? values(k, n, 0.7) : values(n, k, 0.7);
+          Eigen::MatrixXd before = values(m + 2, n, 0.9), after = before;
+          after.middleRows(1, m) = 1.5 * values_of(a, A) * values_of(b, X) + beta * before.middleRows(1, m);
+          if (beta == 0) before.middleRows(1, m).setConstant(std::nan(""));
+          auto C = on<B>(before);
+          B::gemm(a, b, 1.5, on<B>(A).view(), on<B>(X).view(), beta, C.view().row_range(1, m));
+          const double size = (values_of(a, A).cwiseAbs() * values_of(b, X).cwiseAbs()).maxCoeff();
+          CHECK(farthest(B::download(C), after) <= 1.5 * rounding<Real> * double(pieces.length + 4) * size);
+        }
+}
+
+inline void check_pieces() {
+  for (const Index m : {1, 16, 64, 65, 200, 5000})
+    for (const Index n : {1, 16, 64, 700})
+      for (const Index k : {1, 1023, 2047, 2048, 200000, 1000000, 1048576}) {
+        CAPTURE(m);
+        CAPTURE(n);
+        CAPTURE(k);
+        const auto [count, length] = moe::kernels::pieces_of(m, n, k);
+        const Index left = k - count * length;
+        CHECK(left >= 0);
+        if (count == 1) {
+          CHECK(left == 0);
+          continue;
+        }
+        CHECK(length >= 1024);
+        CHECK(length % 8 == 0);
+        CHECK(left < length);
+        CHECK(double(count) * double(m * n) * 8 <= 16 * 1048576.0);  // of what gpu::library_bytes counts
+      }
+  CHECK(moe::kernels::pieces_of(200, 16, 200000).count * moe::kernels::pieces_of(200, 16, 200000).length == 200000);
+  CHECK(moe::kernels::pieces_of(4096, 4096, 4096).count == 1);
+}
+
 template <class Real>
 void check_normals() {
   using B = moe::Cuda<Real>;
@@ -236,6 +284,15 @@ TEST_CASE(MOE_DEVICE_NAME ": products are the CPU's, transposed or not, onto wha
 }
 TEST_CASE(MOE_DEVICE_NAME ": products are the CPU's, transposed or not, onto what was there [float64]") {
   on_device([] { gpu_operations::check_products<double>(); });
+}
+TEST_CASE(MOE_DEVICE_NAME ": long sums for few entries are made of pieces, added in double [float32]") {
+  on_device([] { gpu_operations::check_long_sums<float>(); });
+}
+TEST_CASE(MOE_DEVICE_NAME ": long sums for few entries are made of pieces, added in double [float64]") {
+  on_device([] { gpu_operations::check_long_sums<double>(); });
+}
+TEST_CASE(MOE_DEVICE_NAME ": pieces of a sum are long, many where entries are few, and leave nothing out") {
+  on_device(gpu_operations::check_pieces);
 }
 TEST_CASE(MOE_DEVICE_NAME ": random numbers are the CPU's up to the rounding of functions [float32]") {
   on_device([] { gpu_operations::check_normals<float>(); });
