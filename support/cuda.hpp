@@ -355,6 +355,20 @@ struct Scale {
   }
 };
 
+/// Numbers that travel with a launch, which copies its arguments before it returns: at most 4 KiB in all.
+template <class Real>
+struct Numbers {
+  static constexpr Index most = 3584 / static_cast<Index>(sizeof(Real));
+  Real at[static_cast<std::size_t>(most)];
+};
+/// to = those of column-major numbers that begin at `first`.
+template <class Real>
+MOE_KERNEL void put_kernel(Numbers<Real> numbers, Index first, Index count, GpuView<Real> to) {
+  const Place at = place();
+  const Index k = at.block * at.threads_x + at.x, entry = first + k;
+  if (k < count) to(entry % to.rows, entry / to.rows) = numbers.at[k];
+}
+
 }  // namespace kernels
 
 template <class RealT>
@@ -454,8 +468,9 @@ struct Cuda {
 
   static void copy(View from, View to) { copy_on_device(from, to); }
 
-  /// Small host matrices to and from the device.
+  /// Small host matrices to and from the device. The host does not wait for the smallest on their way there.
   static void upload(const Eigen::MatrixXd& from, View to) {
+    if (to.size() <= 5 * kernels::Numbers<Real>::most) return put(from, to);
     auto host = HostMatrix<Real>::uninitialized(to.rows, to.cols);
     for (Index j = 0; j < to.cols; ++j)
       for (Index i = 0; i < to.rows; ++i) host(i, j) = static_cast<Real>(from(i, j));
@@ -483,6 +498,17 @@ struct Cuda {
   }
 
  private:
+  static void put(const Eigen::MatrixXd& from, View to) {
+    kernels::Numbers<Real> numbers = {};
+    for (Index first = 0; first < to.size(); first += numbers.most) {
+      const Index count = std::min(numbers.most, to.size() - first);
+      for (Index k = 0; k < count; ++k)
+        numbers.at[k] = static_cast<Real>(from((first + k) % to.rows, (first + k) / to.rows));
+      const Index blocks = (count + kernels::sum_threads - 1) / kernels::sum_threads;
+      launch("small matrix", kernels::put_kernel<Real>, blocks, {kernels::sum_threads}, numbers, first, count, to);
+    }
+  }
+
   static void gemm_in_pieces(Op a, Op b, const kernels::Pieces& pieces, Index k, double alpha, View A, View B,
                              double beta, View C) {
     const Index m = C.rows, n = C.cols, left = k - pieces.count * pieces.length;
