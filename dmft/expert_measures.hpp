@@ -74,17 +74,15 @@ void for_all_experts(typename B::View from, typename B::View out) {
     out(i * hidden + a, p) = from(a, p);
   });
 }
-/// out_a = <w_ia>_i / kappa
+/// out_a = <w_ia>_i / kappa; out without gaps between columns.
 template <class B>
 void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
   using Real = typename B::Real;
   const Index hidden = out.rows, experts = w.rows / hidden;
-  const Real weight = static_cast<Real>(1 / (kappa * static_cast<double>(experts)));
-  B::each(hidden, out.cols, [=] MOE_HD(Index a, Index p) {
-    double total = 0;
-    for (Index i = 0; i < experts; ++i) total += static_cast<double>(w(i * hidden + a, p));
-    out(a, p) = weight * static_cast<Real>(total);
-  });
+  B::column_sums(
+      experts, out.size(), [=] MOE_HD(Index i, Index k) { return w(i * hidden + k % hidden, k / hidden); },
+      detail::row_of_pairs(out));
+  scale<B>(out, static_cast<Real>(1 / (kappa * static_cast<double>(experts))));
 }
 
 /// Mean of w_ia^2 over active (expert, token) pairs and their hidden units.

@@ -35,16 +35,16 @@ void mean_squares_of_rows(typename B::View z, typename B::View x, typename B::Vi
     out(i, 0) = static_cast<Real>(s);
   });
 }
-/// out (matrices, cols): mean over the rows of each matrix of g^2; matrices stand one above another.
+/// out (matrices, cols), without gaps between columns: mean over the rows of each matrix of g^2; matrices stand one above another.
 template <class B>
 void mean_squares_of_columns(typename B::View g, typename B::View out) {
-  using Real = typename B::Real;
-  const Index rows = g.rows / out.rows;
-  B::each(out.rows, out.cols, [=] MOE_HD(Index e, Index j) {
-    double s = 0;
-    for (Index i = e * rows; i < (e + 1) * rows; ++i) s += static_cast<double>(g(i, j)) * static_cast<double>(g(i, j));
-    out(e, j) = static_cast<Real>(s / static_cast<double>(rows));
-  });
+  const Index matrices = out.rows, rows = g.rows / matrices;
+  B::column_sums(rows, out.size(),
+                 [=] MOE_HD(Index i, Index k) {
+                   const double entry = static_cast<double>(g(k % matrices * rows + i, k / matrices));
+                   return entry * entry / static_cast<double>(rows);
+                 },
+                 {out.data, 1, out.size(), 1});
 }
 /// mean = keep * mean + (1 - keep) * (now + eps^2)
 template <class B>
@@ -60,12 +60,17 @@ template <class B>
 void inverse_root_shares(typename B::View row, Index matrices, typename B::View out) {
   using Real = typename B::Real;
   const Index rows = row.rows / matrices;
-  B::each(matrices, 1, [=] MOE_HD(Index e, Index) {
-    double mean = 0;
-    for (Index i = e * rows; i < (e + 1) * rows; ++i)
-      mean += static_cast<double>(row(i, 0)) / static_cast<double>(rows);
-    for (Index i = e * rows; i < (e + 1) * rows; ++i)
-      out(i, 0) = row(i, 0) > Real(0) ? static_cast<Real>(std::sqrt(mean / static_cast<double>(row(i, 0)))) : Real(0);
+  auto means = B::Matrix::uninitialized(1, matrices);
+  const typename B::View mean = means;
+  B::column_sums(
+      rows, matrices,
+      [=] MOE_HD(Index i, Index e) { return static_cast<double>(row(e * rows + i, 0)) / static_cast<double>(rows); },
+      mean);
+  B::each(rows, matrices, [=] MOE_HD(Index a, Index e) {
+    const Index i = e * rows + a;
+    out(i, 0) = row(i, 0) > Real(0)
+                    ? static_cast<Real>(std::sqrt(static_cast<double>(mean(0, e)) / static_cast<double>(row(i, 0))))
+                    : Real(0);
   });
 }
 /// value += lr * g / sqrt(row col / mean(row)), of the row given the root of its share.
