@@ -2,7 +2,7 @@
 /// time of an operation is max(bytes / copy bandwidth, flops / rate of a large float32 product), of a step the sum over its products
 /// (factors read once, results written once) and one read and one write of every field.
 ///   bench_gpu_limit sweep [NEURONS]   time steps of a sweep, regime II, SGD, P = 16 and 64
-///   bench_gpu_limit sums [NEURONS]    sums over sites for few entries, in pieces and as one product of the library
+///   bench_gpu_limit sums [SITES]      sums over sites for few entries, in pieces and as one product of the library
 ///   bench_gpu_limit pairs             Adam on arrays over pairs of sites, 24 bytes a pair
 ///   bench_gpu_limit memory            1e6 neuron samples until the basis has rank 200: what the card has left
 #include <fmt/format.h>
@@ -197,7 +197,7 @@ void pairs(const Card& card) {
 
 /// What a step asks of its bases and queries. `whole`: one call of the library for all of the sum.
 template <class Real>
-void sums(const Card& card, Index neurons, Index rank, Index P) {
+void sums(const Card& card, Index sites, Index rank, Index P) {
   using B = moe::Cuda<Real>;
   const auto wide = [](const moe::Cuda<float>::Matrix& from) {
     auto to = B::Matrix::uninitialized(from.rows(), from.cols());
@@ -206,17 +206,17 @@ void sums(const Card& card, Index neurons, Index rank, Index P) {
     B::each(from.rows(), from.cols(), [=] MOE_HD(Index i, Index j) { out(i, j) = static_cast<Real>(in(i, j)); });
     return to;
   };
-  auto basis = wide(bench::random(neurons, rank, 1)), query = wide(bench::random(neurons, P, 2));
+  auto basis = wide(bench::random(sites, rank, 1)), query = wide(bench::random(sites, P, 2));
   auto out = B::Matrix::uninitialized(rank, P);
   const auto size = [](Index rows, Index cols) { return double(sizeof(Real)) * double(rows) * double(cols); };
-  const double bytes = size(neurons, rank + P) + size(rank, P), flops = 2.0 * double(rank * P) * double(neurons);
-  const auto [count, length] = moe::kernels::pieces_of(rank, P, neurons);
-  bench::print(
-      card, fmt::format("{} x {} over {} sites, float{}, {} pieces", rank, P, neurons, 8 * sizeof(Real), count),
-      bench::device_seconds([&] { B::gemm(Op::transposed, Op::plain, 1, basis, query, 0, out); }), bytes, flops);
+  const double bytes = size(sites, rank + P) + size(rank, P), flops = 2.0 * double(rank * P) * double(sites);
+  const auto [count, length] = moe::kernels::pieces_of(rank, P, sites);
+  bench::print(card, fmt::format("{} x {} over {} sites, float{}, {} pieces", rank, P, sites, 8 * sizeof(Real), count),
+               bench::device_seconds([&] { B::gemm(Op::transposed, Op::plain, 1, basis, query, 0, out); }), bytes,
+               flops);
   bench::print(card, "  as one product", bench::device_seconds([&] {
-                 moe::gpu::gemm(Op::transposed, Op::plain, rank, P, neurons, Real(1), basis.view().data, neurons,
-                                query.view().data, neurons, Real(0), out.view().data, rank);
+                 moe::gpu::gemm(Op::transposed, Op::plain, rank, P, sites, Real(1), basis.view().data, sites,
+                                query.view().data, sites, Real(0), out.view().data, rank);
                }),
                bytes, flops);
 }
@@ -257,11 +257,12 @@ int main(int argc, char** argv) {
     if (what == "memory") return memory(), 0;
     const Card card = bench::measured_card();
     if (what == "pairs") return pairs(card), 0;
-    const Index neurons = argc >= 3 ? std::stol(argv[2]) : 200000;
-    if (what == "sweep") return sweep(card, neurons), 0;
+    if (what == "sweep") return sweep(card, argc >= 3 ? std::stol(argv[2]) : 200000), 0;
+    // As many product sites as a sweep of 2e5 neurons has; at 2e5 the second cache would hold a basis of rank 64 from one time to the next.
+    const Index sites = argc >= 3 ? std::stol(argv[2]) : 800000;
     for (const Index P : {16, 64}) {
-      for (const Index rank : {64, 200, 600}) sums<float>(card, neurons, rank, P);
-      sums<double>(card, neurons, P, P);  // Gram matrices
+      for (const Index rank : {64, 200, 600}) sums<float>(card, sites, rank, P);
+      sums<double>(card, sites, P, P);  // Gram matrices
     }
     return 0;
   } catch (const std::exception& failure) {
