@@ -340,3 +340,42 @@ TEST_CASE("what goes around, is bounded or is not yet summed [residual, cross en
   CHECK(text(named(atomic, "expert_output_init").at[0]) == "0");
   CHECK(text(named(observable_exponents(mup), "rms_y_init").at[0]) == "-0.5");
 }
+
+// Only the router of II MSSP learns, by N^-1, from logits of N^-2: r(1) ~ N^-1 chooses all experts anew, so that ghat = G phi' zeta changes by
+// as much as it is, and A brings it to xi. Soft gates change by N^-1, ghat with them; f by N^-1/2 of what y does, which D, zeta and ghat have
+// as well. What Q sends back, eta_Q phi <rho rho>, is of order N^-1.
+TEST_CASE("gates change what experts send back [II MSSP, router of small logits, by hand]") {
+  auto [spec, table] = one_learns("II", "mssp", Tensor::router, -1);
+  table.rule[Tensor::router].std = table.rule[Tensor::router].std * power_law({{"N", -2}});
+  for (const Routing routing : {Routing::topk, Routing::soft}) {
+    spec.model.routing = routing;
+    const auto list = observable_exponents(spec, table);
+    CHECK(text(named(list, "rms_r").at[1]) == "-1");
+    CHECK(text(named(list, "change_y").at[1]) == (routing == Routing::topk ? "0" : "-1"));
+    CHECK(text(named(list, "change_xi").at[1]) == (routing == Routing::topk ? "0" : "-1"));
+  }
+}
+
+// Logits of I MSSP begin at zero, and where the router alone learns r(1) = eta_Q rho(0) <phi phi> ~ N^-1/2, as s(0), a mean of independent signs
+// over N_e. The slope of a sigmoid is flat there and changes by r^2, that of a softmax by the logits of the other experts: rho changes by
+// s times as much. What the gates change of y, N^-1/2, has f change by N^-1, and s with it by N^-3/2.
+TEST_CASE("a softmax has slopes that change with the logits of others [I MSSP, router alone, by hand]") {
+  for (const Gate gate : {Gate::softmax, Gate::sigmoid}) {
+    auto [spec, table] = one_learns("I", "mssp", Tensor::router, 0);
+    spec.model.gate = gate;
+    const auto list = observable_exponents(spec, table);
+    CHECK(text(named(list, "rms_rho").at[0]) == "-0.5");
+    CHECK(text(named(list, "rms_r").at[1]) == "-0.5");
+    CHECK(text(named(list, "change_rho").at[1]) == (gate == Gate::softmax ? "-1" : "-1.5"));
+  }
+}
+
+// The first step of I SP as above: y(1) ~ N^1/2, f(1) ~ N, so that Delta(1) ~ N, and the readout's gradient is y Delta.
+TEST_CASE("the readout's gradient has the size of what the loss asks [I, SP, one step, by hand]") {
+  RunSpec spec = run("I", "sp", sgd);
+  spec.model.activation = Activation::identity;
+  Faults faults;
+  const auto atomic = atomic_exponents(spec, load_parameterization(spec, faults));
+  CHECK(text(named(atomic, "gradient_readout").at[0]) == "0");
+  CHECK(text(named(atomic, "gradient_readout").at[1]) == "1.5");
+}
