@@ -87,6 +87,15 @@ TEST_CASE("memory estimate against the peak of dmft_solve, 0.8 to 2 times [regim
       {"II adam, dense",
        "[model]\nregime = \"II\"\n[optimizer]\nname = \"adam\"\neps = 0.02\n[training]\nsteps = 24\n"
        "[sampling]\nneurons = 768\nreplicas = 1\ntolerance = 0.0001\n"},
+      {"II momentum, dense from the start",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"momentum\"\n[training]\nsteps = 3\n"
+       "[sampling]\nneurons = 1024\nreplicas = 1\nform = \"dense\"\n"},
+      {"II flow, rk4",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"sgd\"\n[training]\nsteps = 2\ndynamics = \"flow\"\n"
+       "stepper = \"rk4\"\n[sampling]\nneurons = 512\nreplicas = 1\n"},
+      {"II flow, dopri5",
+       "[model]\nregime = \"II\"\n[optimizer]\nname = \"sgd\"\n[training]\nsteps = 2\ndynamics = \"flow\"\n"
+       "[sampling]\nneurons = 512\nreplicas = 1\n"},
       {"III sgd, dense",
        "[model]\nregime = \"III\"\n[optimizer]\nname = \"sgd\"\nlr = 2\n[training]\nsteps = 24\n"
        "[sampling]\nneurons = 160\nreplicas = 1\ntolerance = 0.0001\n"},
