@@ -286,6 +286,19 @@ TEST_CASE(
     CHECK(runs[k].loss.mean == runs[1].loss.mean);
     for (std::size_t i = 0; i < moe::num_kernels; ++i) CHECK(runs[k].kernels.all()[i] == runs[1].kernels.all()[i]);
   }
+  // Fields are averages over batches: the same with four as with one.
+  for (const char* name : {"rms_h", "rms_y", "rms_D", "rms_u", "rms_v_all", "rms_zeta", "rms_rho", "router_entropy"}) {
+    INFO(name);
+    double mean[2], error[2];
+    for (const std::size_t k : {0U, 1U}) {
+      Eigen::ArrayXd of_replicas(o.replicas);
+      for (int replica = 0; replica < o.replicas; ++replica)
+        of_replicas[replica] = runs[k].fields[static_cast<std::size_t>(replica)](row_of(name), 2);
+      mean[k] = of_replicas.mean(), error[k] = error_of_mean(of_replicas);
+    }
+    CHECK(std::abs(mean[1] - mean[0]) <= 4 * std::hypot(error[0], error[1]));
+    CHECK(4 * std::hypot(error[0], error[1]) <= 0.5 * mean[0]);
+  }
   double log_ratio = 0;
   for (std::size_t k = 0; k < runs[0].report.residuals.size(); ++k)
     log_ratio += std::log(runs[1].report.residuals[k].noise / runs[0].report.residuals[k].noise) /

@@ -518,8 +518,13 @@ TEST_CASE(
     const moe::SiteBackend sites = moe::site_backend(moe::Precision::float64, moe::Device::cpu);
     const moe::KernelSet none = moe::zero_kernels(limit, problem.shape());
     const moe::BatchMeans both = sites.pass(problem, counts, {{5, 0}, {5, 1}}, none, nullptr);
-    moe::StreamNumbers of_first(5, 0);
-    const moe::BatchMeans first = sites.sampler(problem, both.kernels, both.paths)->sample(counts, of_first, nullptr);
+    moe::StreamNumbers of_first(5, 0), of_second(5, 1);
+    const auto sampler = sites.sampler(problem, both.kernels, both.paths);
+    const moe::BatchMeans first = sampler->sample(counts, of_first, nullptr);
+    const moe::BatchMeans second = sampler->sample(counts, of_second, nullptr);
+    // What batches measure, and outputs, are averages too.
+    CHECK((both.fields - (first.fields + second.fields) / 2).norm() <= 1e-9 * both.fields.norm());
+    CHECK((both.f - (first.f + second.f) / 2).norm() <= 1e-9 * both.f.norm());
     moe::KernelSet other = both.kernels;
     for (std::size_t k = 0; k < other.size(); ++k) other.all()[k] -= first.kernels.all()[k];
     const moe::BatchMeans corrected = sites.pass(problem, counts, {{5, 0}}, other, nullptr);
