@@ -39,10 +39,11 @@ void mean_squares_of_rows(typename B::View z, typename B::View x, typename B::Vi
 template <class B>
 void mean_squares_of_columns(typename B::View g, typename B::View out) {
   const Index matrices = out.rows, rows = g.rows / matrices;
+  const double per_row = 1 / static_cast<double>(rows);
   B::column_sums(rows, out.size(),
                  [=] MOE_HD(Index i, Index k) {
                    const double entry = static_cast<double>(g(k % matrices * rows + i, k / matrices));
-                   return entry * entry / static_cast<double>(rows);
+                   return entry * entry * per_row;
                  },
                  {out.data, 1, out.size(), 1});
 }

@@ -207,12 +207,12 @@ MOE_KERNEL void short_columns_kernel(Index rows, Index cols, F f, GpuView<Real> 
 struct Pieces {
   Index count, length;
 };
-/// A product with few entries is one long sum for each of few tiles, and would leave most of a card idle. Of many pieces nearly as good the
-/// number that leaves least over.
+/// A product with few entries is one long sum for each of few tiles, and would leave most of a card idle; tiles for every multiprocessor are
+/// left as they are. Of many pieces nearly as good the number that leaves least over.
 inline Pieces pieces_of(Index m, Index n, Index k) {
-  constexpr Index tile = 64, tiles_wanted = 512, shortest = 1024, step = 8;
+  constexpr Index tile = 64, tiles_enough = 132, tiles_wanted = 512, shortest = 1024, step = 8;
   const Index tiles = (m + tile - 1) / tile * ((n + tile - 1) / tile);
-  const Index most = std::min(k / shortest, tiles_wanted / tiles);
+  const Index most = tiles > tiles_enough ? 1 : std::min(k / shortest, tiles_wanted / tiles);
   Pieces best{1, k};
   for (Index count = most, left = k; count > std::max<Index>(1, most * 3 / 4); --count) {
     const Index length = k / count / step * step;
