@@ -197,18 +197,11 @@ void pairs(const Card& card) {
   }
 }
 
-/// What a step asks of its bases and queries. `whole`: one call of the library for all of the sum.
+/// What a step asks of its bases and queries, as the solver makes it and by one call of the library for all of the sum.
 template <class Real>
 void sums(const Card& card, Index sites, Index rank, Index P) {
   using B = moe::Cuda<Real>;
-  const auto wide = [](const moe::Cuda<float>::Matrix& from) {
-    auto to = B::Matrix::uninitialized(from.rows(), from.cols());
-    const auto in = from.view();
-    const auto out = to.view();
-    B::each(from.rows(), from.cols(), [=] MOE_HD(Index i, Index j) { out(i, j) = static_cast<Real>(in(i, j)); });
-    return to;
-  };
-  auto basis = wide(bench::random(sites, rank, 1)), query = wide(bench::random(sites, P, 2));
+  auto basis = bench::random<Real>(sites, rank, 1), query = bench::random<Real>(sites, P, 2);
   auto out = B::Matrix::uninitialized(rank, P);
   const auto size = [](Index rows, Index cols) { return double(sizeof(Real)) * double(rows) * double(cols); };
   const double bytes = size(sites, rank + P) + size(rank, P), flops = 2.0 * double(rank * P) * double(sites);

@@ -26,9 +26,10 @@ double device_seconds(const F& f) {
   return best_seconds([&] { run(times); }, 5) / times;
 }
 
-inline moe::Cuda<float>::Matrix random(moe::Index rows, moe::Index cols, std::uint64_t stream) {
-  auto m = moe::Cuda<float>::Matrix::uninitialized(rows, cols);
-  moe::Cuda<float>::normal(m, moe::StreamKey{stream, 0});
+template <class Real = float>
+typename moe::Cuda<Real>::Matrix random(moe::Index rows, moe::Index cols, std::uint64_t stream) {
+  auto m = moe::Cuda<Real>::Matrix::uninitialized(rows, cols);
+  moe::Cuda<Real>::normal(m, moe::StreamKey{stream, 0});
   return m;
 }
 

@@ -10,15 +10,11 @@
 namespace moe {
 
 namespace detail {
-/// Units (experts hidden, P) with a column (hidden) for every pair of expert and token; and numbers (experts, P) as the row of these pairs.
-/// Of arrays without gaps between columns.
+/// Units (experts hidden, P), without gaps between columns, with a column (hidden) for every pair of expert and token. Numbers (experts, P) are
+/// the row of these pairs (as_row).
 template <class View>
 View units_by_pair(View units, Index hidden) {
   return {units.data, hidden, units.size() / hidden, hidden};
-}
-template <class View>
-View row_of_pairs(View numbers) {
-  return {numbers.data, 1, numbers.size(), 1};
 }
 
 /// Up to so many units a thread of its own for every pair sums in one look what longer sums take two for.
@@ -38,7 +34,7 @@ void mean_products_over_hidden(typename B::View v, typename B::View zeta, typena
   using Real = typename B::Real;
   using View = typename B::View;
   const Index hidden = v.rows / s.rows;
-  const View v_of = units_by_pair(v, hidden), zeta_of = units_by_pair(zeta, hidden), mean = row_of_pairs(s);
+  const View v_of = units_by_pair(v, hidden), zeta_of = units_by_pair(zeta, hidden), mean = as_row(s);
   if (hidden <= few_units) {
     const Index experts = s.rows;
     return B::each(experts, s.cols, [=] MOE_HD(Index i, Index p) {
@@ -81,14 +77,14 @@ void mean_over_experts(typename B::View w, double kappa, typename B::View out) {
   const Index hidden = out.rows, experts = w.rows / hidden;
   B::column_sums(
       experts, out.size(), [=] MOE_HD(Index i, Index k) { return w(i * hidden + k % hidden, k / hidden); },
-      detail::row_of_pairs(out));
+      as_row(out));
   scale<B>(out, static_cast<Real>(1 / (kappa * static_cast<double>(experts))));
 }
 
 /// Mean of w_ia^2 over active (expert, token) pairs and their hidden units.
 template <class B>
 double mean_square_of_active(typename B::View w, typename B::View mask) {
-  const auto units = detail::units_by_pair(w, w.rows / mask.rows), active = detail::row_of_pairs(mask);
+  const auto units = detail::units_by_pair(w, w.rows / mask.rows), active = as_row(mask);
   const double squares =
       B::sum(units.rows, units.cols, [=] MOE_HD(Index a, Index k) { return active(0, k) * units(a, k) * units(a, k); });
   return squares / (sum<B>(mask) * static_cast<double>(units.rows));
@@ -102,7 +98,7 @@ double effective_experts(typename B::View w, Index hidden) {
   auto weights = B::Matrix::uninitialized(experts, w.cols), sums = B::Matrix::uninitialized(1, w.cols),
        squares = B::Matrix::uninitialized(1, w.cols);
   const auto units = detail::units_by_pair(w, hidden);
-  column_sums_of_products<B>(units, units, detail::row_of_pairs(weights.view()));
+  column_sums_of_products<B>(units, units, as_row(weights.view()));
   column_sums<B>(weights, sums);
   column_sums_of_products<B>(weights, weights, squares);
   const Eigen::MatrixXd first = B::download(sums), second = B::download(squares);

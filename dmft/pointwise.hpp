@@ -8,6 +8,12 @@
 
 namespace moe {
 
+/// An array without gaps between columns as one row.
+template <class View>
+View as_row(View numbers) {
+  return {numbers.data, 1, numbers.size(), 1};
+}
+
 /// a *= factor
 template <class B>
 void scale(typename B::View a, typename B::Real factor) {

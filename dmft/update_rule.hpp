@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "dmft/limit_spec.hpp"
+#include "dmft/pointwise.hpp"
 #include "dmft/small_linear_algebra.hpp"
 #include "support/archive.hpp"
 #include "support/cpu.hpp"
@@ -40,12 +41,13 @@ template <class B>
 void mean_squares_of_columns(typename B::View g, typename B::View out) {
   const Index matrices = out.rows, rows = g.rows / matrices;
   const double per_row = 1 / static_cast<double>(rows);
-  B::column_sums(rows, out.size(),
-                 [=] MOE_HD(Index i, Index k) {
-                   const double entry = static_cast<double>(g(k % matrices * rows + i, k / matrices));
-                   return entry * entry * per_row;
-                 },
-                 {out.data, 1, out.size(), 1});
+  B::column_sums(
+      rows, out.size(),
+      [=] MOE_HD(Index i, Index k) {
+        const double entry = static_cast<double>(g(k % matrices * rows + i, k / matrices));
+        return entry * entry * per_row;
+      },
+      as_row(out));
 }
 /// mean = keep * mean + (1 - keep) * (now + eps^2)
 template <class B>

@@ -470,7 +470,8 @@ struct Cuda {
 
   /// Small host matrices to and from the device. The host does not wait for the smallest on their way there.
   static void upload(const Eigen::MatrixXd& from, View to) {
-    if (to.size() <= 5 * kernels::Numbers<Real>::most) return put(from, to);
+    constexpr Index launches = 5;  // that are cheaper than to wait
+    if (to.size() <= launches * kernels::Numbers<Real>::most) return put(from, to);
     auto host = HostMatrix<Real>::uninitialized(to.rows, to.cols);
     for (Index j = 0; j < to.cols; ++j)
       for (Index i = 0; i < to.rows; ++i) host(i, j) = static_cast<Real>(from(i, j));
