@@ -107,7 +107,7 @@ class Channel {
 /// A crash of the child is an answer, not an event for this program's handlers, terminal or core files. It keeps no
 /// other descriptor of its parent: one held by a sibling would hide that the other end is gone. Returns the new `fd`.
 int prepare_child(int fd) {
-  for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGVTALRM}) std::signal(signal, SIG_DFL);
+  for (const int signal : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL, SIGPROF}) std::signal(signal, SIG_DFL);
   const rlimit no_core{0, 0};
   ::setrlimit(RLIMIT_CORE, &no_core);
   constexpr int kept = STDERR_FILENO + 1;
@@ -120,7 +120,7 @@ int prepare_child(int fd) {
 
 void limit_processor_time(long seconds) {
   const itimerval limit{{0, 0}, {seconds, 0}};
-  ::setitimer(ITIMER_VIRTUAL, &limit, nullptr);
+  ::setitimer(ITIMER_PROF, &limit, nullptr);
 }
 
 /// The child: answers requests until the parent closes its end. Each answer is a flag, then the value or the message.
@@ -193,8 +193,8 @@ struct H5Reader::Impl {
     if (death.empty()) {
       const int status = end();
       const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
-      death = signal == SIGVTALRM ? fmt::format("the HDF5 library was not done after {} s of processor time", allowed_s)
-                                  : fmt::format("the HDF5 library crashed on it (signal {})", signal);
+      death = signal == SIGPROF ? fmt::format("the HDF5 library was not done after {} s of processor time", allowed_s)
+                                : fmt::format("the HDF5 library crashed on it (signal {})", signal);
     }
     throw IoError(fmt::format("io: cannot read {} in {}: {}. The file is damaged; write or fetch it again.",
                               object.empty() ? "the root" : object, path, death));

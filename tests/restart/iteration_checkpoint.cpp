@@ -215,7 +215,7 @@ TEST_CASE(
   const std::vector<double> expected = numbers(iterate(c, undisturbed));
   const TemporaryFolder folder;
   const std::string file = folder / "run.ckpt";
-  std::map<std::pair<int, int>, std::string> states;  // by what they hold
+  std::vector<std::string> copies;
   {
     std::atomic<bool> done{false};
     std::jthread run([&] {
@@ -229,16 +229,18 @@ TEST_CASE(
       const fs::file_time_type written = fs::last_write_time(file);
       if (written == copied) continue;
       copied = written;
-      const std::string copy = folder / ("state" + std::to_string(states.size()));
       // A link is this state, whatever takes its name; a copy may have the length of one and the bytes of the next.
-      fs::remove(copy);
-      fs::create_hard_link(file, copy);
-      states.emplace(progress_of(copy), copy);
+      copies.push_back(folder / ("state" + std::to_string(copies.size())));
+      fs::create_hard_link(file, copies.back());
     }
   }
-  int within = 0, seen = 0;
+  // Read when the run is over: a reader is a fork, and one made while other threads allocate hangs under the address sanitizer.
+  std::map<std::pair<int, int>, std::string> states;  // by what they hold
+  // The sanitizers see the same code in each.
+  const std::size_t stride = slowdown > 1 ? 1 + copies.size() / 6 : 1;
+  for (std::size_t k = 0; k < copies.size(); k += stride) states.emplace(progress_of(copies[k]), copies[k]);
+  int within = 0;
   for (const auto& state : states) {
-    if (slowdown > 1 && ++seen % 12 != 0) continue;  // the sanitizers see the same code in each
     const std::pair<int, int> progress = state.first;
     within += progress.second > 0 ? 1 : 0;
     INFO("a state of iteration ", progress.first, " with ", progress.second, " batches of the next");
