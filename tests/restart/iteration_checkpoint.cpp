@@ -225,6 +225,7 @@ TEST_CASE(
     });
     fs::file_time_type copied;
     while (!done) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));  // the run has the processor
       if (!fs::exists(file)) continue;
       const fs::file_time_type written = fs::last_write_time(file);
       if (written == copied) continue;
