@@ -135,7 +135,7 @@ TEST_CASE("HDF5 writers and readers work from several threads") {
       const std::string path = folder / (std::to_string(t) + ".h5");
       for (int i = 0; i < 5; ++i) {
 #ifdef __SANITIZE_ADDRESS__
-        // Its allocator is no allocator for a fork made while other threads allocate (the C library's is): they take turns.
+        // The sanitizer's allocator does not guard a fork made while other threads allocate (the C library's does): they take turns.
         const std::lock_guard<std::mutex> turn(turns);
 #endif
         write_number(path, static_cast<double>(t) + 10 * i);
